@@ -1,0 +1,1 @@
+"""Complete named runs (YAML) and the assets of the demo, as package data."""

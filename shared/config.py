@@ -1,0 +1,428 @@
+"""Every setting of a run and its one default, as frozen dataclasses.
+
+YAML (a recipe or `--config run.yaml`) and `--set a.b=c` -> `RunConfig`. Unknown names are refused with the
+nearest known one, values are checked for type and range here, and nowhere else is a default repeated.
+What changes a byte of the cache (data, student tokenizer, teacher, noise, signal, shards) is copied into the
+plan and the manifest; training reads it from there, never from its own configuration.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .errors import ConfigError
+
+EPS_T = 1e-3
+"""Smallest diffusion time (math.md: t in [eps, 1])."""
+
+
+def _require(condition: bool, setting: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{setting} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where conversations come from (see shared/conversations.py for the syntax of `source`)."""
+
+    source: str = "stdlib"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """`{messages: NAME}` or `{prompt: NAME, response: NAME}`; empty: recognised from the column names."""
+    limit: int | None = None
+    """Use the first so many conversations; None: all."""
+    max_length: int = 512
+    """Student tokens a sample may have, prompt included; a multiple of `student.block_size`."""
+    teacher_max_length: int | None = None
+    """The same for the teacher's tokens; None: `max_length`."""
+
+    def __post_init__(self) -> None:
+        _require(self.limit is None or self.limit > 0, "data.limit", self.limit, "a positive number or none")
+        _require(self.max_length > 0, "data.max_length", self.max_length, "a positive number of tokens")
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The model that is trained, and the tokenizer that the cache is made for."""
+
+    path: str = ""
+    """Checkpoint folder or hub id; a folder that holds only config.json and a tokenizer starts from random weights."""
+    tokenizer: str | None = None
+    """Tokenizer folder or hub id; None: `path`."""
+    revision: str | None = None
+    block_size: int = 32
+    mask_token: str | None = None
+    """Token used as [MASK]; None: the tokenizer's mask token."""
+    eos_token: str | None = None
+    """Token that pads a sample to a block multiple and is learnt; None: the tokenizer's eos token."""
+    template: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
+    """Extra arguments of the chat template."""
+
+    def __post_init__(self) -> None:
+        _require(self.block_size > 0, "student.block_size", self.block_size, "a positive number of tokens")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The model that is asked once, in stage one only."""
+
+    path: str = ""
+    """Checkpoint folder or hub id; empty: no teacher, the cache holds clean samples only (for recipe `ce`)."""
+    tokenizer: str | None = None
+    revision: str | None = None
+    attention: Literal["native", "paper"] = "native"
+    """As the teacher was trained, or as the paper's code calls it (see docs/reproducing.md)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    see: Literal["own", "student"] = "own"
+    """`own`: the teacher reads its own chat template and tokens; `student`: the student's ids (shared vocabulary)."""
+    mask_token: str | None = None
+    eos_token: str | None = None
+    template: Mapping[str, Any] = field(default_factory=dict)
+    tokens_per_batch: int = 8192
+    """Token budget of one teacher forward (x_0 and all noised pieces); part of the plan, never shrunk silently."""
+
+    def __post_init__(self) -> None:
+        _require(self.tokens_per_batch > 0, "teacher.tokens_per_batch", self.tokens_per_batch, "a positive number")
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """How views are drawn (math.md, Noise and CompDemo)."""
+
+    seed: int = 0
+    views: int = 10
+    """Noise draws per sample; one is used per epoch."""
+    timesteps: Literal["stratified", "uniform"] = "stratified"
+    t_min: float = EPS_T
+    t_max: float = 1.0
+    unit: Literal["chunk", "token"] = "chunk"
+    comp_demo: bool = True
+    demo_ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.views > 0, "noise.views", self.views, "at least 1")
+        _require(0 < self.t_min <= self.t_max <= 1, "noise.t_min", (self.t_min, self.t_max), "0 < t_min <= t_max <= 1")
+        _require(0 <= self.demo_ratio <= 1, "noise.demo_ratio", self.demo_ratio, "a probability in [0, 1]")
+
+
+@dataclass(frozen=True)
+class SignalConfig:
+    """What is kept of the teacher's answer (docs/cache_format.md)."""
+
+    kind: Literal["topk", "chunk"] = "topk"
+    """`chunk`: log-probabilities of chunks only (CALM family); `topk`: SparseLogits at token-level targets as well."""
+    top_k: int = 16
+    min_probability: float = 0.0
+    """Entries of the top-k below this probability are left to the tail (adaptive k); 0 keeps all k."""
+    temperatures: tuple[float, ...] = (1.0, 2.0)
+    """Training temperatures whose log-sum-exp is stored; token-level losses may use no other."""
+    support: Literal["shared"] | int = "shared"
+    """Tokens that token-level losses range over: all with equal bytes in both vocabularies, or ids below a number."""
+    logp_dtype: Literal["float32", "float16"] = "float16"
+
+    def __post_init__(self) -> None:
+        _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
+        _require(0 <= self.min_probability < 1, "signal.min_probability", self.min_probability, "0 <= p < 1")
+        ascending = sorted(set(self.temperatures)) == list(self.temperatures)
+        _require(
+            len(self.temperatures) > 0 and min(self.temperatures) > 0 and ascending,
+            "signal.temperatures", self.temperatures, "distinct temperatures > 0 in ascending order",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How stage one is cut into tasks; the number of workers is not part of it."""
+
+    samples_per_shard: int = 512
+    cpu_threads: int = 1
+    """Threads of one worker's tensor operations on CPU: fixed, because a sum's rounding depends on it."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples_per_shard > 0, "shards.samples_per_shard", self.samples_per_shard, "at least 1")
+        _require(self.cpu_threads > 0, "shards.cpu_threads", self.cpu_threads, "at least 1")
+
+
+@dataclass(frozen=True)
+class TidalConfig:
+    """TIDAL's interpolation weights and time weighting (paper §2.1)."""
+
+    axis: Literal["both", "training_only", "timestep_only"] = "both"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    lambda_init: float = 0.1
+    lambda_max: float = 0.9
+    timestep_weight: Literal["uniform", "midrange"] = "uniform"
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.lambda_init <= self.lambda_max <= 1,
+            "tidal.lambda_init", (self.lambda_init, self.lambda_max), "0 <= lambda_init <= lambda_max <= 1",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """One weighted term of the objective; a recipe lists several."""
+
+    name: Literal["ce", "kl", "calm"]
+    weight: float = 1.0
+    temperature: float = 1.0
+    reverse: bool = False
+    tidal: TidalConfig | None = None
+    target: Literal["teacher", "clean"] = "teacher"
+    """`clean`: the hard-label control; every teacher distribution is replaced by the clean token."""
+    chunks: Literal["all", "unmatched"] = "all"
+    """calm only. `unmatched`: chunks that are not one token on each side; a token-level loss serves the others."""
+    timestep_weight: Literal["scheduler", "uniform"] = "scheduler"
+    """ce only. w(t) = 1/t, or 1."""
+    normalise: Literal["token", "sequence", "batch"] = "token"
+    """ce only. Divide by the maskable tokens of the global batch, of each sequence, or by the batch size."""
+
+    def __post_init__(self) -> None:
+        where = f"losses.{self.name}"
+        _require(self.weight >= 0, f"{where}.weight", self.weight, "a weight >= 0")
+        _require(self.temperature > 0, f"{where}.temperature", self.temperature, "a temperature > 0")
+        if self.reverse and self.tidal is not None:
+            raise ConfigError(
+                f"{where}: reverse and tidal exclude each other. TIDAL moves the target towards the student, and a "
+                "reverse loss already takes its expectation under the student: the gradient of the mixture vanishes "
+                "where the teacher should correct most (paper, gradient analysis of §2). Drop one of the two."
+            )
+        if self.name == "ce" and (self.reverse or self.tidal is not None or self.target == "clean"):
+            raise ConfigError("losses.ce takes neither reverse, tidal nor target: its target is the clean token")
+        if self.target == "clean" and (self.reverse or self.tidal is not None or self.name != "kl"):
+            raise ConfigError(f"{where}.target = 'clean' is the hard-label control of the forward KL only")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation of the student."""
+
+    seed: int = 0
+    epochs: float = 10.0
+    """Passes over the samples; each epoch shows one view of every sample. Ignored when `steps` is given."""
+    steps: int | None = None
+    batch_size: int = 16
+    """Samples of one optimiser step, over all processes and accumulation steps."""
+    micro_batch_size: int | None = None
+    """Samples of one forward; None: `batch_size` split evenly over the processes."""
+    views_per_row: int = 1
+    """Views of one sample that share a training row [x_t1, ..., x_tK, x_0]."""
+    ce_noise: Literal["cached", "fresh"] = "cached"
+    """Masks of the cross-entropy: the cached views', or drawn anew in extra steps (see `fresh_ratio`)."""
+    fresh_ratio: float = 1.0
+    """ce_noise = fresh: share of fresh-noise CE-only steps, 1 replacing every step when no other loss is listed."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: torch.optim.Muon on hidden matrices, AdamW on embeddings, head and norms."""
+    lr: float = 1e-4
+    muon_lr: float = 8e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    """A schedule name of transformers.get_scheduler."""
+    warmup_ratio: float = 0.1
+    grad_clip: float = 1.0
+    precision: Literal["no", "bf16"] = "bf16"
+    gradient_checkpointing: bool = False
+    log_every: int = 10
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    report_to: tuple[str, ...] = ()
+    """Trackers besides metrics.jsonl: tensorboard, wandb, trackio."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "views_per_row", "log_every", "save_every", "keep_checkpoints"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "at least 1")
+        _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "a positive number or none")
+        _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
+        micro = self.micro_batch_size
+        _require(
+            micro is None or (micro > 0 and self.batch_size % micro == 0),
+            "train.micro_batch_size", micro, f"a divisor of train.batch_size = {self.batch_size}",
+        )  # fmt: skip
+        _require(0 <= self.fresh_ratio <= 1, "train.fresh_ratio", self.fresh_ratio, "a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: what `recipes/*.yaml` and `--config` files hold."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    signal: SignalConfig = field(default_factory=SignalConfig)
+    shards: ShardConfig = field(default_factory=ShardConfig)
+    losses: tuple[LossConfig, ...] = (LossConfig(name="ce"),)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        block = self.student.block_size
+        _require(
+            self.data.max_length % block == 0, "data.max_length", self.data.max_length,
+            f"a multiple of student.block_size = {block}, so that truncation never needs an invented EOS",
+        )  # fmt: skip
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with tide, sorted."""
+    folder = resources.files("tide.recipes")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(
+    recipe: str | None = None, path: str | Path | None = None, overrides: Sequence[str] = ()
+) -> RunConfig:
+    """Merge a recipe, a YAML file and `a.b=c` overrides, in this order, into one checked configuration.
+
+    Args:
+        recipe: a name of `recipe_names()`.
+        path: a YAML file with the same sections as a recipe.
+        overrides: strings `section.setting=value`; the value is read as YAML; list items by index (`losses.0.weight=2`).
+    Raises: ConfigError: unknown recipe, file, section or setting; a value of the wrong type or out of range.
+    """
+    tree: dict[str, Any] = {}
+    if recipe is not None:
+        if recipe not in recipe_names():
+            raise ConfigError(f"no recipe {recipe!r}{_suggest(recipe, recipe_names())}")
+        _merge(tree, _read_yaml(resources.files("tide.recipes").joinpath(f"{recipe}.yaml").read_text(), recipe))
+    if path is not None:
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give an existing YAML file") from error
+        _merge(tree, _read_yaml(text, str(path)))
+    for item in overrides:
+        _override(tree, item)
+    return from_tree(RunConfig, tree)
+
+
+def to_tree(config: Any) -> Any:
+    """The plain dicts, lists and scalars of a configuration: what plans and manifests store as JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: to_tree(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_tree(value) for value in config]
+    return config
+
+
+def from_tree(kind: type, tree: Any, where: str = "") -> Any:
+    """Inverse of `to_tree` for the dataclass `kind`, checking every name and type on the way."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where or 'configuration'}: expected settings by name, got {tree!r}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in tree.items():
+        full = f"{where}.{name}" if where else str(name)
+        if name not in hints:
+            raise ConfigError(f"unknown setting {full!r}{_suggest(str(name), list(hints))}")
+        values[name] = _convert(hints[name], value, full)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where or 'configuration'}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, without guessing: "3" is not an int, but 3 is a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for option in args:
+            try:
+                return _convert(option, value, where)
+            except ConfigError as error:
+                last = error
+        if any(dataclasses.is_dataclass(option) for option in args) and isinstance(value, Mapping):
+            raise last
+    elif origin is Literal:
+        if value in args:
+            return value
+        hint_text = ", ".join(repr(a) for a in args)
+        raise ConfigError(f"{where} = {value!r}: expected one of {hint_text}{_suggest(str(value), list(map(str, args)))}")
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            items = args[:1] * len(value) if args[-1] is Ellipsis else args
+            if len(items) == len(value):
+                return tuple(_convert(a, v, f"{where}.{i}") for i, (a, v) in enumerate(zip(items, value, strict=True)))
+    elif origin in (Mapping, dict) or hint in (dict, Mapping):
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_tree(hint, value, where)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    elif hint in (str, bool, type(None)) and isinstance(value, hint):
+        return value
+    elif hint is Any:
+        return value
+    name = getattr(hint, "__name__", str(hint)).replace("NoneType", "none")
+    raise ConfigError(f"{where} = {value!r}: expected {name}, got {type(value).__name__}")
+
+
+def _read_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: expected sections such as `train:`, got {type(tree).__name__}")
+    return tree
+
+
+def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, value in more.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
+            _merge(tree[name], value)
+        else:
+            tree[name] = value
+
+
+def _override(tree: dict[str, Any], item: str) -> None:
+    name, equals, text = item.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set {item!r}: expected section.setting=value, for example --set train.lr=3e-4")
+    *parents, last = name.strip().split(".")
+    node: Any = tree
+    for parent in parents:
+        if isinstance(node, list):
+            if not parent.isdigit() or int(parent) >= len(node):
+                raise ConfigError(f"--set {name}: {parent!r} is not an index of a list of {len(node)}")
+            node = node[int(parent)]
+        else:
+            node = node.setdefault(parent, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {name}: {parent!r} holds a single value, it has no settings below it")
+    value = _scalar(text)
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            raise ConfigError(f"--set {name}: {last!r} is not an index of a list of {len(node)}")
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _scalar(text: str) -> Any:
+    """YAML, plus the numbers that YAML 1.1 reads as strings (1e-4)."""
+    value = _read_yaml(f"value: {text}", f"--set ...={text}")["value"]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

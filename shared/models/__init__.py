@@ -1,0 +1,1 @@
+"""Models as native transformers classes: no code from a checkpoint ever runs."""
