@@ -1,0 +1,131 @@
+"""A tokenizer made ready: loading it, its mask and EOS tokens, and what identifies it.
+
+Folder or hub id -> a fast tokenizer with a chat template; tokenizer and settings -> mask id, EOS id, fingerprint.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, DataError
+from .token_bytes import tokenizer_label
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+    """Load a fast tokenizer with a chat template from a folder or the hub, never running its code.
+
+    Returns: a `PreTrainedTokenizerFast`.
+    Raises: DataError: missing, unreadable, needs remote code, is not a fast tokenizer or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    from .models.specs import register_families
+
+    register_families()
+    name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise DataError(f"tokenizer {name}: no such folder; give a folder with tokenizer.json, or a hub id")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, use_fast=True)
+    except Exception as error:  # transformers, tokenizers and the hub raise their own kinds, down to bare Exception
+        raise DataError(
+            f"tokenizer {name}: cannot be loaded ({type(error).__name__}: {error}). Expected tokenizer.json and "
+            "tokenizer_config.json of a fast tokenizer that needs no code of its own"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"tokenizer {name}: {type(tokenizer).__name__} is not a fast tokenizer; tokenizer.json is missing"
+        )
+    require_template(tokenizer)
+    return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: Any, mask_id: int | None = None) -> dict[str, str]:
+    """SHA-256 of what turns text into ids, and of the chat template; independent of where the files lie.
+
+    `tokenizer`: canonical JSON of the backend tokenizer, without truncation and padding state, and without fields that
+    are null, false or empty (a newer `tokenizers` writes out more of these). A mask token that stands behind the whole
+    vocabulary, where `TextEncoder` and dllm append it, is left out: with and without it, text has the same ids.
+    """
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = tree.pop("model")
+    big = {name: model.pop(name) for name in ("vocab", "merges") if name in model}
+    del tree["truncation"], tree["padding"], tree["version"]
+    last = max((token["id"] for token in tree["added_tokens"]), default=None)
+    if last is not None and last in (mask_id, tokenizer.mask_token_id) and last == len(tokenizer) - 1:
+        tree["added_tokens"] = [token for token in tree["added_tokens"] if token["id"] != last]
+    canonical = _json({"model": _without_defaults(model), "tree": _without_defaults(tree), "big": big})
+    template = tokenizer.get_chat_template()
+    return {
+        "tokenizer": hashlib.sha256(canonical.encode()).hexdigest(),
+        "chat_template": hashlib.sha256(template.encode()).hexdigest(),
+    }
+
+
+def with_mask(tokenizer: Any, mask_token: str | None, mask_id: int | None) -> tuple[Any, int]:
+    """The tokenizer (a copy if the mask token had to be added) and the mask id (see `TextEncoder`).
+
+    Raises: ConfigError: none is named, the two names disagree, or ordinary text contains the id. An added token such as
+        `<tool_response>` is allowed (WeDLM's mask has that id in Qwen3's vocabulary): samples that hold it are dropped.
+    """
+    backend = tokenizer.backend_tokenizer
+    named = None
+    if mask_token is not None:
+        if backend.token_to_id(mask_token) is None:
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.add_special_tokens({"mask_token": mask_token})
+            backend = tokenizer.backend_tokenizer
+        named = backend.token_to_id(mask_token)
+        if mask_id is not None and mask_id != named:
+            raise ConfigError(
+                f"{tokenizer_label(tokenizer)}: mask token {mask_token!r} has id {named}, not mask_id = {mask_id}"
+            )
+    found = next((i for i in (mask_id, named, tokenizer.mask_token_id) if i is not None), None)
+    if found is None:
+        raise ConfigError(
+            f"{tokenizer_label(tokenizer)} has no mask token; set mask_token, for example mask_token: '<|mask|>'"
+        )
+    token = backend.id_to_token(found)
+    if token is not None and found not in backend.get_added_tokens_decoder():
+        raise ConfigError(
+            f"{tokenizer_label(tokenizer)}: mask id {found} is already used by a token of the text, {token!r}. "
+            "Expected an added token or an id beyond the vocabulary"
+        )
+    return tokenizer, found
+
+
+def find_eos(tokenizer: Any, eos_token: str | None) -> int:
+    """Id of the named EOS token, or of the tokenizer's own.
+
+    Raises: ConfigError: there is none.
+    """
+    eos_id = tokenizer.eos_token_id if eos_token is None else tokenizer.backend_tokenizer.token_to_id(eos_token)
+    if eos_id is None:
+        what = "no eos token" if eos_token is None else f"no token {eos_token!r}"
+        raise ConfigError(
+            f"{tokenizer_label(tokenizer)} has {what}; set eos_token to the token that fills up the last block"
+        )
+    return eos_id
+
+
+def require_template(tokenizer: Any) -> None:
+    """Raises: DataError: the tokenizer has no chat template."""
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:
+        raise DataError(
+            f"{tokenizer_label(tokenizer)} has no chat template (chat_template in tokenizer_config.json, or "
+            "chat_template.jinja); use an instruction-tuned model's tokenizer, or add a template"
+        ) from error
+
+
+def _without_defaults(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: _without_defaults(v) for k, v in tree.items() if v is not None and v is not False and v != ""}
+    return [_without_defaults(item) for item in tree] if isinstance(tree, list) else tree
+
+
+def _json(tree: Any) -> str:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
