@@ -1,0 +1,344 @@
+"""Rows by column: `ViewRow`s <-> `RowBatch` <-> Arrow table, without touching single elements.
+
+Both directions live here, so that a later codec changes one file. A batch is one row group; its lists are flat value
+arrays with offsets, and `batch[i]` slices them into a `ViewRow`.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import CacheError
+from .schema import Layout, ViewRow, arrow_schema
+
+_INT32 = np.iinfo(np.int32)
+_LOGP = ("chunk_logp", "gold_logp", "top_logp")
+_CHUNK_FIELDS = ("chunk_start", "chunk_len", "chunk_logp")
+_TARGET_FIELDS = ("target_position", "gold_logp", "num_top", "top_ids", "top_logp")
+POSITIVE_ROUNDING = 1e-4
+"""Log-probabilities up to this above 0 are float rounding and stored as 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """One list column: row i holds values[offsets[i]:offsets[i + 1]]; offsets are int64 [rows + 1] from 0."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [rows]."""
+        return np.diff(self.offsets)
+
+    def rows(self) -> np.ndarray:
+        """Row number of every value."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
+
+    def row_of(self, index: int) -> int:
+        """The row that holds values[index]."""
+        return int(np.searchsorted(self.offsets, index, side="right")) - 1
+
+
+def empty_lists(num_rows: int, dtype: type) -> Lists:
+    """`num_rows` empty lists."""
+    return Lists(np.zeros(0, dtype), np.zeros(num_rows + 1, np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class RowBatch(Sequence[ViewRow]):
+    """The rows of one row group by column; indexing gives `ViewRow`s that share its memory.
+
+    Args:
+        where: file that errors name; first_row: number of row 0 within that file.
+        counts: the `num_*` columns as stored, int32 [rows] each; `checks.py` compares them with the lists.
+        lists: x_0, masked and, as the layout says, chunk_* and target columns.
+        log_z: float32 [all targets, temperatures].
+    """
+
+    where: str
+    first_row: int
+    sample_id: list[str]
+    view: np.ndarray
+    t: np.ndarray
+    prompt_tokens: np.ndarray
+    counts: dict[str, np.ndarray]
+    lists: dict[str, Lists]
+    log_z: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    def __getitem__(self, row: int) -> ViewRow:  # type: ignore[override]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        values = {name: column[row] for name, column in self.lists.items()}
+        offsets = (
+            self.lists["target_position"].offsets if "target_position" in self.lists else np.zeros(len(self) + 1, int)
+        )
+        top = self.lists.get("top_ids")
+        if top is not None:
+            values["top_ids"], values["top_logp"] = top[row], self.lists["top_logp"][row]
+        return ViewRow(
+            sample_id=self.sample_id[row],
+            view=int(self.view[row]),
+            t=float(self.t[row]),
+            prompt_tokens=int(self.prompt_tokens[row]),
+            log_z=self.log_z[offsets[row] : offsets[row + 1]],
+            **values,
+        )
+
+    def __iter__(self) -> Iterator[ViewRow]:
+        return (self[row] for row in range(len(self)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.log_z.nbytes + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
+
+    def error(self, row: int, field: str, message: str) -> CacheError:
+        """A CacheError that names file, row, sample and field."""
+        sample = f"sample {self.sample_id[row]!r:.80}, view {int(self.view[row])}"
+        return CacheError(f"{self.where}, row {self.first_row + row} ({sample}), {field}: {message}")
+
+    def update_digest(self, digest: "hashlib._Hash") -> None:
+        """Feed every value and every boundary into `digest`: equal digests mean equal rows."""
+        digest.update("\0".join(self.sample_id).encode())
+        for array in (self.view, self.t, self.prompt_tokens, *self.counts.values(), self.log_z):
+            digest.update(np.ascontiguousarray(array).data)
+        for column in self.lists.values():
+            digest.update(np.ascontiguousarray(column.offsets).data)
+            digest.update(np.ascontiguousarray(column.values).data)
+
+
+def row_bytes(row: ViewRow) -> int:
+    """Uncompressed size of a row on disk, about."""
+    return 64 + 4 * (
+        len(row.x_0) + 3 * len(row.chunk_start) + 3 * len(row.target_position) + 2 * len(row.top_ids) + row.log_z.size
+    )
+
+
+def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, first_row: int) -> RowBatch:
+    """Join rows to a batch, converting to the types on disk and rounding log-probabilities to `layout.logp_dtype`.
+
+    Raises: CacheError: wrong dtype, shape or count, values that do not fit their column, signals the layout has no
+    column for. Meaning is checked by `checks.check_batch`.
+    """
+    ids = [str(row.sample_id) for row in rows]
+    views = np.array([row.view for row in rows])
+    # A batch without lists: errors below name rows by it.
+    none = np.zeros(len(rows))
+    bare = RowBatch(where, first_row, ids, view=views, t=none, prompt_tokens=none, counts={}, lists={}, log_z=none)
+    lists = {
+        "x_0": _join(bare, [row.x_0 for row in rows], "x_0", "i"),
+        "masked": _join(bare, [row.masked for row in rows], "masked", "b"),
+    }
+    for names, signals in ((_CHUNK_FIELDS, ("chunk", "topk")), (_TARGET_FIELDS, ("topk",))):
+        for name in names:
+            column = _join(bare, [getattr(row, name) for row in rows], name, "f" if name in _LOGP else "i")
+            if layout.signal in signals:
+                lists[name] = _rounded(bare, column, name, layout) if name in _LOGP else column
+            elif len(column.values):
+                raise bare.error(
+                    column.row_of(0), name, f"given, but a cache of signal {layout.signal!r} has no such column"
+                )
+    for row, view in enumerate(rows):
+        for name in ("view", "prompt_tokens"):
+            value = getattr(view, name)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= _INT32.max:
+                raise bare.error(row, name, f"expected a number from 0 to {_INT32.max}, got {value!r}")
+    return RowBatch(
+        where=where,
+        first_row=first_row,
+        sample_id=ids,
+        view=np.array([row.view for row in rows], np.int32),
+        t=np.array([row.t for row in rows], np.float32),
+        prompt_tokens=np.array([row.prompt_tokens for row in rows], np.int32),
+        counts=_counts(lists),
+        lists=lists,
+        log_z=_join_log_z(bare, rows, layout),
+    )
+
+
+def _counts(lists: dict[str, Lists]) -> dict[str, np.ndarray]:
+    masked = lists["masked"]
+    total = np.concatenate([[0], np.cumsum(masked.values, dtype=np.int64)])
+    counts = {"num_tokens": lists["x_0"].lengths, "num_masked": np.diff(total[masked.offsets])}
+    if "chunk_start" in lists:
+        counts["num_chunks"] = lists["chunk_start"].lengths
+    if "target_position" in lists:
+        counts["num_targets"] = lists["target_position"].lengths
+    return {name: count.astype(np.int32) for name, count in counts.items()}
+
+
+def _join(bare: RowBatch, arrays: list[np.ndarray], name: str, kind: str) -> Lists:
+    """Concatenate one field of all rows and convert it: kind i -> int32, f -> float32, b -> bool; never by wrapping."""
+    arrays = [np.asarray(a) for a in arrays]
+    for row, array in enumerate(arrays):
+        wrong_kind = array.dtype.kind not in ("iu" if kind == "i" else kind)
+        if array.ndim != 1 or (wrong_kind and array.size):
+            expected = {"i": "integers", "f": "floats", "b": "booleans"}[kind]
+            raise bare.error(
+                row, name, f"expected {expected} of shape [n], got {array.dtype} of shape {list(array.shape)}"
+            )
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
+    target = {"i": np.int32, "f": np.float32, "b": np.bool_}[kind]
+    converted = []
+    for row, array in enumerate(arrays):
+        if kind == "i" and array.size and array.dtype != np.int32:
+            low, high = int(array.min()), int(array.max())
+            if low < _INT32.min or high > _INT32.max:
+                raise bare.error(row, name, f"value {high if high > _INT32.max else low} does not fit int32")
+        converted.append(array.astype(target, copy=False))
+    return Lists(np.concatenate(converted) if converted else np.zeros(0, target), offsets)
+
+
+def _round(values: np.ndarray, layout: Layout) -> np.ndarray:
+    if layout.logp_dtype == "float16":
+        with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
+            values = values.astype(np.float16)
+    return values.astype(np.float32, copy=False)
+
+
+def _rounded(bare: RowBatch, column: Lists, name: str, layout: Layout) -> Lists:
+    """Round to the precision on disk and take rounding above 0 back to 0; refuse what is not a log-probability."""
+    values = _round(column.values, layout)
+    bad = ~np.isfinite(values) | (column.values > POSITIVE_ROUNDING)
+    if bad.any():
+        index = int(np.argmax(bad))
+        raise bare.error(
+            column.row_of(index),
+            name,
+            f"{column.values[index]} is not a finite log-probability <= 0 in {layout.logp_dtype}",
+        )
+    return Lists(np.minimum(values, np.float32(0)) + np.float32(0), column.offsets)  # and -0.0 becomes 0.0
+
+
+def _join_log_z(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
+    width = len(layout.log_z_names)
+    blocks = [np.zeros((0, width), np.float32)]
+    for row, view in enumerate(rows):
+        log_z, num_targets = np.asarray(view.log_z), len(view.target_position)
+        if log_z.size == 0 and num_targets * width == 0:
+            continue
+        if log_z.shape != (num_targets, width) or log_z.dtype.kind != "f":
+            raise bare.error(
+                row,
+                "log_z",
+                f"expected floats of shape {[num_targets, width]}, got {log_z.dtype} of shape {list(log_z.shape)}",
+            )
+        block = _round(log_z, layout)
+        if not np.isfinite(block).all():
+            raise bare.error(row, "log_z", f"holds a value that is not finite in {layout.logp_dtype}")
+        blocks.append(block + np.float32(0))  # -0.0 becomes 0.0: one byte pattern for the usual log_z at temperature 1
+    return np.concatenate(blocks)
+
+
+def batch_to_table(batch: RowBatch, layout: Layout, schema: pa.Schema) -> pa.Table:
+    """The Arrow table of a batch, in the layout's column order."""
+    scalars = {name: getattr(batch, name) for name in ("sample_id", "view", "t", "prompt_tokens")} | batch.counts
+    log_z = dict(zip(layout.log_z_names, np.ascontiguousarray(batch.log_z.T), strict=True))
+    arrays = []
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if name in scalars:
+            arrays.append(pa.array(scalars[name], kind))
+            continue
+        column = Lists(log_z[name], batch.lists["target_position"].offsets) if name in log_z else batch.lists[name]
+        offsets = pa.array(column.offsets.astype(np.int32))
+        arrays.append(pa.ListArray.from_arrays(offsets, pa.array(column.values, kind.value_type), type=kind))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: int) -> RowBatch:
+    """Inverse of `batch_to_table`: zero-copy, read-only arrays (booleans are unpacked).
+
+    Raises: CacheError: other columns or types than the layout's, a null, lists whose lengths contradict each other.
+    """
+    expected = arrow_schema(layout)
+    if table.schema.names != expected.names or table.schema.types != expected.types:
+        raise CacheError(f"{where}: columns are {_describe(table.schema)}; expected {_describe(expected)}")
+    columns = {name: _single(table.column(name), where, name) for name in table.schema.names}
+    lists = {name: _lists(array) for name, array in columns.items() if pa.types.is_list(array.type)}
+    log_z_lists = [lists.pop(name) for name in layout.log_z_names]
+    scalars = {
+        name: _frozen(array.to_numpy(zero_copy_only=False))
+        for name, array in columns.items()
+        if not pa.types.is_list(array.type) and name != "sample_id"
+    }
+    batch = RowBatch(
+        where=where,
+        first_row=first_row,
+        sample_id=columns["sample_id"].to_pylist(),
+        view=scalars.pop("view"),
+        t=scalars.pop("t"),
+        prompt_tokens=scalars.pop("prompt_tokens"),
+        counts=scalars,
+        lists=lists,
+        log_z=np.zeros((0, 0), np.float32),
+    )
+    check_lengths(batch, log_z_lists)
+    log_z = [column.values for column in log_z_lists]
+    stacked = np.stack(log_z, axis=1) if log_z else np.zeros((0, 0), np.float32)
+    object.__setattr__(batch, "log_z", _frozen(stacked))
+    return batch
+
+
+def read_group(
+    file: pq.ParquetFile, group: int, layout: Layout, *, where: str, first_row: int, full: bool = False
+) -> RowBatch:
+    """Decode one row group; `full`: let Arrow validate every value (UTF-8, offsets), not only the buffers."""
+    table = file.read_row_group(group, use_threads=False)
+    table.validate(full=full)
+    return batch_from_table(table, layout, where=where, first_row=first_row)
+
+
+def check_lengths(batch: RowBatch, log_z: Sequence[Lists] = ()) -> None:
+    """Lists that belong together have equal lengths, and the `num_*` columns say the same: slicing is then safe."""
+    lists, same = batch.lists, []
+    if "chunk_start" in lists:
+        same += [("chunk_start", "chunk_len"), ("chunk_start", "chunk_logp")]
+    if "target_position" in lists:
+        same += [("target_position", "gold_logp"), ("target_position", "num_top"), ("top_ids", "top_logp")]
+    pairs = [(name, lists[other].lengths, lists[name].lengths) for other, name in same]
+    pairs += [("log_z", lists["target_position"].lengths, column.lengths) for column in log_z]
+    pairs += [("masked", batch.counts["num_tokens"] - batch.prompt_tokens, lists["masked"].lengths)]
+    pairs += [(name, batch.counts[name], count) for name, count in _counts(lists).items()]
+    if "num_top" in lists:
+        column = lists["num_top"]
+        if len(column.values) and column.values.min() < 0:
+            raise batch.error(column.row_of(int(column.values.argmin())), "num_top", "negative")
+        total = np.concatenate([[0], np.cumsum(column.values, dtype=np.int64)])
+        pairs.append(("top_ids", np.diff(total[column.offsets]), lists["top_ids"].lengths))
+    for name, wanted, got in pairs:
+        if not np.array_equal(wanted, got):
+            row = int(np.argmax(wanted != got))
+            raise batch.error(row, name, f"{got[row]} values where the other columns say {wanted[row]}")
+
+
+def _single(column: pa.ChunkedArray, where: str, name: str) -> pa.Array:
+    if column.null_count:
+        raise CacheError(f"{where}, {name}: holds a null; expected none")
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _lists(array: pa.Array) -> Lists:
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    values = array.flatten()
+    return Lists(_frozen(values.to_numpy(zero_copy_only=False)), offsets - offsets[0])
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _describe(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name} {f.type}" for f in schema)

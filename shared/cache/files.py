@@ -1,0 +1,231 @@
+"""Files that are either whole or absent: atomic writes, strict JSON, hashes, errors that say what to do.
+
+Write under a temporary hidden name in the same folder, fsync, rename, fsync the folder. A reader therefore never meets
+half a file under a final name, also after a crash or a full disk.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from ..config import from_tree
+from ..errors import CacheError, ConfigError, OutputError
+
+T = TypeVar("T")
+
+CONTINUE = "Finished shards stay valid; free space or fix the folder and run the same command again to continue."
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the device reports an input/output error",
+}
+
+
+@contextlib.contextmanager
+def output_errors(path: Path, advice: str = CONTINUE) -> Iterator[None]:
+    """Turn an OSError of the block into an OutputError: which file, why, how much space is free, what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0) or error.strerror or str(error)
+        raise OutputError(f"{path}: cannot be written: {reason} ({_free_space(path)}). {advice}") from error
+
+
+def _free_space(path: Path) -> str:
+    for folder in path.absolute().parents:
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder}"
+    return "free space unknown"
+
+
+_HOST = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:32]
+
+
+def temporary_name(path: Path) -> Path:
+    """A fresh hidden name next to `path`; several writers of the same file never share one."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Temporary files of `path` made on this machine (on others a lock may not be visible from here)."""
+    return sorted(path.parent.glob(f".{path.name}.{_HOST}-*.tmp"))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a small file so that it is either the old or the new one.
+
+    Raises: OutputError: disk full, permission denied, device error; `path` is untouched then.
+    """
+    temporary = temporary_name(path)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        fsync_folder(path.parent)
+
+
+def canonical_json(tree: Any) -> bytes:
+    """One byte string per value: sorted keys, no spaces, ASCII. Hashes are taken over this."""
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def readable_json(tree: Any) -> bytes:
+    """The same for people: indented, sorted, newline at the end."""
+    return (json.dumps(tree, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path, *, max_bytes: int) -> Any:
+    """Read JSON made by a stranger: bounded size, no duplicate keys, no NaN.
+
+    Raises:
+        FileNotFoundError: for the caller to explain.
+        CacheError: too large or not JSON; OutputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise CacheError(f"{path}: larger than {max_bytes:,} bytes, which no file of this kind needs; refused")
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise CacheError(
+            f"{path}: not valid JSON ({str(error)[:200]}); the file is damaged, fetch or make it again"
+        ) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return tree
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def from_json(kind: type[T], tree: Any, where: str) -> T:
+    """Inverse of `config.to_tree` for what a stranger may have written: all fields of the dataclass, no others.
+
+    Raises: CacheError: a field is missing, unknown or of the wrong type, a count is negative or no count.
+    """
+    try:
+        value = from_tree(kind, tree, where)
+    except ConfigError as error:
+        raise CacheError(str(error)[:500]) from error
+    _check_counts(value, where)
+    return value
+
+
+def _check_counts(value: Any, where: str) -> None:
+    """Integers of the cache's own dataclasses count something, and so does everything in a `dict[str, int]`."""
+    for field in dataclasses.fields(value):
+        got, name = getattr(value, field.name), f"{where}.{field.name}"
+        items = got if isinstance(got, tuple) else got.values() if field.type == dict[str, int] else [got]
+        for item in items:
+            if dataclasses.is_dataclass(item):
+                _check_counts(item, name)
+            elif field.type == dict[str, int] and type(item) is not int:
+                raise CacheError(f"{name}: expected counts, got {item!r:.80}")
+            elif isinstance(item, int) and not 0 <= item < 2**62:
+                raise CacheError(f"{name}: expected a count, got {item!r:.80}")
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of `data`, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal. Raises: CacheError: it is missing; OutputError: it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise CacheError(f"{path}: missing; fetch it again, or run the same dump-teacher command again") from error
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def file_inside(root: Path, name: str) -> Path:
+    """The path of `name` under `root`, for names that a stranger chose.
+
+    Plain relative names only; links may not lead out of the root. A snapshot of the Hub consists of links into the
+    `blobs` folder beside its `snapshots` folder, and those alone are allowed.
+    Raises: CacheError: another kind of name, a link that leads outside, or no file there.
+    """
+    if not _PLAIN_NAME.fullmatch(name):
+        raise CacheError(f"{root}: file name {name!r:.150} is not a plain relative path; refused")
+    path, base = root / name, root.resolve()
+    real = path.resolve()
+    allowed = [base]
+    if base.parent.name == "snapshots":
+        allowed.append(base.parent.parent / "blobs")
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise CacheError(f"{path}: is a link that leads out of the cache folder; refused")
+    if not real.is_file():
+        raise CacheError(f"{path}: missing; fetch it again, or run the same dump-teacher command again")
+    return path
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A damaged or unreadable Parquet file becomes a CacheError or an OutputError that names it."""
+    try:
+        yield
+    except (
+        OSError,
+        pa.ArrowException,
+        UnicodeDecodeError,
+        MemoryError,
+    ) as error:  # MemoryError: absurd sizes in a footer
+        if isinstance(error, FileNotFoundError):
+            raise CacheError(f"{path}: missing; fetch it again, or dump it again") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise CacheError(f"{path}: damaged ({str(error)[:300]}); fetch this shard again, or dump it again") from error

@@ -1,0 +1,301 @@
+"""manifest.json: everything a reader must know about a cache; written last, so its presence means complete.
+
+Strict JSON <-> frozen dataclasses: a missing or unknown field, a wrong type or an unknown schema version is refused.
+Codec and noise settings are read from here, never from the training configuration.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import to_tree
+from ..errors import CacheError, ConfigError
+from .files import (
+    atomic_write,
+    canonical_json,
+    file_inside,
+    from_json,
+    read_json,
+    readable_json,
+    sha256_bytes,
+    sha256_file,
+)
+from .receipts import Receipt, read_receipt, shard_is_done
+from .schema import SCHEMA_VERSION, Layout, LogpDtype, Signal, shard_name
+from .statistics import NUM_BINS, ShardStatistics, merge
+
+MANIFEST_NAME = "manifest.json"
+PLAN_NAME = "plan.json"
+CODEC = "plain"
+MAX_MANIFEST_BYTES = 64 << 20
+MAX_PLAN_BYTES = 1 << 30
+UNKNOWN = "unknown"
+"""A licence or revision nobody declared."""
+
+
+@dataclass(frozen=True)
+class SignalInfo:
+    """What was kept of the teacher's answer, and how it is encoded.
+
+    Args:
+        codec: "plain": values as columns, no further transformation.
+        support: the loss support in words, for example "shared: 148,903 tokens of equal bytes" or "ids < 151646".
+        codec_error: measured error of the codec by name (nats), {} for none.
+    """
+
+    kind: Signal
+    codec: str
+    logp_dtype: LogpDtype
+    top_k: int
+    min_probability: float
+    temperatures: tuple[float, ...]
+    support: str
+    codec_error: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """The model that was asked; `spec` holds its TeacherSpec as plain JSON."""
+
+    id: str
+    revision: str
+    weight_fingerprint: str
+    tokenizer_fingerprint: str
+    chat_template_fingerprint: str
+    licence: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StudentInfo:
+    """The tokenizer the cache is made for; `vocab_size` bounds every id in it, the mask token's included."""
+
+    tokenizer_fingerprint: str
+    chat_template_fingerprint: str
+    vocab_size: int
+    mask_id: int
+    eos_id: int
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One data set, pinned."""
+
+    source: str
+    revision: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the cache besides the shards."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One shard; its number is its place in the list."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int
+    masked_positions: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all shards."""
+
+    shards: int
+    bytes: int
+    samples: int
+    rows: int
+    tokens: int
+    masked_positions: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The complete description of a cache (docs/cache_format.md).
+
+    Args:
+        plan_hash: SHA-256 of the plan's canonical JSON; every shard carries it too.
+        teacher: None for signal kind "none".
+        noise: the NoiseConfig of the plan, as plain JSON.
+        vocabulary: entry of vocabulary.parquet, or None.
+        dropped: samples left out, by reason.
+    """
+
+    schema_version: int
+    tide_version: str
+    plan_hash: str
+    signal: SignalInfo
+    teacher: TeacherInfo | None
+    student: StudentInfo
+    block_size: int
+    noise: Mapping[str, Any]
+    sources: tuple[DataSource, ...]
+    vocabulary: FileEntry | None
+    shards: tuple[ShardEntry, ...]
+    totals: Totals
+    statistics: ShardStatistics
+    dropped: dict[str, int]
+
+    @property
+    def layout(self) -> Layout:
+        """Columns and value ranges of the shards."""
+        return Layout(
+            signal=self.signal.kind,
+            vocab_size=self.student.vocab_size,
+            block_size=self.block_size,
+            top_k=self.signal.top_k,
+            temperatures=self.signal.temperatures,
+            logp_dtype=self.signal.logp_dtype,
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON: names exactly this cache, every byte of every shard included."""
+        return sha256_bytes(canonical_json(self.to_json()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `Manifest.from_json` gives an equal object back."""
+        return to_tree(self)
+
+    @classmethod
+    def from_json(cls, tree: Any, where: str = MANIFEST_NAME) -> "Manifest":
+        """Strict inverse of `to_json`.
+
+        Raises: CacheError: fields missing, unknown or of the wrong type; another schema version; sums that disagree.
+        """
+        version = tree.get("schema_version") if isinstance(tree, dict) else None
+        if version != SCHEMA_VERSION or type(version) is not int:
+            raise CacheError(
+                f"{where}: schema_version is {version!r:.40}, this tide reads {SCHEMA_VERSION}; "
+                "use the tide version the manifest names, or dump again"
+            )
+        manifest = from_json(cls, tree, where)
+        manifest.check(where)
+        return manifest
+
+    def check(self, where: str = MANIFEST_NAME) -> None:
+        """Raise CacheError unless the parts agree with each other."""
+        try:
+            layout = self.layout
+        except ConfigError as error:
+            raise CacheError(f"{where}: {error}") from error
+        if self.signal.codec != CODEC:
+            raise CacheError(
+                f"{where}: signal.codec is {self.signal.codec!r:.40}, this tide reads {CODEC!r}; use a newer tide"
+            )
+        if (self.teacher is None) != (layout.signal == "none"):
+            raise CacheError(
+                f"{where}: signal kind {layout.signal!r} with{'out' if self.teacher is None else ''} a teacher"
+            )
+        if max(self.student.mask_id, self.student.eos_id) >= self.student.vocab_size:
+            raise CacheError(
+                f"{where}: student.mask_id or eos_id is not below student.vocab_size = {layout.vocab_size}"
+            )
+        names = [shard.name for shard in self.shards]
+        num_shards = len(names)
+        for number, name in enumerate(names):
+            if name != shard_name(number, num_shards):
+                raise CacheError(
+                    f"{where}: shards.{number}.name is {name!r:.80}, expected {shard_name(number, num_shards)!r}"
+                )
+        sums = {
+            "totals.shards": (self.totals.shards, num_shards),
+            "totals.bytes": (self.totals.bytes, sum(shard.bytes for shard in self.shards)),
+            "totals.rows": (self.totals.rows, sum(shard.rows for shard in self.shards)),
+            "totals.masked_positions": (self.totals.masked_positions, sum(s.masked_positions for s in self.shards)),
+        }
+        for name in ("samples", "rows", "tokens", "masked_positions"):
+            sums[f"statistics.{name}"] = (getattr(self.statistics, name), getattr(self.totals, name))
+        for name, (got, expected) in sums.items():
+            if got != expected:
+                raise CacheError(f"{where}: {name} is {got}, the rest of the manifest gives {expected}; fetch it again")
+        for name in ("t_histogram", "mask_ratio_histogram", "t_targets", "t_head_mass", "t_entropy"):
+            if len(getattr(self.statistics, name)) != NUM_BINS:
+                raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers")
+        _check_text(self.to_json(), where)
+
+
+def _check_text(tree: Any, where: str) -> None:
+    """Refuse control characters: names and ids in here end up in terminals and HTML."""
+    if isinstance(tree, str) and not tree.isprintable():
+        raise CacheError(f"{where}: {tree!r:.80} holds characters that cannot be printed; refused")
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _check_text(key, where)
+            _check_text(value, f"{where}.{key}")
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            _check_text(value, f"{where}.{index}")
+
+
+def manifest_parts(receipts: Sequence[Receipt]) -> dict[str, Any]:
+    """The fields `shards`, `totals` and `statistics` of a manifest, from the receipts in shard order."""
+    statistics = merge([receipt.statistics for receipt in receipts])
+    shards = tuple(ShardEntry(r.name, r.sha256, r.bytes, r.rows, r.statistics.masked_positions) for r in receipts)
+    totals = Totals(
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        samples=statistics.samples,
+        rows=statistics.rows,
+        tokens=statistics.tokens,
+        masked_positions=statistics.masked_positions,
+    )
+    return {"shards": shards, "totals": totals, "statistics": statistics}
+
+
+def file_entry(root: str | Path, name: str) -> FileEntry:
+    """Hash and size of a file of the cache."""
+    path = file_inside(Path(root), name)
+    return FileEntry(name, sha256_file(path), path.stat().st_size)
+
+
+def write_manifest(root: str | Path, manifest: Manifest) -> None:
+    """Commit the cache: write manifest.json atomically, as the last file of all.
+
+    Raises: CacheError: its parts disagree; OutputError: it cannot be written.
+    """
+    manifest.check(str(Path(root) / MANIFEST_NAME))
+    atomic_write(Path(root) / MANIFEST_NAME, readable_json(manifest.to_json()))
+
+
+def read_manifest(root: str | Path) -> Manifest:
+    """The manifest of a complete cache.
+
+    Raises: CacheError: the folder holds none (an incomplete cache, or none at all), or a damaged one.
+    """
+    root = Path(root)
+    if not (root / MANIFEST_NAME).exists():
+        raise CacheError(_why_missing(root))
+    path = file_inside(root, MANIFEST_NAME)
+    return Manifest.from_json(read_json(path, max_bytes=MAX_MANIFEST_BYTES), str(path))
+
+
+def _why_missing(root: Path) -> str:
+    try:
+        plan = read_json(root / PLAN_NAME, max_bytes=MAX_PLAN_BYTES)
+    except FileNotFoundError:
+        return (
+            f"{root} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; "
+            "give the folder that dump-teacher wrote"
+        )
+    receipts = [read_receipt(root, int(p.stem)) for p in (root / "receipts").glob("*.json") if p.stem.isdigit()]
+    done = sum(shard_is_done(root, r.shard, r.plan_hash) is not None for r in receipts if r is not None)
+    return f"{root} is incomplete: {done} of {_num_planned(plan)} shards done; run the same dump-teacher command again"
+
+
+def _num_planned(plan: Any) -> int | str:
+    """Shards of a plan: its samples, cut evenly."""
+    try:
+        return -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        return "an unknown number of"

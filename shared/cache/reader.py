@@ -1,0 +1,290 @@
+"""A cache on disk -> views: `open_cache`, then iterate, read row groups, or fetch rows in any order.
+
+A row group is decoded column by column into flat numpy arrays and sliced per row. Page checksums and the lengths of
+all lists are checked on every read; hashes and meaning by `Cache.verify`.
+"""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import CacheError, CacheMismatch, Unavailable
+from .batch import RowBatch, read_group
+from .files import file_inside, reading
+from .manifest import MANIFEST_NAME, Manifest, read_manifest
+from .schema import ViewRow
+from .verify import VerifyReport, verify_cache
+from .vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    import datasets
+
+CACHED_BYTES = 512 << 20
+"""Decoded row groups kept in memory by `Cache.rows`."""
+OPEN_SHARDS = 32
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group: shard number, group number in the shard, rows."""
+
+    shard: int
+    group: int
+    num_rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class CacheIndex:
+    """One entry per row of the cache, in file order, without reading any list: int64 [rows] unless noted.
+
+    `row` counts within its row group; `sample` numbers the samples 0, 1, ... in file order; `t` is float32.
+    `num_chunks` and `num_targets` are 0 where the cache's signal has none.
+    """
+
+    shard: np.ndarray
+    group: np.ndarray
+    row: np.ndarray
+    sample: np.ndarray
+    view: np.ndarray
+    t: np.ndarray
+    num_tokens: np.ndarray
+    prompt_tokens: np.ndarray
+    num_masked: np.ndarray
+    num_chunks: np.ndarray
+    num_targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+def open_cache(
+    path_or_hub_id: str | Path, *, revision: str | None = None, verify: bool | Literal["quick", "full"] = True
+) -> "Cache":
+    """Open a cache folder, or a data set of the Hub that holds one.
+
+    Args:
+        revision: branch, tag or commit on the Hub.
+        verify: "full": all checks of docs/cache_format.md; "quick": manifest, sizes and footers only, for a cache made
+            here or verified before; True: full for the Hub, quick for a folder; False: the manifest alone.
+    Raises:
+        CacheError: incomplete, damaged or not a cache. Unavailable: the Hub cannot be reached.
+    """
+    root, is_remote = Path(path_or_hub_id), False
+    if not root.is_dir():
+        root, is_remote = _download(str(path_or_hub_id), revision), True
+    elif revision is not None:
+        raise CacheError(f"{root} is a folder and has no revision {revision!r}; leave revision out")
+    cache = Cache(root, read_manifest(root))
+    if verify:
+        mode = verify if isinstance(verify, str) else "full" if is_remote else "quick"
+        verify_cache(root, mode=mode)
+    return cache
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Fetch the manifest, then exactly the files it names."""
+    if not _HUB_ID.fullmatch(name):
+        raise CacheError(f"{name}: no such folder (and not an id of the Hub, which has the form owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    def fetch(files: list[str], commit: str | None) -> Path:
+        return Path(snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=files))
+
+    try:
+        root = fetch([MANIFEST_NAME], revision)
+        manifest = read_manifest(root)
+        files = [shard.name for shard in manifest.shards]
+        files += [manifest.vocabulary.name] if manifest.vocabulary else []
+        return fetch([MANIFEST_NAME, *files], root.name)
+    except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
+        at = f" at revision {revision}" if revision else ""
+        raise Unavailable(f"{name} is not a folder here, and cannot be fetched from the Hub{at}: {error}") from error
+
+
+class Cache(Sequence[ViewRow]):
+    """A complete cache: a sequence of `ViewRow`s in file order, plus the manifest that describes them.
+
+    May be used from several threads and pickled to worker processes (decoded rows stay behind).
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, *, cached_bytes: int = CACHED_BYTES) -> None:
+        self.root = Path(root)
+        self.manifest = manifest
+        self.layout = manifest.layout
+        self.cached_bytes = cached_bytes
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._batches: OrderedDict[tuple[int, int], RowBatch] = OrderedDict()
+        self._row_groups: list[RowGroup] | None = None
+        self._starts: np.ndarray = np.zeros(1, np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.root)!r}, signal={self.layout.signal!r}, samples={self.num_samples}, rows={len(self)})"
+
+    @property
+    def num_samples(self) -> int:
+        """Conversations."""
+        return self.manifest.totals.samples
+
+    @property
+    def num_views(self) -> int:
+        """Views of all samples together: the number of rows."""
+        return self.manifest.totals.rows
+
+    def __len__(self) -> int:
+        return self.num_views
+
+    def __getitem__(self, row: int) -> ViewRow:  # type: ignore[override]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        return self.rows([row % len(self)])[0]
+
+    def __iter__(self) -> Iterator[ViewRow]:
+        for entry in self.row_groups:
+            yield from self.read_row_group(entry.shard, entry.group)
+
+    def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
+        """Run the checks of docs/cache_format.md in order. Raises: CacheError: the first that fails."""
+        return verify_cache(self.root, mode=mode)
+
+    def require_student(self, tokenizer_fingerprint: str, chat_template_fingerprint: str | None = None) -> None:
+        """Raises: CacheMismatch: the cache was made for another tokenizer or chat template."""
+        student, path = self.manifest.student, self.root / MANIFEST_NAME
+        pairs = [("tokenizer", student.tokenizer_fingerprint, tokenizer_fingerprint)]
+        if chat_template_fingerprint is not None:
+            pairs.append(("chat template", student.chat_template_fingerprint, chat_template_fingerprint))
+        for what, ours, theirs in pairs:
+            if ours != theirs:
+                raise CacheMismatch(
+                    f"{path} was dumped for student {what} {ours:.12}…, this student has {theirs:.12}…. "
+                    "Dump again for it, or train the student the cache names."
+                )
+
+    @property
+    def row_groups(self) -> list[RowGroup]:
+        """All row groups, in file order."""
+        with self._lock:
+            if self._row_groups is None:
+                groups = []
+                for shard in range(len(self.manifest.shards)):
+                    info = self._file(shard).metadata
+                    groups += [RowGroup(shard, g, info.row_group(g).num_rows) for g in range(info.num_row_groups)]
+                starts = np.concatenate([[0], np.cumsum([g.num_rows for g in groups])]).astype(np.int64)
+                if starts[-1] != len(self):
+                    raise CacheError(
+                        f"{self.root}: shards hold {starts[-1]} rows, the manifest says {len(self)}; fetch it again"
+                    )
+                self._row_groups, self._starts = groups, starts
+            return self._row_groups
+
+    def _file(self, shard: int) -> pq.ParquetFile:
+        with self._lock:
+            file = self._files.get(shard)
+            if file is None:
+                path = file_inside(self.root, self.manifest.shards[shard].name)
+                with reading(path):
+                    file = pq.ParquetFile(path, page_checksum_verification=True)
+                self._files[shard] = file
+                if len(self._files) > OPEN_SHARDS:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(shard)
+            return file
+
+    def read_row_group(self, shard: int, group: int) -> RowBatch:
+        """Decode one row group; a sequence of `ViewRow`s. Raises: CacheError: a checksum or a length is wrong."""
+        file, name = self._file(shard), self.manifest.shards[shard].name
+        with reading(self.root / name):
+            first_row = sum(file.metadata.row_group(g).num_rows for g in range(group))
+            return read_group(file, group, self.layout, where=str(self.root / name), first_row=first_row)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[ViewRow]:
+        """Rows by number (0 .. len - 1, file order), in the given order; each row group is decoded once per call.
+
+        Row groups stay decoded up to `cached_bytes`: an order that stays within a few of them is fast.
+        """
+        groups = self.row_groups
+        wanted = np.asarray(indices, np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)}")
+        places = np.searchsorted(self._starts, wanted, side="right") - 1
+        out: list[Any] = [None] * len(wanted)
+        for place in np.unique(places):
+            entry = groups[place]
+            batch = self._batch(entry.shard, entry.group)
+            for slot in np.flatnonzero(places == place):
+                out[slot] = batch[int(wanted[slot] - self._starts[place])]
+        return out
+
+    def _batch(self, shard: int, group: int) -> RowBatch:
+        key = (shard, group)
+        with self._lock:
+            if key not in self._batches:
+                self._batches[key] = self.read_row_group(shard, group)
+                total = sum(batch.nbytes for batch in self._batches.values())
+                while total > self.cached_bytes and len(self._batches) > 1:
+                    total -= self._batches.popitem(last=False)[1].nbytes
+            self._batches.move_to_end(key)
+            return self._batches[key]
+
+    def index(self) -> CacheIndex:
+        """What normalisation and ordering need of every row, from the scalar columns alone."""
+        names = ["view", "t", "num_tokens", "prompt_tokens", "num_masked", "num_chunks", "num_targets"]
+        present = [name for name in names if name in {c.name for c in self.layout.columns}]
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "begins")}
+        for shard, entry in enumerate(self.manifest.shards):
+            with reading(self.root / entry.name):
+                table = self._file(shard).read(["sample_id", *present], use_threads=False)
+            ids = table["sample_id"].combine_chunks()
+            begins = np.ones(len(ids), np.int64)  # samples never continue in the next shard
+            begins[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
+            parts["begins"].append(begins)
+            for name in names:
+                column = table[name].to_numpy() if name in present else np.zeros(len(ids), np.int64)
+                parts[name].append(column)
+        values = {name: np.concatenate(arrays or [np.zeros(0, np.int64)]) for name, arrays in parts.items()}
+        groups = self.row_groups
+        sizes = np.array([g.num_rows for g in groups], np.int64)
+        t = values.pop("t").astype(np.float32)
+        return CacheIndex(
+            shard=np.repeat(np.array([g.shard for g in groups], np.int64), sizes),
+            group=np.repeat(np.array([g.group for g in groups], np.int64), sizes),
+            row=np.arange(len(self)) - np.repeat(self._starts[:-1], sizes),
+            sample=np.cumsum(values.pop("begins")) - 1,
+            t=t,
+            **{name: column.astype(np.int64) for name, column in values.items()},
+        )
+
+    def vocabulary(self) -> Vocabulary:
+        """Bytes and teacher ids of the student's tokens. Raises: CacheError: the cache holds no vocabulary."""
+        if self.manifest.vocabulary is None:
+            raise CacheError(f"{self.root}: made without {VOCABULARY_NAME}; dump again to get one")
+        return read_vocabulary(self.root)
+
+    def to_datasets(self) -> "datasets.Dataset":
+        """The shards as a `datasets.Dataset`, one row per view, columns as on disk."""
+        import datasets
+
+        files = [str(file_inside(self.root, shard.name)) for shard in self.manifest.shards]
+        dataset = datasets.load_dataset("parquet", data_files=files, split="train")
+        assert isinstance(dataset, datasets.Dataset)
+        return dataset

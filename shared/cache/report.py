@@ -1,0 +1,210 @@
+"""A cache's description (inspect.py) -> styled lines for a terminal; the same lines without colour when piped.
+
+Everything a stranger wrote goes into `Text`, never through the console's markup, and stays on its own line.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from .inert import terminal_text
+
+BAR_WIDTH = 24
+MAX_VALUE_CHARS = 200
+MAX_DISTRIBUTION_LINES = 16
+_STYLES = {"prompt": "dim", "clean": "", "chunk": "bold cyan", "masked": "bold yellow"}
+_MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
+
+
+def report(description: Mapping[str, Any]) -> Text:
+    """The report of `describe_cache`'s answer, one section after another."""
+    lines = [*_origin(description), *_numbers(description), *_by_t(description)][1:]
+    chunks, targets = description["chunks"], description["targets"]
+    if chunks:
+        lines += _distribution("Chunk length in tokens", chunks["length_counts"])
+    if targets:
+        lines += _distribution("Tokens kept per target (k)", targets["k_counts"])
+    if description["sample"]:
+        lines += _sample(description["sample"])
+    return Text("\n").join(lines)
+
+
+def _origin(d: Mapping[str, Any]) -> Iterator[Text]:
+    """Which cache, teacher, student, data, noise and signal."""
+    teacher, student, signal, noise = d["teacher"], d["student"], d["signal"], dict(d["noise"])
+    yield from _section("Cache", {
+        "folder": d["cache"],
+        "made by": f"tide {d['tide_version']}, schema {d['schema_version']}",
+        "manifest": d["manifest_hash"],
+        "plan": d["plan_hash"],
+    })  # fmt: skip
+    if teacher is None:
+        yield from _section("Teacher", {"model": "none: clean samples only"})
+    else:
+        yield from _section("Teacher", {
+            "model": f"{teacher['id']}, revision {teacher['revision']}, licence {teacher['licence']}",
+            "weights": teacher["weight_fingerprint"],
+            "tokenizer": teacher["tokenizer_fingerprint"],
+            "chat template": teacher["chat_template_fingerprint"],
+            "spec": _settings(teacher["spec"]),
+        })  # fmt: skip
+    yield from _section("Student", {
+        "tokenizer": student["tokenizer_fingerprint"],
+        "chat template": student["chat_template_fingerprint"],
+        "ids": f"{student['vocab_size']:,}, mask {student['mask_id']}, end of text {student['eos_id']}",
+        "block size": str(d["block_size"]),
+    })  # fmt: skip
+    sources = [f"{s['source']}, revision {s['revision']}, licence {s['licence']}" for s in d["sources"]]
+    yield from _section("Data", {
+        **{f"source {number}" if len(sources) > 1 else "source": text for number, text in enumerate(sources, 1)},
+        "left out": ", ".join(f"{count:,} ({reason})" for reason, count in d["dropped"].items()) or "nothing",
+    })  # fmt: skip
+    yield from _section("Noise", {"settings": _settings(noise)})
+    error = _settings(signal["codec_error"])
+    kept = {"codec": f"{signal['codec']}, {signal['logp_dtype']}" + (f"; measured error {error}" if error else "")}
+    if signal["kind"] == "topk":
+        kept |= {
+            "k": f"at most {signal['top_k']}, probability at least {signal['min_probability']:g}",
+            "temperatures": ", ".join(f"{t:g}" for t in signal["temperatures"]),
+            "support": signal["support"],
+        }
+    yield from _section(f"Signal: {signal['kind']}", kept)
+
+
+def _numbers(d: Mapping[str, Any]) -> Iterator[Text]:
+    """Sizes, bytes by column, means of the signal."""
+    size, chunks, targets = d["size"], d["chunks"], d["targets"]
+    yield from _section("Size", {
+        "samples": f"{size['samples']:,} in {size['rows']:,} views",
+        "tokens": f"{size['tokens']:,} over all views, {size['response_tokens']:,} of them may be masked",
+        "masked": f"{size['masked_positions']:,} positions",
+        "bytes": f"{_bytes(size['bytes'])} in {size['shards']:,} shards, "
+        f"{_number(size['bytes_per_masked_position'], 1)} per masked position",
+    })  # fmt: skip
+    columns = sorted(size["column_bytes"].items(), key=lambda item: -item[1])
+    per_position = max(1, size["masked_positions"])
+    yield from _bars("Bytes by column, and per masked position", [
+        (name, count, f"{_bytes(count):>9} {count / per_position:8.2f}") for name, count in columns[:32]
+    ])  # fmt: skip
+    if chunks:
+        yield from _section("Chunks", {
+            "active": f"{chunks['count']:,}, {_number(chunks['mean_length'])} tokens each on average",
+            "one to one": f"{_percent(chunks['one_to_one'])} carry a token-level target" if targets else None,
+            "teacher": f"log-probability {_number(chunks['mean_logp'])} nats on average",
+        })  # fmt: skip
+    if targets:
+        yield from _section("Token-level targets", {
+            "positions": f"{targets['count']:,}, {_percent(targets['share_of_masked'])} of the masked ones",
+            "kept": f"{_number(targets['mean_k'])} tokens each, head mass {_percent(targets['mean_head_mass'])}",
+            "entropy": f"{_number(targets['mean_entropy'])} nats on average, tokens not kept counted as one",
+            "clean token": f"log-probability {_number(targets['mean_gold_logp'])} nats on average",
+        })  # fmt: skip
+
+
+def _by_t(d: Mapping[str, Any]) -> Iterator[Text]:
+    """Views by diffusion time and, where there are targets, head mass and entropy."""
+    edges, views, targets = d["t"]["bin_edges"], d["t"]["views"], d["targets"]
+    rows = []
+    for number, count in enumerate(views):
+        numbers = f"{count:>9,}"
+        if targets:
+            by_t = targets["by_t"]
+            mass, entropy = by_t["head_mass"][number], by_t["entropy"][number]
+            numbers += f" {by_t['targets'][number]:>11,}  {_number(mass):>9}  {_number(entropy):>7}"
+        rows.append((f"{edges[number]:.2f} - {edges[number + 1]:.2f}", count, numbers))
+    header = "    views" + ("     targets  head mass  entropy" if targets else "")
+    yield from _bars("Diffusion time t", rows, header)
+
+
+def _distribution(title: str, counts: Sequence[int]) -> Iterator[Text]:
+    """How often 0, 1, 2, ... occur; a long tail as one line."""
+    total, occurring = max(1, sum(counts)), [(value, count) for value, count in enumerate(counts) if count]
+    shown = [(str(value), count) for value, count in occurring[:MAX_DISTRIBUTION_LINES]]
+    if len(occurring) > MAX_DISTRIBUTION_LINES:
+        value, _ = occurring[MAX_DISTRIBUTION_LINES - 1]
+        shown[-1] = (f"{value} or more", sum(counts[value:]))
+    yield from _bars(title, [(name, count, f"{count:>13,} {count / total:7.1%}") for name, count in shown])
+
+
+def _sample(sample: Mapping[str, Any]) -> Iterator[Text]:
+    """One decoded view, and what the teacher said about it."""
+    yield from _section("Sample", {
+        "id": f"{sample['sample_id']}, view {sample['view']}",
+        "t": f"{sample['t']:.3f}, {sample['masked_positions']:,} of {sample['tokens'] - sample['prompt_tokens']:,} "
+        f"response tokens masked, prompt {sample['prompt_tokens']:,}",
+        "marks": "⟦masked chunk⟧ ⟨masked token outside chunks⟩",
+    })  # fmt: skip
+    text = Text()
+    for segment in sample["segments"]:
+        left, right = _MARKS.get(segment["kind"], "  ")
+        shown = segment["text"].replace("\t", "    ")
+        text.append(f"{left}{shown}{right}" if segment["kind"] in _MARKS else shown, _STYLES[segment["kind"]])
+    for line in text.split("\n", allow_blank=True):
+        yield Text("  │ ", "dim").append_text(line)  # the margin tells cached text from the report's own lines
+    padding = sample["padding"]
+    if padding["tokens"]:
+        masked = f"{padding['masked']:,} of them masked"
+        yield Text(f"  then {padding['tokens']:,} tokens of end-of-text padding, {masked}", "dim")
+    if sample["teacher"]:
+        yield Text()
+        yield Text("Teacher at some positions: probability of the clean token, then its most likely ones", "bold")
+    for says in sample["teacher"]:
+        line = Text(f"  {says['position']:>6}  ", "dim")
+        line.append(f"{_quoted(says['token'])} {says['probability']:.3f}", "bold").append("   ")
+        for top in says["top"]:
+            same = top["token"] == says["token"]
+            line.append(f"  {_quoted(top['token'])} {top['probability']:.3f}", "green" if same else "")
+        yield line
+
+
+def _section(title: str, rows: Mapping[str, str | None]) -> Iterator[Text]:
+    yield Text()
+    yield Text(title, "bold")
+    width = max(len(name) for name in rows)
+    for name, value in rows.items():
+        if value is not None:
+            yield Text(f"  {name:{width}}  ", "dim").append(_one_line(value))
+
+
+def _bars(title: str, rows: Sequence[tuple[str, int, str]], header: str = "") -> Iterator[Text]:
+    """(name, size of the bar, numbers) per line."""
+    if not rows:
+        return
+    width, largest = max(12, *(len(name) for name, _, _ in rows)), max(1, *(size for _, size, _ in rows))
+    yield Text()
+    yield Text(title, "bold")
+    if header:
+        yield Text(f"  {'':{width}}{header}", "dim")
+    for name, size, numbers in rows:
+        bar = "█" * round(BAR_WIDTH * size / largest)
+        yield Text(f"  {_one_line(name):{width}}", "dim").append(numbers).append(f"  {bar}".rstrip(), "cyan")
+
+
+def _one_line(text: str) -> str:
+    return terminal_text(text, max_chars=MAX_VALUE_CHARS).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _quoted(token: str) -> str:
+    """A token between quotes, so that its spaces are seen."""
+    return f"'{_one_line(token)}'"
+
+
+def _settings(tree: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in tree.items())
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"

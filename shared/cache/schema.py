@@ -1,0 +1,225 @@
+"""What one row of a cache holds: `ViewRow` in memory, `Layout` -> Arrow schema and encodings on disk.
+
+One row per view (sample x noise draw); every list is a flat list of a primitive type, so that `datasets`, DuckDB,
+polars and pyarrow read a shard without tide:
+
+    sample_id string, view int32, t float32                       always
+    num_tokens, prompt_tokens, num_masked int32                   always
+    x_0 list<int32>  [l]; masked list<bool>  [l - prompt_tokens]  always; Parquet packs booleans to a bitmap
+    num_chunks int32; chunk_start, chunk_len list<int32>, chunk_logp list<float>            [c]   chunk, topk
+    num_targets int32; target_position, num_top list<int32>, gold_logp, log_z_<T> list<float> [n] topk
+    top_ids list<int32>, top_logp list<float>                     [sum num_top], flat             topk
+
+The `num_*` columns repeat the lengths of the lists: an index of a million rows is then read from kilobytes.
+
+Encodings, by measurement (docs/cache_format.md): ids and small counts by dictionary (as good as a rank remap by first
+appearance), positions by delta, floats by BYTE_STREAM_SPLIT, all under zstd-3. `logp_dtype: float16` rounds values to
+float16 and stores them as FLOAT: 8 % more bytes per position than a HALF column, which DuckDB 2.0 cannot read when
+split into byte streams.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import ConfigError
+
+SCHEMA_VERSION = 1
+SIGNALS = ("none", "chunk", "topk")
+
+ROW_GROUP_BYTES = 4 << 20
+"""Uncompressed bytes at which a row group ends: random access decodes whole groups, so they are kept well below
+the 32 MiB that the Hub's viewer likes; measured price: 1.5 % of the bytes."""
+MAX_ROW_GROUP_BYTES = 32 << 20
+"""Uncompressed bytes a group may have in a cache that is read, unless it is a single row."""
+MAX_ROW_BYTES = 1 << 30
+MAX_SAMPLE_ID = 256
+"""Characters of a sample id."""
+
+Signal = Literal["none", "chunk", "topk"]
+LogpDtype = Literal["float32", "float16"]
+Encoding = Literal["scalar", "id", "count", "position", "flag", "float"]
+
+
+def _no_ints() -> np.ndarray:
+    return np.zeros(0, np.int32)
+
+
+def _no_floats() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class ViewRow:
+    """One view: a sample under one noise draw, and what the teacher said about it. l tokens, c chunks, n targets.
+
+    Rows that come from a cache hold read-only slices of a decoded row group: copy them (`torch.tensor(row.x_0)`)
+    before changing anything. Log-probabilities are nats <= 0 at temperature 1.
+
+    Args:
+        sample_id: stable id of the conversation; view: index of the noise draw; t: diffusion time in (0, 1].
+        x_0: int32 [l], clean student ids, EOS padding included; prompt_tokens: leading positions never masked.
+        masked: bool [l - prompt_tokens], the response's masked positions.
+        chunk_start, chunk_len: int32 [c], active chunks as absolute student positions, ascending, disjoint.
+        chunk_logp: float32 [c], the teacher's log-probability of each chunk.
+        target_position: int32 [n], absolute masked positions with a token-level target, ascending.
+        gold_logp: float32 [n], the teacher's log-probability of the clean token there.
+        num_top: int32 [n]; top_ids: int32, top_logp: float32 [sum num_top], flat, each target's most probable first.
+        log_z: float32 [n, m], log sum exp(logp / temperature) over the loss support, one column per temperature.
+    """
+
+    sample_id: str
+    view: int
+    t: float
+    x_0: np.ndarray
+    prompt_tokens: int
+    masked: np.ndarray
+    chunk_start: np.ndarray = field(default_factory=_no_ints)
+    chunk_len: np.ndarray = field(default_factory=_no_ints)
+    chunk_logp: np.ndarray = field(default_factory=_no_floats)
+    target_position: np.ndarray = field(default_factory=_no_ints)
+    gold_logp: np.ndarray = field(default_factory=_no_floats)
+    num_top: np.ndarray = field(default_factory=_no_ints)
+    top_ids: np.ndarray = field(default_factory=_no_ints)
+    top_logp: np.ndarray = field(default_factory=_no_floats)
+    log_z: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column on disk. `scalar` columns hold one value per row, all others a flat list."""
+
+    name: str
+    type: pa.DataType
+    encoding: Encoding
+
+    @property
+    def leaf(self) -> str:
+        """Dotted path of the Parquet leaf."""
+        return self.name if self.encoding == "scalar" else f"{self.name}.list.element"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What decides the columns of a cache and the range of their values.
+
+    Args:
+        signal: "none" (clean samples only), "chunk" or "topk".
+        vocab_size: student ids are below this; block_size: lengths are multiples of it.
+        top_k: upper bound of num_top; temperatures: one log_z column each (both unused unless signal is "topk").
+        logp_dtype: precision that log-probabilities and log_z are rounded to before they are stored as float32.
+    """
+
+    signal: Signal
+    vocab_size: int
+    block_size: int
+    top_k: int
+    temperatures: tuple[float, ...]
+    logp_dtype: LogpDtype
+
+    def __post_init__(self) -> None:
+        if self.signal not in SIGNALS:
+            raise ConfigError(f"signal kind {self.signal!r}: expected one of {', '.join(SIGNALS)}")
+        if self.logp_dtype not in ("float32", "float16"):
+            raise ConfigError(f"logp_dtype {self.logp_dtype!r}: expected float32 or float16")
+        if not 0 < self.vocab_size < 2**31 or self.block_size < 1:
+            raise ConfigError(f"vocab_size {self.vocab_size}, block_size {self.block_size}: expected positive numbers")
+        ascending = sorted(set(self.temperatures)) == list(self.temperatures)
+        if self.signal == "topk" and (
+            self.top_k < 1 or not self.temperatures or not ascending or not 0 < self.temperatures[0] < float("inf")
+        ):
+            raise ConfigError(
+                f"signal topk with top_k = {self.top_k}, temperatures = {self.temperatures}: expected top_k >= 1 and "
+                "at least one temperature > 0, distinct and ascending"
+            )
+
+    @property
+    def log_z_names(self) -> tuple[str, ...]:
+        """Names of the log_z columns, in the order of `temperatures`."""
+        return tuple(f"log_z_{float(t)!r}" for t in self.temperatures) if self.signal == "topk" else ()
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All columns on disk, in order."""
+        return tuple(_columns(self))
+
+    @property
+    def mass_tolerance(self) -> float:
+        """How far above 1 the head mass may be: entropy x 2^-11 plus log_z's rounding for float16, sums for float32."""
+        return 2e-2 if self.logp_dtype == "float16" else 1e-4
+
+
+def _columns(layout: Layout) -> Iterator[Column]:
+    int32, float32 = pa.int32(), pa.float32()
+    yield Column("sample_id", pa.string(), "scalar")
+    yield Column("view", int32, "scalar")
+    yield Column("t", float32, "scalar")
+    counts = ["num_tokens", "prompt_tokens", "num_masked"]
+    if layout.signal != "none":
+        counts.append("num_chunks")
+    if layout.signal == "topk":
+        counts.append("num_targets")
+    for name in counts:
+        yield Column(name, int32, "scalar")
+    yield Column("x_0", int32, "id")
+    yield Column("masked", pa.bool_(), "flag")
+    if layout.signal != "none":
+        yield Column("chunk_start", int32, "position")
+        yield Column("chunk_len", int32, "count")
+        yield Column("chunk_logp", float32, "float")
+    if layout.signal == "topk":
+        yield Column("target_position", int32, "position")
+        yield Column("gold_logp", float32, "float")
+        yield Column("num_top", int32, "count")
+        yield Column("top_ids", int32, "id")
+        yield Column("top_logp", float32, "float")
+        for name in layout.log_z_names:
+            yield Column(name, float32, "float")
+
+
+def arrow_schema(layout: Layout) -> pa.Schema:
+    """The Arrow schema of a shard; no column and no element is nullable."""
+    fields = []
+    for column in layout.columns:
+        kind = column.type
+        if column.encoding != "scalar":
+            kind = pa.list_(pa.field("element", kind, nullable=False))
+        fields.append(pa.field(column.name, kind, nullable=False))
+    return pa.schema(fields)
+
+
+def shard_metadata(plan_hash: str, shard: int) -> dict[str, str]:
+    """Key-value metadata of a shard's footer."""
+    return {"tide.schema_version": str(SCHEMA_VERSION), "tide.plan_hash": plan_hash, "tide.shard": str(shard)}
+
+
+def parquet_options(layout: Layout) -> dict[str, object]:
+    """Arguments of pq.ParquetWriter: encodings, compression, checksums, page index."""
+    dictionary, encodings = [], {}
+    for column in layout.columns:
+        if column.encoding in ("id", "count") or column.type == pa.string():
+            dictionary.append(column.leaf)
+        elif column.encoding == "float":
+            encodings[column.leaf] = "BYTE_STREAM_SPLIT"
+        elif column.encoding == "position":
+            encodings[column.leaf] = "DELTA_BINARY_PACKED"
+        else:
+            encodings[column.leaf] = "PLAIN"
+    return {
+        "version": "2.6",
+        "compression": "zstd",
+        "compression_level": 3,
+        "use_dictionary": dictionary,
+        "column_encoding": encodings,
+        "write_page_checksum": True,
+        "write_page_index": True,
+        "store_schema": False,
+    }
+
+
+def shard_name(shard: int, num_shards: int) -> str:
+    """Path of a shard below the cache folder."""
+    return f"data/views-{shard:05d}-of-{num_shards:05d}.parquet"

@@ -1,0 +1,98 @@
+"""Opening a cache that a stranger made: six checks in order, and nothing reaches training if one fails.
+
+1. manifest: size cap, strict schema, known version, plain names, no link out of the folder;
+2. size and SHA-256 of every file, and no shard the manifest does not name;
+3. footers: exact columns and types, row counts, bounds on what a file may expand to;
+4. pages: checksums, then Arrow's full validation;
+5. meaning: `checks.py`, and counts that agree with the manifest;
+6. text shown to people is printable.
+
+Checks 3 to 5 touch Parquet and run in a child process with a memory limit (`verify_shards.py`): a file made to exhaust
+memory or to crash the decoder ends the child, not this process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import CacheError, OutputError
+from .files import file_inside, sha256_file
+from .manifest import Manifest, read_manifest
+from .verify_shards import check_shards
+
+CHILD_BYTES = 2 << 30
+"""Memory of the child: several decoded row groups and the ids of a few million samples."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked: "quick" stops after the footers and hashes nothing."""
+
+    root: str
+    mode: Literal["quick", "full"]
+    manifest_hash: str
+    shards: int
+    rows: int
+    bytes: int
+
+
+def verify_cache(root: str | Path, *, mode: Literal["quick", "full"] = "full") -> VerifyReport:
+    """Check a cache.
+
+    Args:
+        mode: "full": all six checks; "quick": manifest, sizes and footers, for caches made here or verified before.
+    Raises: CacheError: the first check that fails; names file, row and field.
+    """
+    root = Path(root)
+    manifest = read_manifest(root)
+    _check_files(root, manifest, full=mode == "full")
+    if mode == "full":
+        _check_in_child(root)
+    else:
+        check_shards(root, manifest, full=False)
+    totals = manifest.totals
+    return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes)
+
+
+def _check_files(root: Path, manifest: Manifest, *, full: bool) -> None:
+    """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
+    entries = [*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])]
+    for entry in entries:
+        path = file_inside(root, entry.name)
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise CacheError(
+                f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; fetch it again, or dump it again"
+            )
+        if full and sha256_file(path) != entry.sha256:
+            raise CacheError(
+                f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
+            )
+    named = {entry.name for entry in entries}
+    for path in sorted((root / "data").iterdir()) if manifest.shards else []:
+        if not path.name.startswith(".") and f"data/{path.name}" not in named:
+            raise CacheError(f"{path}: the manifest does not name this file; remove it, readers would mix it in")
+
+
+def _check_in_child(root: Path) -> None:
+    """Checks 3 to 6 in a process of their own, with `CHILD_BYTES` of memory."""
+    # -P keeps the current folder, which a stranger may have filled, off the import path.
+    command = [sys.executable, "-P", "-m", f"{__package__}.verify_shards", str(root.absolute()), str(CHILD_BYTES)]
+    search_path = os.pathsep.join(folder for folder in sys.path if folder)
+    environment = {**os.environ, "PYTHONPATH": search_path, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        answer = json.loads(done.stdout.decode().splitlines()[-1])
+    except (ValueError, IndexError):
+        why = signal.strsignal(-done.returncode) if done.returncode < 0 else done.stderr.decode(errors="replace")[-500:]
+        raise CacheError(
+            f"{root}: the process that checks the shards ended early ({why!r}); the cache may be made to exhaust "
+            "memory or to crash the reader. Do not use it; fetch it again from its source"
+        ) from None
+    if answer["error"] is not None:
+        raise (OutputError if answer["kind"] == "OutputError" else CacheError)(answer["error"])

@@ -1,0 +1,166 @@
+"""Rows -> one shard, or no file at all.
+
+Stages: rows are gathered into batches of about one row group; each is converted, checked for meaning and written to a
+temporary file; the file is fsynced, then read again: its bytes must have the SHA-256 of the bytes handed out, and its
+decoded rows the digest of the rows meant; then it is renamed and the folder fsynced. The same rows give the same bytes
+(for one version of pyarrow).
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow.parquet as pq
+
+from ..errors import CacheError, OutputError
+from .batch import batch_from_rows, batch_to_table, read_group, row_bytes
+from .checks import SampleOrder, check_batch
+from .files import fsync_folder, leftovers, output_errors, reading, sha256_file, temporary_name
+from .schema import ROW_GROUP_BYTES, Layout, ViewRow, arrow_schema, parquet_options, shard_metadata
+from .statistics import ShardStatistics, batch_statistics, leaf_bytes
+
+
+def write_shard(
+    path: str | Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int
+) -> ShardStatistics:
+    """Write one shard atomically: afterwards `path` is complete and was read back, or it is as it was before.
+
+    Args:
+        rows: views, those of a sample adjacent and in order of `view`.
+        plan_hash, shard: kept in the file's metadata, so that a shard cannot pass for another.
+    Raises:
+        CacheError: a row is out of range; names row, sample and field.
+        OutputError: disk full, permission denied, device error, or what was read back is not what was written.
+    """
+    path = Path(path)
+    temporary = temporary_name(path)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        file = open(temporary, "xb")  # noqa: SIM115 - held open, and so locked, until after the rename
+    try:
+        _lock(file)
+        sink = _HashingFile(file)
+        statistics, digest = _write(sink, path, rows, layout, plan_hash=plan_hash, shard=shard)
+        with output_errors(path):
+            file.flush()
+            os.fsync(file.fileno())
+        column_bytes = _read_back(temporary, path, layout, digest=digest, sha256=sink.sha256.hexdigest())
+        with output_errors(path):
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # after a full disk, closing fails once more
+            file.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return dataclasses.replace(statistics, column_bytes=column_bytes)
+
+
+def _write(
+    file: "_HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int
+) -> tuple[ShardStatistics, str]:
+    """Write all row groups and the footer; statistics and a digest of every batch."""
+    schema = arrow_schema(layout)
+    digest, statistics, order, num_rows = hashlib.sha256(), ShardStatistics.empty(), SampleOrder(), 0
+    writer = None
+    try:
+        with output_errors(path):
+            writer = pq.ParquetWriter(file, schema, **parquet_options(layout))  # type: ignore[arg-type]
+        for group in _groups(rows):
+            batch = batch_from_rows(group, layout, where=str(path), first_row=num_rows)
+            num_samples = len(order.seen)
+            check_batch(batch, layout, order)
+            statistics = statistics + batch_statistics(batch, len(order.seen) - num_samples)
+            batch.update_digest(digest)
+            num_rows += len(batch)
+            with output_errors(path):
+                writer.write_table(batch_to_table(batch, layout, schema), row_group_size=len(batch))
+    except BaseException:
+        if writer is not None:
+            with contextlib.suppress(Exception):  # the file is thrown away, whatever closing it says
+                writer.close()
+        raise
+    with output_errors(path):
+        writer.add_key_value_metadata(shard_metadata(plan_hash, shard))
+        writer.close()
+    return statistics, digest.hexdigest()
+
+
+def _groups(rows: Iterable[ViewRow]) -> Iterator[list[ViewRow]]:
+    group: list[ViewRow] = []
+    size = 0
+    for row in rows:
+        more = row_bytes(row)
+        if group and size + more > ROW_GROUP_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += more
+    if group:
+        yield group
+
+
+def _read_back(temporary: Path, path: Path, layout: Layout, *, digest: str, sha256: str) -> dict[str, int]:
+    """Read the file again, as bytes and as rows, and compare both; compressed bytes by column."""
+    again, rows = hashlib.sha256(), 0
+    try:
+        if sha256_file(temporary) != sha256:
+            raise CacheError("its bytes are not those that were handed to the disk")
+        with reading(temporary), pq.ParquetFile(temporary, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                batch = read_group(file, group, layout, where=str(path), first_row=rows, full=True)
+                batch.update_digest(again)
+                rows += len(batch)
+            column_bytes = leaf_bytes(file.metadata, layout)
+    except (OutputError, CacheError) as error:
+        raise OutputError(f"{path}: cannot be read back after writing ({error}). {_FAULTY}") from error
+    if again.hexdigest() != digest:
+        raise OutputError(f"{path}: what was read back differs from what was written. {_FAULTY}")
+    return column_bytes
+
+
+_FAULTY = (
+    "The disk or the memory may be failing: check it, then run the same command again; finished shards stay valid."
+)
+
+
+class _HashingFile(io.RawIOBase):
+    """An append-only file that hashes the bytes it hands on."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.sha256 = hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Mark a temporary file as in use for as long as it is open."""
+    import fcntl
+
+    with contextlib.suppress(OSError):  # file systems without locks: leftovers stay
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete temporary files of this shard whose writer is dead (its lock is gone)."""
+    import fcntl
+
+    for leftover in leftovers(path):
+        with contextlib.suppress(OSError), open(leftover, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()

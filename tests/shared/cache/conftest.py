@@ -1,0 +1,125 @@
+"""A small synthetic cache: rows with every edge the format knows, and the manifest around them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tide.shared.cache import Layout, Manifest, Receipt, ViewRow, shard_name, write_manifest, write_receipt, write_shard
+from tide.shared.cache.manifest import DataSource, SignalInfo, StudentInfo, TeacherInfo, file_entry, manifest_parts
+from tide.shared.cache.schema import SCHEMA_VERSION
+from tide.shared.cache.vocabulary import VOCABULARY_NAME, write_vocabulary
+
+VOCAB = 300
+BLOCK = 8
+PLAN_HASH = "ab" * 32
+
+
+def make_layout(signal: str = "topk", **changes: Any) -> Layout:
+    values = {"vocab_size": VOCAB, "block_size": BLOCK, "top_k": 6, "temperatures": (1.0, 2.0), "logp_dtype": "float16"}
+    return Layout(signal=signal, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, prompt: int, layout: Layout) -> ViewRow:
+    """One view with a dense random teacher, reduced to what the layout keeps; t = 0.001 masks nothing, mostly."""
+    t = float(rng.choice([1e-3, rng.uniform(1e-3, 1), 1.0]))
+    masked = rng.random(len(x_0) - prompt) < t
+    positions = (np.flatnonzero(masked) + prompt).astype(np.int32)
+    if layout.signal == "none":
+        return ViewRow(sample, view, t, x_0, prompt, masked)
+    starts = positions[np.concatenate([[True], np.diff(positions) > 1])] if len(positions) else positions
+    lengths = np.array([int(np.argmin(np.append(masked[s - prompt :], False))) for s in starts], np.int32)
+    chunk_logp = -rng.exponential(2.0, len(starts)).astype(np.float32)
+    if layout.signal == "chunk":
+        return ViewRow(sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp)
+    n, k = len(positions), layout.top_k
+    logits = rng.normal(0, 3, (n, layout.vocab_size))
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    order = np.argsort(-logp, axis=1)[:, :k].astype(np.int32)
+    num_top = rng.integers(0, k + 1, n).astype(np.int32)
+    kept = np.arange(k) < num_top[:, None]
+    log_z = [np.log(np.exp(logp / temperature).sum(1)) for temperature in layout.temperatures]
+    return ViewRow(
+        sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp,
+        target_position=positions,
+        gold_logp=logp[np.arange(n), x_0[positions]].astype(np.float32),
+        num_top=num_top,
+        top_ids=order[kept],
+        top_logp=np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
+        log_z=np.stack(log_z, axis=1).astype(np.float32),
+    )  # fmt: skip
+
+
+def make_rows(layout: Layout, *, samples: int = 5, views: int = 3, seed: int = 0, blocks: int = 5) -> list[ViewRow]:
+    """Views of samples in order; sample 0 is all prompt, sample 1 has none."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for sample in range(samples):
+        length = layout.block_size * int(rng.integers(1, blocks))
+        x_0 = rng.integers(0, layout.vocab_size, length).astype(np.int32)
+        prompt = {0: length, 1: 0}.get(sample, int(rng.integers(0, length)))
+        rows += [make_row(rng, f"s{seed}-{sample}", view, x_0, prompt, layout) for view in range(views)]
+    return rows
+
+
+def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:
+    teacher = TeacherInfo("org/teacher", "c0ffee", "11", "22", "33", "apache-2.0", {"logit_shift": 0})
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tide_version="0.1.0",
+        plan_hash=PLAN_HASH,
+        signal=SignalInfo(
+            kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, top_k=layout.top_k, min_probability=0.0,
+            temperatures=layout.temperatures, support="shared: all", codec_error={},
+        ),
+        teacher=None if layout.signal == "none" else teacher,
+        student=StudentInfo("1f3a" * 16, "44", layout.vocab_size, 299, 0),
+        block_size=layout.block_size,
+        noise={"seed": 0, "views": 3},
+        sources=(DataSource("stdlib", "1", "unknown"),),
+        vocabulary=file_entry(root, VOCABULARY_NAME),
+        dropped={"too long": 2},
+        **manifest_parts(receipts),
+    )  # fmt: skip
+
+
+def write(root: Path, rows: list[ViewRow], layout: Layout, shard: int = 0, num_shards: int = 1) -> Receipt:
+    """Write a shard and its receipt."""
+    name = shard_name(shard, num_shards)
+    statistics = write_shard(root / name, rows, layout, plan_hash=PLAN_HASH, shard=shard)
+    return write_receipt(root, name, shard=shard, plan_hash=PLAN_HASH, statistics=statistics)
+
+
+def finish(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:
+    """Write vocabulary and manifest."""
+    write_vocabulary(root, [bytes([i % 256]) * (1 + i // 256) for i in range(VOCAB)], np.arange(VOCAB) - 1)
+    manifest = make_manifest(root, layout, receipts)
+    write_manifest(root, manifest)
+    return manifest
+
+
+@pytest.fixture
+def synthetic() -> SimpleNamespace:
+    """The functions above: test modules of this folder cannot import each other."""
+    names = ("make_layout", "make_row", "make_rows", "make_manifest", "write", "finish", "PLAN_HASH", "VOCAB", "BLOCK")
+    return SimpleNamespace(**{name: globals()[name] for name in names})
+
+
+@pytest.fixture
+def make_cache(tmp_path: Path) -> Callable[..., Path]:
+    """make_cache(signal, num_shards=2, name="cache") -> the folder of a complete cache."""
+
+    def make(signal: str = "topk", num_shards: int = 2, name: str = "cache", **sizes: int) -> Path:
+        root, layout = tmp_path / name, make_layout(signal)
+        shards = [make_rows(layout, seed=shard, **sizes) for shard in range(num_shards)]
+        finish(root, layout, [write(root, rows, layout, n, num_shards) for n, rows in enumerate(shards)])
+        return root
+
+    return make
+
+
+@pytest.fixture(params=["none", "chunk", "topk"])
+def signal(request: pytest.FixtureRequest) -> str:
+    return request.param
