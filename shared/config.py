@@ -6,19 +6,19 @@ What changes a byte of the cache (data, student tokenizer, teacher, noise, signa
 plan and the manifest; training reads it from there, never from its own configuration.
 """
 
-import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from .config_tree import from_tree, merge, override, read_yaml, suggest, to_tree
 from .errors import ConfigError
+
+__all__ = [
+    "EPS_T", "DataConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig", "StudentConfig",
+    "TeacherConfig", "TidalConfig", "TrainConfig", "from_tree", "load_config", "recipe_names", "to_tree",
+]  # fmt: skip
 
 EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
@@ -36,16 +36,22 @@ class DataConfig:
     source: str = "stdlib"
     columns: Mapping[str, str] = field(default_factory=dict)
     """`{messages: NAME}` or `{prompt: NAME, response: NAME}`; empty: recognised from the column names."""
+    skip_bad: bool = False
+    """Leave out and count rows without a usable answer; False: such a row is an error."""
     limit: int | None = None
-    """Use the first so many conversations; None: all."""
+    """Use so many conversations; None: all."""
+    sample_seed: int | None = None
+    """With `limit`: draw them at random with this seed; None: take the first."""
     max_length: int = 512
     """Student tokens a sample may have, prompt included; a multiple of `student.block_size`."""
     teacher_max_length: int | None = None
     """The same for the teacher's tokens; None: `max_length`."""
 
     def __post_init__(self) -> None:
-        _require(self.limit is None or self.limit > 0, "data.limit", self.limit, "a positive number or none")
-        _require(self.max_length > 0, "data.max_length", self.max_length, "a positive number of tokens")
+        _require(self.limit is None or self.limit > 0, "data.limit", self.limit, "a positive number or null")
+        for name in ("max_length", "teacher_max_length"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"data.{name}", value, "a positive number of tokens")
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,9 @@ class SignalConfig:
 
     def __post_init__(self) -> None:
         _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
+        _require(
+            self.support == "shared" or self.support > 0, "signal.support", self.support, "shared, or a number of ids"
+        )
         _require(0 <= self.min_probability < 1, "signal.min_probability", self.min_probability, "0 <= p < 1")
         ascending = sorted(set(self.temperatures)) == list(self.temperatures)
         _require(
@@ -199,6 +208,22 @@ class LossConfig:
             raise ConfigError("losses.ce takes neither reverse, tidal nor target: its target is the clean token")
         if self.target == "clean" and (self.reverse or self.tidal is not None or self.name != "kl"):
             raise ConfigError(f"{where}.target = 'clean' is the hard-label control of the forward KL only")
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, owner in _LOSS_OF_SETTING.items():
+            if self.name != owner and getattr(self, name) != defaults[name]:
+                raise ConfigError(f"{where}.{name} has no effect: only the loss {owner} reads it; remove it")
+        _require(
+            self.name != "ce" or self.temperature == 1, f"{where}.temperature", self.temperature,
+            "nothing: cross-entropy is taken at temperature 1",
+        )  # fmt: skip
+
+
+_LOSS_OF_SETTING = {"chunks": "calm", "timestep_weight": "ce", "normalise": "ce"}
+
+
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]  # those of transformers.get_scheduler that follow from the step and the number of steps alone
 
 
 @dataclass(frozen=True)
@@ -217,37 +242,46 @@ class TrainConfig:
     """Views of one sample that share a training row [x_t1, ..., x_tK, x_0]."""
     ce_noise: Literal["cached", "fresh"] = "cached"
     """Masks of the cross-entropy: the cached views', or drawn anew in extra steps (see `fresh_ratio`)."""
-    fresh_ratio: float = 1.0
-    """ce_noise = fresh: share of fresh-noise CE-only steps, 1 replacing every step when no other loss is listed."""
+    fresh_ratio: float = 0.5
+    """ce_noise = fresh: share of steps that are CE-only on fresh noise; with CE as the only loss, every step is."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: torch.optim.Muon on hidden matrices, AdamW on embeddings, head and norms."""
     lr: float = 1e-4
     muon_lr: float = 8e-3
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
-    schedule: str = "cosine"
-    """A schedule name of transformers.get_scheduler."""
+    schedule: Schedule = "cosine"
+    """A schedule of transformers.get_scheduler; it scales both learning rates."""
     warmup_ratio: float = 0.1
-    grad_clip: float = 1.0
-    precision: Literal["no", "bf16"] = "bf16"
+    grad_clip: float | None = 1.0
+    """Largest norm of the whole gradient; None: not clipped."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the forward and backward pass, under autocast; weights and optimiser are float32 either way."""
     gradient_checkpointing: bool = False
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
-    report_to: tuple[str, ...] = ()
-    """Trackers besides metrics.jsonl: tensorboard, wandb, trackio."""
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "views_per_row", "log_every", "save_every", "keep_checkpoints"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "at least 1")
-        _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "a positive number or none")
+        _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "a positive number or null")
         _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
         micro = self.micro_batch_size
         _require(
             micro is None or (micro > 0 and self.batch_size % micro == 0),
             "train.micro_batch_size", micro, f"a divisor of train.batch_size = {self.batch_size}",
         )  # fmt: skip
-        _require(0 <= self.fresh_ratio <= 1, "train.fresh_ratio", self.fresh_ratio, "a share in [0, 1]")
+        for name in ("fresh_ratio", "warmup_ratio"):
+            _require(0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a share in [0, 1]")
+        for name in ("lr", "muon_lr"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a learning rate > 0")
+        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
+        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "a number >= 0")
+        clip = self.grad_clip
+        _require(clip is None or clip > 0, "train.grad_clip", clip, "a norm > 0, or null for no clipping")
 
 
 @dataclass(frozen=True)
@@ -269,6 +303,8 @@ class RunConfig:
             self.data.max_length % block == 0, "data.max_length", self.data.max_length,
             f"a multiple of student.block_size = {block}, so that truncation never needs an invented EOS",
         )  # fmt: skip
+        if self.train.ce_noise == "fresh" and not any(loss.name == "ce" for loss in self.losses):
+            raise ConfigError("train.ce_noise = 'fresh': its extra steps are cross-entropy alone; list the loss ce")
 
 
 def recipe_names() -> list[str]:
@@ -277,152 +313,27 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
-def load_config(
-    recipe: str | None = None, path: str | Path | None = None, overrides: Sequence[str] = ()
-) -> RunConfig:
+def load_config(recipe: str | None = None, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """Merge a recipe, a YAML file and `a.b=c` overrides, in this order, into one checked configuration.
 
     Args:
         recipe: a name of `recipe_names()`.
         path: a YAML file with the same sections as a recipe.
-        overrides: strings `section.setting=value`; the value is read as YAML; list items by index (`losses.0.weight=2`).
+        overrides: strings `section.setting=value`, the value as in a YAML file; list items by index
+            (`losses.0.weight=2`).
     Raises: ConfigError: unknown recipe, file, section or setting; a value of the wrong type or out of range.
     """
     tree: dict[str, Any] = {}
     if recipe is not None:
         if recipe not in recipe_names():
-            raise ConfigError(f"no recipe {recipe!r}{_suggest(recipe, recipe_names())}")
-        _merge(tree, _read_yaml(resources.files("tide.recipes").joinpath(f"{recipe}.yaml").read_text(), recipe))
+            raise ConfigError(f"no recipe {recipe!r}{suggest(recipe, recipe_names())}")
+        merge(tree, read_yaml(resources.files("tide.recipes").joinpath(f"{recipe}.yaml").read_text(), recipe))
     if path is not None:
         try:
             text = Path(path).read_text()
         except OSError as error:
-            raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give an existing YAML file") from error
-        _merge(tree, _read_yaml(text, str(path)))
+            raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give a YAML file") from error
+        merge(tree, read_yaml(text, str(path)))
     for item in overrides:
-        _override(tree, item)
+        override(tree, item)
     return from_tree(RunConfig, tree)
-
-
-def to_tree(config: Any) -> Any:
-    """The plain dicts, lists and scalars of a configuration: what plans and manifests store as JSON."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {key: to_tree(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [to_tree(value) for value in config]
-    return config
-
-
-def from_tree(kind: type, tree: Any, where: str = "") -> Any:
-    """Inverse of `to_tree` for the dataclass `kind`, checking every name and type on the way."""
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where or 'configuration'}: expected settings by name, got {tree!r}")
-    hints = typing.get_type_hints(kind)
-    values = {}
-    for name, value in tree.items():
-        full = f"{where}.{name}" if where else str(name)
-        if name not in hints:
-            raise ConfigError(f"unknown setting {full!r}{_suggest(str(name), list(hints))}")
-        values[name] = _convert(hints[name], value, full)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where or 'configuration'}: {error}") from error
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type `hint`, without guessing: "3" is not an int, but 3 is a float."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        for option in args:
-            try:
-                return _convert(option, value, where)
-            except ConfigError as error:
-                last = error
-        if any(dataclasses.is_dataclass(option) for option in args) and isinstance(value, Mapping):
-            raise last
-    elif origin is Literal:
-        if value in args:
-            return value
-        hint_text = ", ".join(repr(a) for a in args)
-        raise ConfigError(f"{where} = {value!r}: expected one of {hint_text}{_suggest(str(value), list(map(str, args)))}")
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            items = args[:1] * len(value) if args[-1] is Ellipsis else args
-            if len(items) == len(value):
-                return tuple(_convert(a, v, f"{where}.{i}") for i, (a, v) in enumerate(zip(items, value, strict=True)))
-    elif origin in (Mapping, dict) or hint in (dict, Mapping):
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_tree(hint, value, where)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif hint in (str, bool, type(None)) and isinstance(value, hint):
-        return value
-    elif hint is Any:
-        return value
-    name = getattr(hint, "__name__", str(hint)).replace("NoneType", "none")
-    raise ConfigError(f"{where} = {value!r}: expected {name}, got {type(value).__name__}")
-
-
-def _read_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: expected sections such as `train:`, got {type(tree).__name__}")
-    return tree
-
-
-def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for name, value in more.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(name), dict):
-            _merge(tree[name], value)
-        else:
-            tree[name] = value
-
-
-def _override(tree: dict[str, Any], item: str) -> None:
-    name, equals, text = item.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"--set {item!r}: expected section.setting=value, for example --set train.lr=3e-4")
-    *parents, last = name.strip().split(".")
-    node: Any = tree
-    for parent in parents:
-        if isinstance(node, list):
-            if not parent.isdigit() or int(parent) >= len(node):
-                raise ConfigError(f"--set {name}: {parent!r} is not an index of a list of {len(node)}")
-            node = node[int(parent)]
-        else:
-            node = node.setdefault(parent, {})
-        if not isinstance(node, dict | list):
-            raise ConfigError(f"--set {name}: {parent!r} holds a single value, it has no settings below it")
-    value = _scalar(text)
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise ConfigError(f"--set {name}: {last!r} is not an index of a list of {len(node)}")
-        node[int(last)] = value
-    else:
-        node[last] = value
-
-
-def _scalar(text: str) -> Any:
-    """YAML, plus the numbers that YAML 1.1 reads as strings (1e-4)."""
-    value = _read_yaml(f"value: {text}", f"--set ...={text}")["value"]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
