@@ -1,0 +1,151 @@
+"""`tide dump-teacher` and `tide plan`: configuration -> plan -> shards -> manifest, through a launcher.
+
+Running the same command again finishes the job and redoes nothing that is whole; a changed setting is refused by name.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ..shared.cache import Manifest, read_manifest
+from ..shared.cache.files import sha256_file
+from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, ShardEntry
+from ..shared.config import RunConfig
+from ..shared.errors import CacheError, CacheMismatch, ConfigError, OutputError, TryAgain
+from .finalize import discard_damaged, tidy
+from .launchers.env import rank_from_environment, run_env, wait_for_plan
+from .launchers.local import run_local
+from .plan import Plan, make_plan, read_plan, require_same_settings, write_plan
+from .worker import Report
+
+Launcher = Literal["local", "env"]
+
+
+def prepare_plan(config: RunConfig, root: Path, *, launcher: Launcher = "local") -> Plan:
+    """The plan below `root`: the one that is there, if its settings are these; otherwise a new one.
+
+    Args: launcher: `env`: ranks other than 0 wait for the plan of rank 0.
+    Raises: CacheMismatch: a plan with other settings is there. DataError, ConfigError: see `make_plan`. OutputError:
+        `root` cannot be written, found out before the work of planning.
+    """
+    if launcher == "env" and rank_from_environment() > 0:
+        wait_for_plan(root)
+    if (root / PLAN_NAME).exists():
+        plan = read_plan(root)
+        require_same_settings(plan, config, root)
+        return plan
+    _require_usable_output(root)
+    plan, _ = make_plan(config)
+    write_plan(root, plan)
+    return plan
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """A plan in numbers, for people and scripts; bytes and token-forwards are estimates."""
+    totals = plan.totals
+    return {
+        "plan_hash": plan.hash,
+        "teacher": plan.settings["teacher"]["path"] or "none",
+        "sources": ", ".join(str(source) for source in plan.sources),
+        "signal": plan.signal_kind,
+        "samples": totals["samples"],
+        "dropped": ", ".join(f"{reason}: {count}" for reason, count in plan.dropped.items()) or "none",
+        "tokens": totals["tokens"],
+        "views": totals["rows"],
+        "expected_masked_positions": totals["expected_masked"],
+        "expected_token_forwards": plan.expected_forwards,
+        "shards": plan.num_shards,
+        "estimated_bytes": plan.estimated_bytes(),
+    }
+
+
+def dump_teacher(
+    config: RunConfig, root: Path, *, launcher: Launcher = "local", num_workers: int = 1, verify: bool = False,
+    report: Report = lambda shards, tokens: None,
+) -> Manifest:  # fmt: skip
+    """Ask the teacher about every planned view and write the cache below `root`.
+
+    Args:
+        launcher: `local`: `num_workers` processes here; `env`: this process is one rank of a job.
+        verify: compare the SHA-256 of finished shards first and redo the damaged ones. Otherwise sizes are compared,
+            and every byte once, before the manifest is written.
+        report: called with (shards finished, teacher token-forwards) since the last call.
+    Raises: TryAgain: stopped before the end. CacheMismatch, DataError, ConfigError, OutputError.
+    """
+    with _stoppable():
+        plan = prepare_plan(config, root, launcher=launcher)
+        if launcher == "local" or rank_from_environment() == 0:
+            _reopen_if_damaged(root, plan, full=verify)
+        if not (root / MANIFEST_NAME).exists():
+            if launcher == "env":
+                run_env(root, report=report)
+            else:
+                run_local(root, num_workers=num_workers, report=report)
+        tidy(root)
+        return read_manifest(root)
+
+
+def _reopen_if_damaged(root: Path, plan: Plan, *, full: bool) -> None:
+    """Forget damaged shards, and withdraw a manifest whose promise is broken: what is missing is then made again.
+
+    Raises: CacheMismatch: the manifest was made from another plan.
+    """
+    if not (root / MANIFEST_NAME).exists():
+        discard_damaged(root, plan, full=full)
+        return
+    try:
+        manifest = read_manifest(root)
+    except CacheError as error:
+        warnings.warn(f"{error}; the manifest is made again from the finished shards", stacklevel=2)
+    else:
+        if manifest.plan_hash != plan.hash:
+            raise CacheMismatch(
+                f"{root / PLAN_NAME} is not the plan that {MANIFEST_NAME} was made from; restore it, or dump into "
+                "another folder"
+            )
+        entries = [*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])]
+        if all(_is_whole(root, entry, full=full) for entry in entries):
+            return
+    (root / MANIFEST_NAME).unlink()
+    discard_damaged(root, plan, full=full)
+
+
+def _is_whole(root: Path, entry: ShardEntry | FileEntry, *, full: bool) -> bool:
+    """Is a file what the manifest says: its size and, if `full`, its SHA-256?"""
+    path = root / entry.name
+    if not path.is_file() or path.stat().st_size != entry.bytes:
+        return False
+    return not full or sha256_file(path) == entry.sha256
+
+
+def _require_usable_output(root: Path) -> None:
+    """Raises: ConfigError: files that are no cache lie there. OutputError: the folder cannot be made or written."""
+    if root.is_dir() and any(path.name[0] != "." and path.name != "lost+found" for path in root.iterdir()):
+        raise ConfigError(f"--out {root}: the folder holds other files and no {PLAN_NAME}; give a new or empty folder")
+    nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"--out {root}: {nearest} is a file; give the path of a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"--out {root}: {nearest} is read-only; give a folder that can be written")
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as an error with a message, like Ctrl-C: local workers are ended, claims released."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise TryAgain("stopped by SIGTERM; nothing that was finished is lost, the same command continues")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,120 @@
+"""The commit of a cache: all receipts -> vocabulary.parquet, README.md and, last, manifest.json.
+
+A pure function of the plan and the receipts, so whoever finishes last may run it, and running it twice is harmless. The
+manifest vouches for every byte, so each shard's SHA-256 is compared with its receipt before it is written.
+"""
+
+import re
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+from .. import __version__
+from ..shared.cache import Manifest, shard_is_done, write_manifest, write_vocabulary
+from ..shared.cache.card import write_card
+from ..shared.cache.files import leftovers
+from ..shared.cache.manifest import (
+    UNKNOWN,
+    DataSource,
+    SignalInfo,
+    StudentInfo,
+    TeacherInfo,
+    file_entry,
+    manifest_parts,
+)
+from ..shared.cache.receipts import Receipt, read_receipt, receipt_path
+from ..shared.cache.schema import SCHEMA_VERSION
+from ..shared.cache.vocabulary import VOCABULARY_NAME
+from .claims import is_alive, remove_claims
+from .pairing import Pairing, open_pairing
+from .plan import Plan
+from .weights_record import recorded_fingerprint
+
+
+def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest | None:
+    """Check every shard and write everything that follows from them; the manifest last.
+
+    Args: pairing: that of the plan, if it is open already.
+    Returns: None: not every shard is whole. The receipts of damaged ones are gone now: do these shards again.
+    Raises: CacheError: which weights made the shards is not known. OutputError.
+    """
+    if discard_damaged(root, plan, full=True):
+        return None
+    receipts = [receipt for receipt in _receipts(root, plan) if receipt is not None]
+    if len(receipts) < plan.num_shards:
+        return None
+    pairing = pairing or open_pairing(plan.config, teacher_revision=(plan.teacher or {}).get("revision"))
+    write_vocabulary(root, pairing.student.token_bytes, pairing.teacher_id())
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        tide_version=__version__,
+        plan_hash=plan.hash,
+        signal=_signal(plan, pairing.num_support if plan.signal_kind == "topk" else 0),
+        teacher=_teacher(root, plan),
+        student=StudentInfo(
+            tokenizer_fingerprint=plan.student["tokenizer"], chat_template_fingerprint=plan.student["chat_template"],
+            vocab_size=plan.student["vocab_size"], mask_id=plan.student["mask_id"], eos_id=plan.student["eos_id"],
+        ),
+        block_size=plan.config.student.block_size,
+        noise=asdict(plan.config.noise),
+        sources=tuple(DataSource(str(s), s.revision or UNKNOWN, UNKNOWN) for s in plan.sources),
+        vocabulary=file_entry(root, VOCABULARY_NAME),
+        dropped=dict(plan.dropped),
+        **manifest_parts(receipts),
+    )  # fmt: skip
+    write_card(root, manifest)
+    write_manifest(root, manifest)
+    return manifest
+
+
+def discard_damaged(root: Path, plan: Plan, *, full: bool) -> list[int]:
+    """Forget the receipts of shards that are missing or damaged, so that they are done again; says so in a warning.
+
+    Args: full: compare every byte's hash; otherwise names and sizes.
+    Returns: numbers of these shards.
+    """
+    damaged = []
+    for shard, receipt in enumerate(_receipts(root, plan)):
+        if receipt is not None and shard_is_done(root, shard, plan.hash, full=full) is None:
+            receipt_path(root, shard).unlink(missing_ok=True)
+            damaged.append(shard)
+    if damaged:
+        names = ", ".join(map(str, damaged[:8])) + (" ..." if len(damaged) > 8 else "")
+        warnings.warn(f"{root}: shards {names} are missing or damaged and are made again", stacklevel=2)
+    return damaged
+
+
+def tidy(root: Path) -> None:
+    """Remove what killed workers left behind: claims, and temporary files of processes that are dead."""
+    remove_claims(root)
+    for folder in (root, root / "data", root / "receipts"):
+        for path in leftovers(folder / "*"):
+            owner = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", path.name)
+            if owner and not is_alive(int(owner[1])):
+                path.unlink(missing_ok=True)
+
+
+def _receipts(root: Path, plan: Plan) -> list[Receipt | None]:
+    """Receipts of this plan by shard; None where there is none."""
+    receipts = [read_receipt(root, shard) for shard in range(plan.num_shards)]
+    return [r if r and r.plan_hash == plan.hash and r.shard == i else None for i, r in enumerate(receipts)]
+
+
+def _signal(plan: Plan, num_support: int) -> SignalInfo:
+    signal = plan.config.signal
+    return SignalInfo(
+        kind=plan.signal_kind, codec="plain", logp_dtype=signal.logp_dtype, top_k=signal.top_k,
+        min_probability=signal.min_probability, temperatures=signal.temperatures,
+        support=f"{signal.support}: {num_support} tokens", codec_error={},
+    )  # fmt: skip
+
+
+def _teacher(root: Path, plan: Plan) -> TeacherInfo | None:
+    if plan.teacher is None:
+        return None
+    config = plan.config.teacher
+    return TeacherInfo(
+        id=config.path, revision=plan.teacher["revision"] or config.revision or UNKNOWN,
+        weight_fingerprint=recorded_fingerprint(root), tokenizer_fingerprint=plan.teacher["tokenizer"],
+        chat_template_fingerprint=plan.teacher["chat_template"], licence=UNKNOWN, spec=plan.teacher["spec"],
+    )  # fmt: skip

@@ -1,0 +1,131 @@
+"""`--launcher local --workers N`: N processes on this machine, one per device in turn, one plan, one cache folder.
+
+The processes pull shards by themselves; this one watches them, shows progress, and replaces nothing: a worker that
+dies loses its own shard, and the others finish what it left. Each worker reports through a pipe of its own, because a
+queue's lock would stay closed behind a worker that is killed while it writes.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from ...shared.errors import TideError, TryAgain
+from ..worker import Report, work
+
+START_METHOD = "forkserver"
+"""One process imports torch, the workers are forked from it; it never touches a device, so CUDA is safe."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    messages: Connection
+    error: TideError | None = None
+    finished: bool = False
+
+
+def run_local(root: Path, *, num_workers: int, report: Report) -> None:
+    """Work until the cache is complete.
+
+    Args: num_workers: processes; 1 works in this process.
+    Raises: TryAgain: every worker ended, and shards are left. TideError: what a worker reported, if none finished.
+    """
+    if num_workers == 1:
+        work(root, report=report)
+        return
+    with _started(root, num_workers) as workers:
+        _listen(workers, report)
+    failures = [f"{w.process.name}: {w.error or _ending(w.process)}" for w in workers if not w.finished]
+    if not any(worker.finished for worker in workers):
+        for worker in workers:
+            if worker.error is not None:
+                raise worker.error
+        raise TryAgain(
+            f"{root}: the workers ended before the cache was complete ({'; '.join(failures)}); "
+            "run the same command again to continue"
+        )
+    if failures:
+        warnings.warn(f"the other workers finished the work of {'; '.join(failures)}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _started(root: Path, num_workers: int) -> Iterator[list[_Worker]]:
+    """Running workers; at the end of the block, whatever ends it, none is left."""
+    context = multiprocessing.get_context(START_METHOD)
+    if START_METHOD == "forkserver":
+        context.set_forkserver_preload([work.__module__])
+    workers: list[_Worker] = []
+    try:
+        for rank in range(num_workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(str(root), rank, sender), name=f"worker {rank}", daemon=True)
+            process.start()
+            sender.close()  # the worker's end is the only one left: its death closes the pipe
+            workers.append(_Worker(process, receiver))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.join()
+            worker.messages.close()
+
+
+def _listen(workers: list[_Worker], report: Report) -> None:
+    """Take messages until every pipe is closed."""
+    open_pipes = {worker.messages: worker for worker in workers}
+    while open_pipes:
+        for pipe in wait(list(open_pipes)):
+            worker = open_pipes[pipe]  # type: ignore[index]
+            try:
+                message = worker.messages.recv()
+            except (EOFError, OSError):
+                del open_pipes[worker.messages]
+                worker.process.join()
+                continue
+            if message is None:
+                worker.finished = True
+            elif isinstance(message, TideError):
+                worker.error = message
+            else:
+                report(*message)
+
+
+def _ending(process: BaseProcess) -> str:
+    code = process.exitcode
+    return f"killed by {signal.strsignal(-code)}" if code is not None and code < 0 else f"ended with exit code {code}"
+
+
+def _run(root: str, rank: int, messages: Connection) -> None:
+    """The worker process. Sends progress, then None or a TideError."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["LOCAL_RANK"] = str(rank)
+    try:
+        work(Path(root), report=lambda *progress: messages.send(progress))
+        messages.send(None)
+    except TideError as error:
+        messages.send(error)
+    except Exception as error:
+        traceback.print_exc()
+        messages.send(TideError(f"worker {rank}: {type(error).__name__}: {error}"))
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """No worker outlives the command, not even one that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(TryAgain.exit_code)

@@ -1,0 +1,154 @@
+"""Both sides' tokenizers of a run, opened once: conversation -> `PairedSample`, and the map between vocabularies.
+
+Needs tokenizers and the teacher's config.json, no weights. Without a teacher (recipe `ce`), the student is paired with
+itself and has no chunks.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..shared.config import RunConfig
+from ..shared.conversations import Conversation
+from ..shared.errors import ConfigError, DataError
+from ..shared.models.loading import local_folder, read_config, snapshot_revision
+from ..shared.models.specs import TeacherSpec, teacher_block_size, teacher_spec
+from ..shared.tokens import PairedSample, TextEncoder, load_tokenizer, pair, student_ids_of_teacher
+
+_NO_CHUNKS = np.zeros((0, 4), np.int32)
+
+
+@dataclass
+class Pairing:
+    """The two encoders; `teacher`, `spec` and `teacher_folder` are None for a cache without a teacher."""
+
+    config: RunConfig
+    student: TextEncoder
+    teacher: TextEncoder | None
+    spec: TeacherSpec | None
+    teacher_folder: Path | None
+
+    def encode(self, conversation: Conversation) -> PairedSample:
+        """Tokens of both sides and the chunks between them.
+
+        Raises: Dropped: the sample cannot be used, with the reason.
+        """
+        messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
+        if self.teacher is None:
+            encoded = self.student.encode(messages)
+            return PairedSample(encoded, encoded, _NO_CHUNKS)
+        return pair(self.student, self.teacher, messages, see=self.config.teacher.see)
+
+    @cached_property
+    def student_id(self) -> np.ndarray:
+        """[V_teacher] int32: the student id inside the loss support with the same bytes, -1 where there is none.
+
+        Raises: ConfigError: there is none at all.
+        """
+        if self.teacher is None or self.spec is None:
+            return np.zeros(0, np.int32)
+        mapped = student_ids_of_teacher(
+            self.teacher.token_bytes, self.student.token_bytes,
+            teacher_added=self.teacher.bytes_of.added, student_added=self.student.bytes_of.added,
+            teacher_mask_id=self.teacher.mask_id, student_mask_id=self.student.mask_id,
+        )  # fmt: skip
+        table = np.full(self.spec.vocab_size, -1, np.int32)
+        table[: len(mapped)] = mapped[: self.spec.vocab_size]
+        support = self.config.signal.support
+        if support != "shared":
+            table[support:] = -1
+            table[table >= support] = -1
+        if not (table >= 0).any():
+            raise ConfigError(
+                f"signal.support = {support!r}: the two vocabularies share no token there, so token-level losses have "
+                "nothing to range over; use signal.kind=chunk"
+            )
+        return table
+
+    @property
+    def num_support(self) -> int:
+        """Tokens in the loss support."""
+        return int((self.student_id >= 0).sum())
+
+    def teacher_id(self) -> np.ndarray:
+        """[V_student] int32: the inverse of `student_id`; -1 for tokens outside the loss support."""
+        teacher_id = np.full(len(self.student.token_bytes), -1, np.int32)
+        if self.config.signal.kind == "topk":
+            known = np.flatnonzero(self.student_id >= 0)
+            teacher_id[self.student_id[known]] = known
+        return teacher_id
+
+    def student_facts(self) -> dict[str, Any]:
+        """What plan and manifest say of the student's tokenizer; `vocab_size` bounds every id, the mask's included."""
+        return {
+            **self.student.fingerprint, "vocab_size": max(len(self.student.token_bytes), self.student.mask_id + 1),
+            "mask_id": self.student.mask_id, "eos_id": self.student.eos_id,
+        }  # fmt: skip
+
+    def teacher_facts(self) -> dict[str, Any] | None:
+        """The same for the teacher, with its spec, its config.json and, from the hub, its commit."""
+        if self.teacher is None or self.spec is None or self.teacher_folder is None:
+            return None
+        spec = {
+            "architecture": self.spec.architecture, "vocab_size": self.spec.vocab_size,
+            "mask_id": self.spec.mask_id, "eos_id": self.spec.eos_id, "block_size": self.spec.block_size,
+            "causal": self.spec.attention.causal, "logit_shift": self.spec.logit_shift,
+        }  # fmt: skip
+        return {
+            **self.teacher.fingerprint, "spec": spec, "revision": snapshot_revision(self.teacher_folder),
+            "config": hashlib.sha256((self.teacher_folder / "config.json").read_bytes()).hexdigest(),
+        }  # fmt: skip
+
+
+def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> Pairing:
+    """Load both tokenizers and the teacher's config.json.
+
+    Args: teacher_revision: the commit that a plan has pinned; None: `teacher.revision`.
+    Raises: ConfigError, DataError: see `TextEncoder`, `load_tokenizer`, `teacher_spec`; top_k beyond the support.
+    """
+    student = config.student
+    if not (student.tokenizer or student.path):
+        raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id (or student.tokenizer)")
+    student_encoder = TextEncoder(
+        load_tokenizer(student.tokenizer or student.path, student.revision), block_size=student.block_size,
+        max_length=config.data.max_length, mask_token=student.mask_token, eos_token=student.eos_token,
+        template=student.template,
+    )  # fmt: skip
+    if not config.teacher.path:
+        return Pairing(config, student_encoder, None, None, None)
+    folder = local_folder(config.teacher.path, teacher_revision or config.teacher.revision, weights=False)
+    teacher_encoder, spec = _open_teacher(config, folder)
+    pairing = Pairing(config, student_encoder, teacher_encoder, spec, folder)
+    if config.signal.kind == "topk" and config.signal.top_k > pairing.num_support:
+        raise ConfigError(
+            f"signal.top_k = {config.signal.top_k}: expected at most the {pairing.num_support} tokens of the loss "
+            f"support (student vocabulary: {len(student_encoder.token_bytes)} tokens); use a smaller k"
+        )
+    return pairing
+
+
+def _open_teacher(config: RunConfig, folder: Path) -> tuple[TextEncoder, TeacherSpec]:
+    teacher, where = config.teacher, str(folder)
+    described = read_config(folder)
+    block_size = teacher_block_size(
+        described, run_block_size=config.student.block_size, attention=teacher.attention, where=where
+    )
+    encoder = TextEncoder(
+        load_tokenizer(teacher.tokenizer or where, teacher.revision if teacher.tokenizer else None),
+        block_size=block_size or 1, max_length=config.data.teacher_max_length or config.data.max_length,
+        mask_token=teacher.mask_token, eos_token=teacher.eos_token, template=teacher.template,
+    )  # fmt: skip
+    spec = teacher_spec(
+        described, mask_id=encoder.mask_id, eos_id=encoder.eos_id, block_size=block_size, attention=teacher.attention,
+        where=where,
+    )  # fmt: skip
+    if len(encoder.token_bytes) > spec.vocab_size:
+        raise DataError(
+            f"{where}: the tokenizer has {len(encoder.token_bytes)} tokens, config.json a vocab_size of "
+            f"{spec.vocab_size}; the tokenizer belongs to another model"
+        )
+    return encoder, spec

@@ -1,0 +1,250 @@
+"""The plan: everything that decides a byte of the cache, made once, before any model is loaded.
+
+configuration + data + both tokenizers -> `plan.json`: pinned sources, fingerprints, settings, and for each shard its
+ordered samples. Shards do not depend on the number of workers. `plan_hash` is the SHA-256 of its canonical JSON; every
+shard and the manifest carry it. A command whose settings differ from an existing plan is refused by name.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..shared.cache.files import atomic_write, canonical_json, read_json, readable_json, sha256_bytes
+from ..shared.cache.manifest import MAX_PLAN_BYTES, PLAN_NAME
+from ..shared.cache.schema import SCHEMA_VERSION, Signal
+from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
+from ..shared.conversations import Conversations, Source, open_conversations, parse_sources, pin_sources
+from ..shared.errors import CacheError, CacheMismatch, DataError
+from ..shared.noising import keyed_generator
+from ..shared.tokens import Dropped
+from .pairing import Pairing, open_pairing
+
+PLANNED_SECTIONS = ("data", "student", "teacher", "noise", "signal", "shards")
+"""Sections of the configuration that decide bytes of the cache."""
+
+BYTES_PER_MASKED = {"none": 0.3, "chunk": 2.5, "topk": 8.0}
+BYTES_PER_TOP_ENTRY = 4.5
+"""Rough sizes for the estimate (docs/log.md has measurements); a dump reports the real ones."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be dumped.
+
+    Args:
+        settings: the planned sections of the configuration, as plain JSON.
+        student, teacher: what identifies the two sides (`Pairing.student_facts`); no teacher: None.
+        samples: (row of the joined sources, sample id), in shard order.
+        dropped: samples left out, by reason.
+        totals: samples, rows, tokens, maskable tokens and the expected number of masked ones.
+    """
+
+    settings: Mapping[str, Any]
+    sources: tuple[Source, ...]
+    student: Mapping[str, Any]
+    teacher: Mapping[str, Any] | None
+    samples: tuple[tuple[int, str], ...]
+    dropped: Mapping[str, int]
+    totals: Mapping[str, int]
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The planned sections as a configuration; the others keep their defaults."""
+        return from_tree(RunConfig, self.settings)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that hold the samples; the last may be smaller."""
+        per_shard = self.settings["shards"]["samples_per_shard"]
+        return -(-len(self.samples) // per_shard)
+
+    def shard_samples(self, shard: int) -> Sequence[tuple[int, str]]:
+        """(row, sample id) of the samples of one shard."""
+        per_shard = self.settings["shards"]["samples_per_shard"]
+        return self.samples[shard * per_shard : (shard + 1) * per_shard]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, the content of plan.json."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "settings": to_tree(self.settings),
+            "sources": [vars(source) for source in self.sources],
+            "student": dict(self.student),
+            "teacher": None if self.teacher is None else dict(self.teacher),
+            "samples": [list(sample) for sample in self.samples],
+            "dropped": dict(self.dropped),
+            "totals": dict(self.totals),
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return sha256_bytes(canonical_json(self.to_json()))
+
+    @property
+    def signal_kind(self) -> Signal:
+        """none (no teacher), chunk or topk."""
+        return self.config.signal.kind if self.teacher is not None else "none"
+
+    @property
+    def expected_forwards(self) -> int:
+        """Token-forwards of the teacher, at most: every view's blocks in each of its passes, x_0 once."""
+        if self.teacher is None:
+            return 0
+        noise = self.config.noise
+        return self.totals["tokens"] + self.totals["maskable"] * noise.views * (2 if noise.comp_demo else 1)
+
+    def estimated_bytes(self) -> int:
+        """Rough size of the shards, from measured bytes per masked position."""
+        masked = self.totals["expected_masked"]
+        per_position = BYTES_PER_MASKED[self.signal_kind]
+        if self.signal_kind == "topk":
+            per_position += BYTES_PER_TOP_ENTRY * self.settings["signal"]["top_k"]
+        return int(masked * per_position + 2 * self.totals["tokens"])
+
+
+def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
+    """Pin the sources, tokenise every conversation on both sides and cut the usable ones into shards.
+
+    Raises: DataError, ConfigError: see `open_conversations` and `open_pairing`; no usable sample is left.
+    """
+    sources = pin_sources(parse_sources(config.data.source))
+    conversations = open_conversations(sources, columns=config.data.columns, skip_bad=config.data.skip_bad)
+    pairing = open_pairing(config)
+    dropped: Counter[str] = Counter()
+    samples, tokens, maskable = [], 0, 0
+    for row in chosen_rows(len(conversations), config.data):
+        conversation = conversations[row]
+        try:
+            sample = pairing.encode(conversation)
+        except Dropped as reason:
+            dropped[str(reason)] += 1
+            continue
+        samples.append((row, conversation.sample_id))
+        tokens += len(sample.student.x_0)
+        maskable += len(sample.student.x_0) - sample.student.prompt_tokens
+    dropped.update(conversations.dropped)
+    if not samples:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "the data set is empty"
+        raise DataError(
+            f"{config.data.source}: no usable conversation ({reasons}). "
+            f"A sample needs room for an answer within data.max_length = {config.data.max_length} tokens."
+        )
+    noise = config.noise
+    totals = {
+        "samples": len(samples), "rows": len(samples) * noise.views, "tokens": tokens, "maskable": maskable,
+        "expected_masked": int(maskable * noise.views * (noise.t_min + noise.t_max) / 2),
+    }  # fmt: skip
+    plan = Plan(
+        settings=planned_settings(config), sources=sources, student=pairing.student_facts(),
+        teacher=pairing.teacher_facts(), samples=tuple(samples), dropped=dict(sorted(dropped.items())), totals=totals,
+    )  # fmt: skip
+    return plan, pairing
+
+
+def planned_settings(config: RunConfig) -> dict[str, Any]:
+    """The part of a configuration that decides bytes: where the student's weights lie does not, its tokenizer does."""
+    student = replace(config.student, path="", tokenizer=config.student.tokenizer or config.student.path)
+    tree = to_tree(replace(config, student=student))
+    return {section: tree[section] for section in PLANNED_SECTIONS}
+
+
+def write_plan(root: Path, plan: Plan) -> None:
+    """Write plan.json atomically."""
+    atomic_write(root / PLAN_NAME, readable_json(plan.to_json()))
+
+
+def read_plan(root: Path) -> Plan:
+    """Read plan.json.
+
+    Raises: CacheError: missing, damaged, or of another version.
+    """
+    path = root / PLAN_NAME
+    try:
+        tree = read_json(path, max_bytes=MAX_PLAN_BYTES)
+    except FileNotFoundError as error:
+        raise CacheError(f"{root}: no {PLAN_NAME}; start with tide dump-teacher or tide plan") from error
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if version != SCHEMA_VERSION:
+        raise CacheError(
+            f"{path}: schema_version is {version!r:.40}, this tide writes {SCHEMA_VERSION}; finish the dump with the "
+            "tide that began it, or dump into another folder"
+        )
+    try:
+        return Plan(
+            settings=tree["settings"], sources=tuple(Source(**_tuples(s)) for s in tree["sources"]),
+            student=tree["student"], teacher=tree["teacher"],
+            samples=tuple((row, sample_id) for row, sample_id in tree["samples"]),
+            dropped=tree["dropped"], totals=tree["totals"],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error
+
+
+def require_same_settings(plan: Plan, config: RunConfig, root: Path) -> None:
+    """Refuse a command whose settings would change bytes of a cache that is already begun.
+
+    Raises: CacheMismatch: names every setting that differs.
+    """
+    changes = _changes(plan.settings, planned_settings(config))
+    if changes:
+        raise CacheMismatch(
+            f"{root / PLAN_NAME} was made with other settings ({changes}). "
+            "Give the planned settings to continue, or another --out to start a new cache."
+        )
+
+
+def open_samples(plan: Plan) -> tuple[Conversations, Pairing]:
+    """Data and tokenizers of an existing plan, for a worker.
+
+    Raises: DataError: the data changed since the plan was made. CacheMismatch: a tokenizer or the teacher's config.json
+        did.
+    """
+    config = plan.config
+    pairing = open_pairing(config, teacher_revision=(plan.teacher or {}).get("revision"))
+    facts = {"student": pairing.student_facts(), "teacher": pairing.teacher_facts()}
+    changes = _changes({"student": plan.student, "teacher": plan.teacher}, facts)
+    if changes:
+        raise CacheMismatch(
+            f"the tokenizers or the teacher's config.json changed since the plan was made ({changes}). Restore them to "
+            "continue, or give another --out to start a new cache."
+        )
+    return open_conversations(plan.sources, columns=config.data.columns, skip_bad=config.data.skip_bad), pairing
+
+
+def _changes(planned: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Every leaf of two trees that differs, by name, old and new."""
+    old, new = dict(_leaves(planned)), dict(_leaves(now))
+    different = [name for name in sorted(old | new) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
+    return "; ".join(f"{n}: plan {old.get(n, _ABSENT)!r}, now {new.get(n, _ABSENT)!r}" for n in different)
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_ABSENT = _Absent()
+
+
+def chosen_rows(num_rows: int, data: DataConfig) -> Sequence[int]:
+    """Rows of the joined sources that `data.limit` and `data.sample_seed` select, in order."""
+    limit = num_rows if data.limit is None else min(data.limit, num_rows)
+    if data.sample_seed is None:
+        return range(limit)
+    return sorted(keyed_generator(data.sample_seed, "sample").permutation(num_rows)[:limit].tolist())
+
+
+def _leaves(tree: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for name, value in tree.items():
+            yield from _leaves(value, f"{where}.{name}" if where else str(name))
+    else:
+        yield where, list(tree) if isinstance(tree, tuple) else tree
+
+
+def _tuples(tree: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(tuple(item) for item in v) if isinstance(v, list) else v for k, v in tree.items()}

@@ -1,0 +1,142 @@
+"""A shard task: a pure function of (plan, shard index) that asks the teacher and writes one shard.
+
+1. samples -> tokens of both sides, chunks, token-level targets
+2. every view's t and masks (keyed draws), CompDemo's passes (views.py, comp_demo.py)
+3. micro-batches fixed by the plan's token budget: prefill each group of samples once, then score its passes
+4. answers -> `ViewRow`s -> a temporary file, fsynced, read back, renamed -> a receipt
+
+Doing a shard twice is harmless: the same bytes come out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..shared.cache import Layout, Receipt, shard_name, write_receipt, write_shard
+from ..shared.conversations import Conversations
+from ..shared.errors import DataError
+from ..shared.tokens import Dropped, PairedSample
+from .pairing import Pairing
+from .plan import Plan
+from .teacher import Context, Pass, Teacher
+from .views import Sample, View, draw_views
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What a worker holds while it works: the plan, the data, the tokenizers and the teacher (None: no teacher)."""
+
+    plan: Plan
+    conversations: Conversations
+    pairing: Pairing
+    teacher: Teacher | None
+
+    def run(self, root: Path, shard: int, progress: Progress = lambda tokens: None) -> Receipt:
+        """Write shard number `shard` and its receipt below `root`.
+
+        Args: progress: called with the number of teacher token-forwards done since the last call.
+        Raises: DataError: the data changed since the plan was made, or the teacher's answers are not numbers.
+            OutputError: see `write_shard`.
+        """
+        samples = self._samples(shard)
+        signal = None if self.teacher is None else self.plan.config.signal
+        views = list(draw_views(samples, self.plan.config.noise, signal=signal, k=self._top_k))
+        if self.teacher is not None:
+            self._ask(self.teacher, samples, views, progress)
+        name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
+        rows = (view.row() for of_sample in views for view in of_sample)
+        statistics = write_shard(root / name, rows, cache_layout(self.plan), plan_hash=plan_hash, shard=shard)
+        return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics)
+
+    @property
+    def _top_k(self) -> int:
+        return self.plan.config.signal.top_k if self.plan.signal_kind == "topk" else 0
+
+    def _samples(self, shard: int) -> list[Sample]:
+        first = shard * self.plan.config.shards.samples_per_shard
+        samples = []
+        for index, (row, sample_id) in enumerate(self.plan.shard_samples(shard), start=first):
+            if row >= len(self.conversations) or self.conversations.sample_id(row) != sample_id:
+                raise self._changed(row, sample_id)
+            try:
+                paired = self.pairing.encode(self.conversations[row])
+            except Dropped as error:
+                raise self._changed(row, sample_id) from error
+            samples.append(Sample(sample_id, index, paired, self._is_target(paired)))
+        return samples
+
+    def _changed(self, row: int, sample_id: str) -> DataError:
+        found = self.conversations.sample_id(row) if row < len(self.conversations) else "missing"
+        return DataError(
+            f"conversation {row}: the plan expects sample {sample_id}, the data holds {found}: data or tokenizers "
+            "changed since the plan was made; restore them, or dump into another folder"
+        )
+
+    def _is_target(self, paired: PairedSample) -> np.ndarray:
+        """[c] bool: one token on each side, and the loss support holds that pair."""
+        chunks = paired.chunks
+        if not self._top_k:
+            return np.zeros(len(chunks), bool)
+        single = (chunks[:, 1] - chunks[:, 0] == 1) & (chunks[:, 3] - chunks[:, 2] == 1)
+        student_ids = self.pairing.student_id[paired.teacher.x_0[chunks[:, 0]]]
+        return single & (student_ids == paired.student.x_0[chunks[:, 2]])
+
+    def _ask(
+        self, teacher: Teacher, samples: Sequence[Sample], views: Sequence[Sequence[View]], progress: Progress
+    ) -> None:
+        """Fill the views with answers, in micro-batches that depend on the shard and the plan's token budget alone."""
+        budget, reported = self.plan.config.teacher.tokens_per_batch, teacher.num_token_forwards
+        for group in by_tokens([len(sample.paired.teacher.x_0) for sample in samples], budget):
+            asked = [(view, one) for place, i in enumerate(group) for view in views[i] for one in view.passes(place)]
+            if not asked:
+                continue
+            num_blocks = [0] * len(group)
+            for _, one in asked:
+                num_blocks[one.sample] = max(num_blocks[one.sample], teacher.last_block(one.masked))
+            context = teacher.prefill([samples[i].paired.teacher.x_0 for i in group], num_blocks)
+            prefix = context.labels.stream.shape[1]
+            for part in by_tokens([prefix + teacher.num_touched(one.masked) for _, one in asked], budget):
+                self._score(teacher, context, [asked[i] for i in part])
+                progress(teacher.num_token_forwards - reported)
+                reported = teacher.num_token_forwards
+
+    def _score(self, teacher: Teacher, context: Context, batch: Sequence[tuple[View, Pass]]) -> None:
+        """One forward: hand each view its part of the answers."""
+        temperatures = self.plan.config.signal.temperatures if self._top_k else ()
+        answers = teacher.score(context, [one for _, one in batch], k=self._top_k, temperatures=temperatures)
+        gold_logp, targets = answers.gold_logp.cpu().numpy(), answers.targets
+        top_ids = targets.top_ids.cpu().numpy()
+        if self._top_k:
+            top_ids = self.pairing.student_id[top_ids]
+        top_logp, log_z = targets.top_logp.cpu().numpy(), targets.log_z.cpu().numpy()
+        gold_end = target_end = 0
+        for view, one in batch:
+            gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
+            target_start, target_end = target_end, target_end + int(one.target.sum())
+            of_pass = slice(target_start, target_end)
+            view.keep(one, gold_logp[gold_start:gold_end], top_ids[of_pass], top_logp[of_pass], log_z[of_pass])
+
+
+def cache_layout(plan: Plan) -> Layout:
+    """Columns of a plan's shards."""
+    signal = plan.config.signal
+    return Layout(
+        signal=plan.signal_kind, vocab_size=plan.student["vocab_size"], block_size=plan.config.student.block_size,
+        top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
+    )  # fmt: skip
+
+
+def by_tokens(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, whose padded size stays within `budget` (or of one each)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

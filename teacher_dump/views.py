@@ -1,0 +1,134 @@
+"""One view, from the noise draw to the cache row: t and masks, the teacher's answers as they come in, a `ViewRow`.
+
+Answers are indexed by teacher position until `row` turns them into the student's positions and ids.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..shared.cache import ViewRow
+from ..shared.config import NoiseConfig, SignalConfig
+from ..shared.errors import DataError
+from ..shared.noising import ViewMasks, draw_masks, masking_units, timesteps
+from ..shared.tokens import PairedSample
+from .comp_demo import passes
+from .teacher import Pass
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One conversation of a shard, as both sides read it."""
+
+    sample_id: str
+    index: int
+    """Position in the plan: decides the strata of its views' t."""
+    paired: PairedSample
+    is_target: np.ndarray
+    """[c] bool: the chunk is one token on each side and the loss support holds that pair."""
+
+
+class View:
+    """A noise draw of a sample, and what the teacher said about it so far.
+
+    Args:
+        signal: what is kept; None: there is no teacher.
+        k: top tokens kept at each target; 0: answers on chunks only.
+    """
+
+    def __init__(
+        self, sample: Sample, view: int, t: float, masks: ViewMasks, *, signal: SignalConfig | None, k: int
+    ) -> None:
+        self.sample, self.view, self.t, self.masks, self.signal, self.k = sample, view, t, masks, signal, k
+        active = sample.paired.chunks[masks.active_chunks]
+        self.chunks = active if signal else active[:0]  # [c, 4]
+        self.targets = active[sample.is_target[masks.active_chunks]] if k else active[:0]  # [n, 4]
+        num_targets, num_temperatures = len(self.targets), len(signal.temperatures) if signal and k else 0
+        self.gold_logp = np.full(len(sample.paired.teacher.x_0), np.nan, np.float32)
+        self.top_ids = np.full((num_targets, k), -1, np.int32)
+        self.top_logp = np.full((num_targets, k), np.nan, np.float32)
+        self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
+
+    def passes(self, place: int) -> Iterator[Pass]:
+        """What the teacher has to be asked; `place`: index of the sample in the teacher's context."""
+        chunks = self.sample.paired.chunks
+        for masked, active in passes(self.masks, chunks):
+            answered, target = np.zeros((2, len(masked)), bool)
+            for start, end, *_ in chunks[active]:
+                answered[start:end] = True
+            target[self.targets[:, 0]] = masked[self.targets[:, 0]]
+            yield Pass(place, masked, answered, target)
+
+    def keep(
+        self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray
+    ) -> None:
+        """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
+
+        Raises: DataError: an answer is not a finite number.
+        """
+        if not all(np.isfinite(values).all() for values in (gold_logp, top_logp, log_z)):
+            raise DataError(
+                f"sample {self.sample.sample_id}, view {self.view}: the teacher's answer holds NaN or infinite "
+                "log-probabilities; its weights are damaged or overflow in teacher.dtype, try teacher.dtype=float32"
+            )
+        self.gold_logp[asked.answered] = gold_logp
+        at = np.searchsorted(self.targets[:, 0], np.flatnonzero(asked.target))
+        self.top_ids[at], self.top_logp[at], self.log_z[at] = top_ids, top_logp, log_z
+
+    def row(self) -> ViewRow:
+        """The cache row, on student positions and ids."""
+        student = self.sample.paired.student
+        common = {
+            "sample_id": self.sample.sample_id, "view": self.view, "t": float(self.t), "x_0": student.x_0,
+            "prompt_tokens": student.prompt_tokens, "masked": self.masks.student[student.prompt_tokens :],
+        }  # fmt: skip
+        if self.signal is None:
+            return ViewRow(**common)
+        common |= {
+            "chunk_start": self.chunks[:, 2], "chunk_len": self.chunks[:, 3] - self.chunks[:, 2],
+            "chunk_logp": _segment_sums(self.gold_logp, self.chunks[:, 0], self.chunks[:, 1]),
+        }  # fmt: skip
+        if not self.k:
+            return ViewRow(**common)
+        kept = self._kept(self.signal.min_probability)
+        return ViewRow(
+            **common,
+            target_position=self.targets[:, 2],
+            gold_logp=self.gold_logp[self.targets[:, 0]],
+            num_top=kept.sum(axis=1).astype(np.int32),
+            top_ids=self.top_ids[kept],
+            top_logp=self.top_logp[kept],
+            log_z=self.log_z,
+        )
+
+    def _kept(self, min_probability: float) -> np.ndarray:
+        """[n, k] bool: entries above the probability threshold, the first in any case."""
+        kept = self.top_logp >= (math.log(min_probability) if min_probability else -math.inf)
+        kept[:, :1] = True
+        return kept
+
+
+def draw_views(
+    samples: Sequence[Sample], noise: NoiseConfig, *, signal: SignalConfig | None, k: int
+) -> Iterator[list[View]]:
+    """All views of each sample, with their keyed noise."""
+    for sample in samples:
+        student, teacher = sample.paired.student, sample.paired.teacher
+        units = masking_units(
+            sample.paired.chunks, len(student.x_0), student.prompt_tokens, len(teacher.x_0), teacher.prompt_tokens
+        )
+        yield [
+            View(sample, view, t, draw_masks(units, t, sample.sample_id, view, noise), signal=signal, k=k)
+            for view, t in enumerate(timesteps(sample.index, sample.sample_id, noise).tolist())
+        ]
+
+
+def _segment_sums(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sums of values[start:end] over non-empty spans, added in float64 and rounded once to float32; none above 0."""
+    if not len(starts):
+        return np.zeros(0, np.float32)
+    padded = np.append(values.astype(np.float64), 0.0)  # reduceat wants ends below the length
+    sums = np.add.reduceat(padded, np.stack([starts, ends], axis=1).ravel())[::2]
+    return np.minimum(sums, 0.0).astype(np.float32)

@@ -1,0 +1,87 @@
+"""Which weights a cache was begun with: `receipts/teacher.json`, written once, by the first worker that opens them.
+
+Two workers with different weights must not fill one cache. Every worker compares its checkpoint with the record before
+it answers anything, and the manifest copies the fingerprint from here.
+"""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, temporary_name
+from ..shared.errors import CacheError, CacheMismatch
+
+RECORD_NAME = "receipts/teacher.json"
+_SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
+
+
+def weight_fingerprint(folder: Path) -> str:
+    """SHA-256 over every weight file's name, size, header and 64 evenly spaced samples of 64 KiB.
+
+    A file of up to 4 MiB is read in full. Hashing 32 GB on every worker is not needed to tell two checkpoints apart.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}\n".encode())
+        with file.open("rb") as stream:
+            header_bytes = min(int.from_bytes(stream.read(8), "little"), size)
+            digest.update(stream.read(header_bytes))
+            for offset in np.linspace(8 + header_bytes, size, num=_SAMPLES, endpoint=False, dtype=np.int64):
+                stream.seek(int(offset))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def require_same_weights(root: Path, folder: Path) -> None:
+    """Compare a checkpoint with the record; the first worker writes it.
+
+    Raises: CacheMismatch: these are not the weights that earlier shards were made with. CacheError: the record is
+        damaged.
+    """
+    fingerprint = weight_fingerprint(folder)
+    _create_once(root / RECORD_NAME, readable_json({"weight_fingerprint": fingerprint}))
+    recorded = recorded_fingerprint(root)
+    if recorded != fingerprint:
+        raise CacheMismatch(
+            f"{folder}: its weights ({fingerprint[:12]}) are not those this cache was begun with ({recorded[:12]}, "
+            f"{root / RECORD_NAME}). Use the same checkpoint, or another --out."
+        )
+
+
+def recorded_fingerprint(root: Path) -> str:
+    """The fingerprint that this cache was begun with.
+
+    Raises: CacheError: the record is missing or damaged.
+    """
+    path = root / RECORD_NAME
+    try:
+        return str(read_json(path, max_bytes=1 << 16)["weight_fingerprint"])
+    except (FileNotFoundError, KeyError, TypeError, CacheError) as error:
+        raise CacheError(
+            f"{path}: missing or damaged, so which weights made the finished shards is not known. Restore it, or "
+            f"remove the folder {path.parent} to ask the teacher again about every shard."
+        ) from error
+
+
+def _create_once(path: Path, data: bytes) -> None:
+    """Write a file unless it is there: of several writers at once exactly one wins, and nobody sees half of it."""
+    if path.exists():
+        return
+    temporary = temporary_name(path)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)  # unlike a rename, fails if another worker was faster
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        fsync_folder(path.parent)

@@ -1,0 +1,69 @@
+"""Fixtures of all tests, and array shapes in signatures checked in every run: jaxtyping's import hook with beartype.
+
+The hook must be installed before the modules are first imported, so nothing above may import tide. It takes the modules
+whose signatures speak of arrays, not all of `tide`: beartype cannot check every annotation elsewhere (a protocol that
+is not runtime-checkable, names imported for type checkers alone).
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tiny_runs.py, which test modules of every folder share
+
+SHAPE_CHECKED = (
+    "tide.shared.attention",
+    "tide.shared.noising",
+    "tide.shared.rows",
+    "tide.shared.sparse_logits",
+    "tide.student_train.batches",
+    "tide.student_train.losses",
+    "tide.student_train.objective",
+    "tide.student_train.student",
+    "tide.student_train.tidal",
+)
+jaxtyping.install_import_hook(SHAPE_CHECKED, "shape_checks.checked")
+
+
+@pytest.fixture
+def as_users_run() -> Iterator[None]:
+    """Without shape checks, to see the error that users see."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    """The repository's root, which is the package `tide`."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def project_files(project_root: Path) -> list[Path]:
+    """Files of the project relative to its root: what git tracks, or would track after `git add`; skips without git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"not a git checkout: {error}")
+    return sorted(path for path in map(Path, set(listed.split("\0")) - {""}) if (project_root / path).is_file())
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the models and data of tiny_runs.py, made once for all tests."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def golden() -> Path:
+    """Folder of the checkpoints that the official classes wrote; skips where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: it does not ship with the project")
+    return folder

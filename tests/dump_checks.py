@@ -1,0 +1,92 @@
+"""What tests of stage one share: hashes of a cache's files, the check after a kill, work in forked processes."""
+
+import contextlib
+import hashlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from tide.shared.cache import shard_is_done, shard_name
+from tide.teacher_dump.plan import read_plan
+
+
+def file_hashes(root: Path) -> dict[str, str]:
+    """SHA-256 of every file below `root`, hidden ones included; folders as such, so that empty ones show up too."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def require_sound_files(root: Path) -> int:
+    """Every file under a final name can be read and belongs to its receipt; how many shards are done.
+
+    Raises: AssertionError, or what pyarrow says of a damaged page.
+    """
+    if not (root / "plan.json").exists():
+        assert not [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
+        return 0
+    plan = read_plan(root)
+    names = {shard_name(shard, plan.num_shards): shard for shard in range(plan.num_shards)}
+    for path in sorted((root / "data").glob("[!.]*")):
+        assert f"data/{path.name}" in names
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            file.read().validate(full=True)
+            assert file.metadata.metadata[b"tide.plan_hash"].decode() == plan.hash
+    done = 0
+    for shard in range(plan.num_shards):
+        if (root / "receipts" / f"{shard:05d}.json").exists():
+            assert shard_is_done(root, shard, plan.hash, full=True), f"receipt {shard} and its file disagree"
+            done += 1
+    return done
+
+
+def fork(function: Callable[[], object], *, group: int | None = None) -> int:
+    """Run `function` in a child of this process, which has torch imported already; it ends with the error's exit code.
+
+    Args: group: process group to join; 0: a new one, led by the child.
+    Returns: the child's process id.
+    """
+    assert torch.get_num_threads() == 1, "fork with a running thread pool"
+    pid = os.fork()
+    if pid:
+        if group is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the child was faster
+                os.setpgid(pid, group or pid)
+        return pid
+    code = 1
+    try:
+        sys.stdout, sys.stderr = open(os.devnull, "w"), sys.__stderr__  # noqa: SIM115 - pytest's belong to the parent
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout's handler belongs to the parent
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if group is not None:
+            os.setpgid(0, group)
+        function()
+        code = 0
+    except BaseException as error:  # the child must never return into pytest
+        code = error.code or 0 if isinstance(error, SystemExit) else getattr(error, "exit_code", 1)
+        if code == 1:
+            traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def join(*pids: int, timeout_s: float = 60.0) -> list[int]:
+    """Exit codes of children (negative: the signal that killed one); those that take too long are killed."""
+    deadline, codes = time.monotonic() + timeout_s, []
+    for pid in pids:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                codes.append(os.waitstatus_to_exitcode(status))
+                break
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+    return codes

@@ -1,0 +1,270 @@
+"""How many workers, in which order, with which interruptions: always the same bytes, and nothing whole is redone."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from dump_checks import file_hashes, fork, join, require_sound_files
+from tide.shared.cache import open_cache, read_manifest, shard_is_done
+from tide.shared.config import RunConfig
+from tide.shared.errors import DataError
+from tide.teacher_dump import dump
+from tide.teacher_dump.claims import claim
+from tide.teacher_dump.dump import dump_teacher, prepare_plan
+from tide.teacher_dump.launchers import local
+from tide.teacher_dump.plan import read_plan
+from tide.teacher_dump.shard_task import ShardTask
+from tide.teacher_dump.worker import open_task, work
+from tiny_runs import tiny_config
+
+run_shard = ShardTask.run
+
+
+@pytest.fixture
+def config(tiny_root: Path) -> RunConfig:
+    return tiny_config(tiny_root, shards__samples_per_shard=1, noise__views=2)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hashes of every file of a dump by one worker in this process."""
+    root = tmp_path_factory.mktemp("expected") / "cache"
+    dump_teacher(tiny_config(tiny_root, shards__samples_per_shard=1, noise__views=2), root)
+    assert require_sound_files(root) == read_plan(root).num_shards >= 6
+    return file_hashes(root)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The shards that are done in this process, in order."""
+    log: list[int] = []
+
+    def run(self, root, shard, progress=lambda tokens: None):
+        log.append(shard)
+        return run_shard(self, root, shard, progress)
+
+    monkeypatch.setattr(ShardTask, "run", run)
+    return log
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every shard takes longer, so that other processes meet it half done."""
+
+    def run(self, root, shard, progress=lambda tokens: None):
+        time.sleep(seconds)
+        return run_shard(self, root, shard, progress)
+
+    monkeypatch.setattr(ShardTask, "run", run)
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_any_number_of_workers_writes_the_same_bytes(config, tmp_path, expected, monkeypatch, num_workers):
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+    slow_down(monkeypatch, 0.1)
+    reports: list[tuple[int, int]] = []
+    manifest = dump_teacher(config, tmp_path, num_workers=num_workers, report=lambda *r: reports.append(r))
+    assert file_hashes(tmp_path) == expected
+    assert manifest.hash == read_manifest(tmp_path).hash
+    assert sum(shards for shards, _ in reports) == manifest.totals.shards
+
+
+def test_any_order_of_the_shards_gives_the_same_bytes(config, tmp_path, expected):
+    prepare_plan(config, tmp_path)
+    task = open_task(tmp_path, read_plan(tmp_path))
+    shards = list(range(task.plan.num_shards))
+    random.Random(1).shuffle(shards)
+    for shard in [*shards, shards[0]]:
+        task.run(tmp_path, shard)
+    dump_teacher(config, tmp_path)
+    assert file_hashes(tmp_path) == expected
+
+
+def test_a_complete_cache_is_left_alone(config, tmp_path, expected, monkeypatch):
+    """The same command again opens no data, tokenizer or model, and writes nothing."""
+    dump_teacher(config, tmp_path)
+
+    def times() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    before = times()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a complete cache needs nothing")
+
+    for name in ("make_plan", "run_local", "run_env", "write_plan"):
+        monkeypatch.setattr(dump, name, refuse)
+    for verify in (False, True):
+        assert dump_teacher(config, tmp_path, verify=verify).hash == read_manifest(tmp_path).hash
+    assert times() == before
+    shutil.rmtree(tmp_path / "receipts")  # as after a download: the manifest alone says what is whole
+    before = times()
+    dump_teacher(config, tmp_path)
+    assert times() == before
+
+
+def test_an_interrupted_dump_redoes_nothing_that_is_whole(config, tmp_path, expected, monkeypatch, calls):
+    """One worker stops in its fourth shard, two others come, one of them is stopped too, one finishes."""
+
+    class Stop(Exception):
+        pass
+
+    run = ShardTask.run
+
+    def stop_at(number):
+        def stopping(self, root, shard, progress=lambda tokens: None):
+            if shard == number:
+                raise Stop
+            return run(self, root, shard, progress)
+
+        return stopping
+
+    num_shards = len([name for name in expected if name.startswith("data/")])
+    for number in (3, 5):
+        monkeypatch.setattr(ShardTask, "run", stop_at(number))
+        with pytest.raises(Stop):
+            dump_teacher(config, tmp_path)
+        assert require_sound_files(tmp_path) == number
+        assert not (tmp_path / "manifest.json").exists()
+    monkeypatch.setattr(ShardTask, "run", run)
+    dump_teacher(config, tmp_path)
+    assert calls == list(range(num_shards))
+    assert file_hashes(tmp_path) == expected
+
+
+def test_two_workers_after_an_interruption_give_the_same_bytes(config, tmp_path, expected, monkeypatch):
+    prepare_plan(config, tmp_path)
+    open_task(tmp_path, read_plan(tmp_path)).run(tmp_path, 2)
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+    dump_teacher(config, tmp_path, num_workers=2)
+    assert file_hashes(tmp_path) == expected
+
+
+def test_two_ranks_of_a_job_at_once_give_the_same_bytes(config, tmp_path, expected, monkeypatch):
+    """--launcher env: the environment is all they know of each other; rank 1 comes first and waits for the plan."""
+    slow_down(monkeypatch, 0.1)
+    names = tmp_path / "names"
+    names.mkdir()
+
+    def rank(number: int):
+        def run() -> None:
+            os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "2"}
+            if number == 0:
+                time.sleep(0.3)
+            dump_teacher(config, tmp_path / "cache", launcher="env", report=log)
+
+        def log(shards: int, tokens: int) -> None:
+            if shards:
+                (names / f"{number}-{time.monotonic_ns()}").touch()
+
+        return run
+
+    assert join(fork(rank(1)), fork(rank(0))) == [0, 0]
+    assert file_hashes(tmp_path / "cache") == expected
+    assert {path.name[0] for path in names.iterdir()} == {"0", "1"}
+
+
+def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expected, monkeypatch):
+    """kill -9 of one of two local workers, in the middle of a shard: the other one takes that shard over."""
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+
+    def run(self, root, shard, progress=lambda tokens: None):
+        if os.environ["LOCAL_RANK"] == "0":
+            (tmp_path / "dying").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not (tmp_path / "dying").exists():
+            time.sleep(0.01)
+        return run_shard(self, root, shard, progress)
+
+    monkeypatch.setattr(ShardTask, "run", run)
+    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by Killed"):
+        dump_teacher(config, tmp_path / "cache", num_workers=2)
+    assert file_hashes(tmp_path / "cache") == expected
+
+
+def test_all_workers_killed_is_an_error_that_asks_to_try_again(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+    monkeypatch.setattr(ShardTask, "run", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(
+        Exception, match=r"worker 0: killed by Killed; worker 1: killed by Killed.*same command"
+    ) as caught:
+        dump_teacher(config, tmp_path, num_workers=2)
+    assert caught.value.exit_code == 75
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_the_error_of_a_worker_reaches_the_user(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+
+    def run(self, root, shard, progress=lambda tokens: None):
+        raise DataError("the data are bad")
+
+    monkeypatch.setattr(ShardTask, "run", run)
+    with pytest.raises(Exception, match="the data are bad") as caught:
+        dump_teacher(config, tmp_path, num_workers=2)
+    assert caught.value.exit_code == 65
+
+
+def test_a_claim_keeps_others_away_until_its_owner_is_dead(tmp_path):
+    with claim(tmp_path, "00000") as mine:
+        assert mine
+        with claim(tmp_path, "00000") as theirs:
+            assert not theirs
+        with claim(tmp_path, "00001") as other:
+            assert other
+    assert not list((tmp_path / "claims").iterdir())
+
+    def die_with_it() -> None:
+        with claim(tmp_path, "00000"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert join(fork(die_with_it)) == [-signal.SIGKILL]
+    assert (tmp_path / "claims" / "00000.json").exists()
+    with claim(tmp_path, "00000") as mine:
+        assert mine
+
+
+def test_a_claim_of_a_silent_host_is_taken_over_after_its_lease(tmp_path):
+    path = tmp_path / "claims" / "00000.json"
+    path.parent.mkdir()
+    path.write_text('{"host": "elsewhere", "pid": 1, "started": "5"}')
+    with claim(tmp_path, "00000") as mine:
+        assert not mine
+    os.utime(path, (time.time() - 60,) * 2)
+    with claim(tmp_path, "00000", lease_s=30) as mine:
+        assert mine
+    path.write_text("{")  # left half-written by a killed worker
+    os.utime(path, (time.time() - 60,) * 2)
+    with claim(tmp_path, "00000") as mine:
+        assert mine
+
+
+def test_the_workers_of_the_real_launcher_write_a_cache_that_opens(config, tmp_path, expected):
+    """Processes from the fork server, as users run them."""
+    dump_teacher(config, tmp_path, num_workers=2)
+    assert file_hashes(tmp_path) == expected
+    assert len(list(open_cache(tmp_path))) == read_manifest(tmp_path).totals.rows
+
+
+def test_work_waits_for_a_shard_that_another_worker_is_busy_with(config, tmp_path, expected, calls):
+    prepare_plan(config, tmp_path)
+    task = open_task(tmp_path, read_plan(tmp_path))
+
+    def slowly() -> None:
+        with claim(tmp_path, "00001"):
+            (tmp_path / "claimed").touch()
+            time.sleep(1.5)
+            run_shard(task, tmp_path, 1)
+
+    child = fork(slowly)
+    while not (tmp_path / "claimed").exists():
+        time.sleep(0.01)
+    work(tmp_path)
+    assert join(child) == [0]
+    (tmp_path / "claimed").unlink()
+    assert 1 not in calls
+    assert shard_is_done(tmp_path, 1, task.plan.hash)
+    assert file_hashes(tmp_path) == expected
