@@ -1,0 +1,288 @@
+"""Which views a step trains on, and their tensors: cache -> order -> `Batch`.
+
+1. `ViewOrder`: (seed, epoch, cache) -> one global order of samples; the stream of epochs is cut into global batches.
+2. `GlobalCounts`: what the losses divide by, counted over the global batch from the cache's index alone.
+3. `collate`: `ViewRow`s -> `Batch`, the tensors of one forward.
+
+The only state is the step number, so a run resumes exactly, on any number of processes. An epoch shows every sample
+once, with the views that are next in turn; a batch may span two epochs, so no batch is ever smaller than the others.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from ..shared.cache import Cache, ViewRow
+from ..shared.config import EPS_T, TrainConfig
+from ..shared.errors import CacheError
+from ..shared.noising import keyed_generator
+from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
+from ..shared.sparse_logits import SparseLogits, tail_from_top
+
+WINDOW_GROUPS = 32
+"""Row groups that are shuffled together, and held decoded: 32 of about 8 MiB."""
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+class Item(NamedTuple):
+    """One row of a batch: a sample with some of its cached views, or with fresh noise."""
+
+    sample: int
+    views: tuple[int, ...]  # empty: fresh noise at `fresh_t`
+    fresh_t: float = 0.0
+    fresh_key: int = 0  # the epoch of the fresh stream, keys the masks
+
+
+@dataclass(frozen=True)
+class GlobalCounts:
+    """Denominators of one global batch, over all processes and accumulation steps."""
+
+    rows: int
+    views: int
+    maskable: int
+    targets: int
+    chunks: int
+    unmatched_chunks: int
+
+
+class ViewOrder:
+    """The global order of training: step -> items, the same on every process.
+
+    Args:
+        cache: its index says where samples lie; the views of one sample are adjacent rows, in order.
+        train: seed, batch_size, views_per_row, ce_noise and fresh_ratio are read.
+        fresh_ratio: share of steps that are CE-only on fresh noise, in [0, 1].
+    Raises: CacheError: the cache is empty, or a sample lacks a view.
+    """
+
+    def __init__(self, cache: Cache, train: TrainConfig, *, fresh_ratio: float) -> None:
+        self.index = cache.index()
+        self.num_views = cache.manifest.noise["views"]
+        self.num_samples = len(self.index) // self.num_views
+        _require_all_views(cache, self.index.sample, self.index.view, self.num_views)
+        self.train, self.fresh_ratio = train, fresh_ratio
+        self._orders: dict[tuple[str, int], np.ndarray] = {}
+        first_rows = np.arange(self.num_samples) * self.num_views
+        places = np.stack([self.index.shard[first_rows], self.index.group[first_rows]], axis=1)
+        _, self._group_of_sample = np.unique(places, axis=0, return_inverse=True)
+
+    def is_fresh(self, step: int) -> bool:
+        """Is `step` one of the CE-only steps on fresh noise? They are spread evenly over training."""
+        return self._fresh_before(step + 1) > self._fresh_before(step)
+
+    def items(self, step: int) -> list[Item]:
+        """The global batch of `step`, in order; a process takes its sub-slice."""
+        fresh = self.is_fresh(step)
+        turn = self._fresh_before(step) if fresh else step - self._fresh_before(step)
+        first = turn * self.train.batch_size
+        return [self._item(place, fresh) for place in range(first, first + self.train.batch_size)]
+
+    def counts(self, items: Sequence[Item]) -> GlobalCounts:
+        """Denominators of a global batch."""
+        index = self.index
+        rows = np.array([i.sample * self.num_views + v for i in items for v in i.views], np.int64)
+        fresh = np.array([i.sample * self.num_views for i in items if not i.views], np.int64)
+        every = np.concatenate([rows, fresh])
+        targets, chunks = int(index.num_targets[rows].sum()), int(index.num_chunks[rows].sum())
+        return GlobalCounts(
+            rows=len(items), views=len(every),
+            maskable=int((index.num_tokens[every] - index.prompt_tokens[every]).sum()),
+            targets=targets, chunks=chunks, unmatched_chunks=chunks - targets,
+        )  # fmt: skip
+
+    def row_numbers(self, item: Item) -> list[int]:
+        """Cache rows of an item; for fresh noise the first view, whose x_0 is the sample's."""
+        return [item.sample * self.num_views + view for view in item.views or (0,)]
+
+    def length(self, item: Item) -> int:
+        """Tokens of an item's sample; rows of similar length are put into one micro-batch."""
+        return int(self.index.num_tokens[item.sample * self.num_views])
+
+    def _fresh_before(self, step: int) -> int:
+        return math.floor(step * self.fresh_ratio + 1e-9)
+
+    def _item(self, place: int, fresh: bool) -> Item:
+        epoch, inside = divmod(place, self.num_samples)
+        sample = int(self._order("fresh" if fresh else "cached", epoch)[inside])
+        if fresh:
+            start = keyed_generator(self.train.seed, "fresh t", epoch).random()
+            u = (start + inside * _GOLDEN_RATIO) % 1.0  # any run of the sequence is spread evenly over [0, 1)
+            return Item(sample, (), EPS_T + (1 - EPS_T) * u, epoch)
+        width = self.train.views_per_row
+        views = tuple((epoch * width + j) % self.num_views for j in range(min(width, self.num_views)))
+        return Item(sample, views)
+
+    def _order(self, purpose: str, epoch: int) -> np.ndarray:
+        """The samples of one epoch: row groups in random order, cut into windows, each window shuffled."""
+        key = (purpose, epoch)
+        if key not in self._orders:
+            draw = keyed_generator(self.train.seed, "order", purpose, epoch)
+            num_groups = int(self._group_of_sample.max()) + 1
+            window = draw.permutation(num_groups) // WINDOW_GROUPS
+            order = np.lexsort((draw.random(self.num_samples), window[self._group_of_sample]))
+            while len(self._orders) > 3:  # a batch spans two epochs of one purpose at most
+                self._orders.pop(next(iter(self._orders)))
+            self._orders[key] = order
+        return self._orders[key]
+
+
+def _require_all_views(cache: Cache, sample: np.ndarray, view: np.ndarray, num_views: int) -> None:
+    rows = np.arange(len(sample))
+    in_order = np.array_equal(sample, rows // num_views) and np.array_equal(view, rows % num_views)
+    if not len(rows) or len(rows) % num_views or not in_order:
+        raise CacheError(
+            f"{cache.root}: expected every sample's {num_views} views as adjacent rows in order, and found "
+            f"{len(rows)} rows that are not; dump again"
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one forward: b rows, n masked positions, m of them with a token-level target, c active chunks."""
+
+    rows: RowTensors
+    read: Int64[Tensor, " n"]  # index of each masked position in the flattened rows
+    gold_ids: Int64[Tensor, " n"]
+    t: Float32[Tensor, " n"]  # diffusion time of the position's view
+    maskable: Float32[Tensor, " n"]  # maskable tokens of the position's view
+    target: Int64[Tensor, " m"]  # index into the n positions
+    teacher: SparseLogits  # [m], student ids
+    target_t: Float32[Tensor, " m"]
+    chunk_token: Int64[Tensor, " all_chunks"]  # index into the n positions of each token of each chunk
+    chunk_of_token: Int64[Tensor, " all_chunks"]  # number of the chunk
+    chunk_logp: Float32[Tensor, " c"]  # of the teacher
+    chunk_t: Float32[Tensor, " c"]
+    chunk_unmatched: Bool[Tensor, " c"]  # no token-level target covers it
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in moved.items():
+            if isinstance(value, Tensor):
+                moved[name] = value.to(device, non_blocking=True)
+        teacher = {
+            f.name: getattr(self.teacher, f.name).to(device, non_blocking=True)
+            for f in fields(self.teacher) if f.name != "temperatures"
+        }  # fmt: skip
+        return Batch(**{**moved, "rows": self.rows.to(device), "teacher": replace(self.teacher, **teacher)})
+
+
+class View(NamedTuple):
+    """One noised copy of a sample, with or without the teacher's answer."""
+
+    row: ViewRow
+    masked: Bool[np.ndarray, " l"]
+    t: float
+    has_signal: bool
+
+
+def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[View]:
+    """The views of one item from its cache rows; fresh noise masks every response token with probability t."""
+    if item.views:
+        return [View(row, np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked]), row.t, True) for row in rows]
+    (row,) = rows
+    length = len(row.x_0)
+    masked = keyed_generator(seed, row.sample_id, "fresh mask", item.fresh_key).random(length) < item.fresh_t
+    masked[: row.prompt_tokens] = False
+    return [View(row, masked, item.fresh_t, False)]
+
+
+def collate(
+    samples: Sequence[Sequence[View]], *, mask_id: int, block_size: int, top_k: int,
+    temperatures: tuple[float, ...], num_support: int,
+) -> Batch:  # fmt: skip
+    """Views -> tensors.
+
+    Args:
+        samples: the rows of the batch, each the views of one sample that share its x_0.
+        mask_id, block_size: of the student.
+        top_k: width of the padded top-k; 0 if the cache has no token-level signal.
+        temperatures: of the cache's log_z columns.
+        num_support: tokens in the loss support; a row that holds all of them has no tail.
+    """
+    pieces, layouts = [], []
+    for views in samples:
+        noised = noised_piece(
+            views[0].row.x_0, np.stack([v.masked for v in views]), mask_id=mask_id, block_size=block_size
+        )
+        pieces.append(join(noised.piece, clean_piece(views[0].row.x_0, blocks_read(noised), block_size)))
+        layouts.append(noised)
+    rows = stack(pieces)
+    length = rows.ids.shape[1]
+    read = np.concatenate([row * length + noised.read for row, noised in enumerate(layouts)])
+    flat = [view for views in samples for view in views]
+    num_masked = [int(view.masked.sum()) for view in flat]
+    starts = np.concatenate([[0], np.cumsum(num_masked)]).tolist()
+    gold = [view.row.x_0[view.masked] for view in flat]
+    signal = [_ViewSignal(view, start) for view, start in zip(flat, starts, strict=False) if view.has_signal]
+    float_t = torch.tensor([view.t for view in flat], dtype=torch.float32)
+    maskable = torch.tensor([float(len(view.row.x_0) - view.row.prompt_tokens) for view in flat])
+    repeats = torch.tensor(num_masked)
+    target_t = np.concatenate([np.full(len(s.target), s.t, np.float32) for s in signal] or [_NO_FLOATS])
+    chunk_t = np.concatenate([np.full(len(s.chunk_logp), s.t, np.float32) for s in signal] or [_NO_FLOATS])
+    chunk_len = np.concatenate([s.chunk_len for s in signal] or [_NO_INTS])
+    return Batch(
+        rows=rows,
+        read=torch.from_numpy(read.astype(np.int64)),
+        gold_ids=torch.from_numpy(np.concatenate(gold).astype(np.int64)),
+        t=float_t.repeat_interleave(repeats),
+        maskable=maskable.repeat_interleave(repeats),
+        target=_int64([s.target for s in signal]),
+        teacher=_teacher_logits(signal, top_k, temperatures, num_support),
+        target_t=torch.from_numpy(target_t),
+        chunk_token=_int64([s.chunk_token for s in signal]),
+        chunk_of_token=torch.from_numpy(np.repeat(np.arange(len(chunk_len)), chunk_len)),
+        chunk_logp=torch.from_numpy(np.concatenate([s.chunk_logp for s in signal] or [_NO_FLOATS]).copy()),
+        chunk_t=torch.from_numpy(chunk_t),
+        chunk_unmatched=torch.from_numpy(np.concatenate([s.unmatched for s in signal] or [np.zeros(0, bool)])),
+    )
+
+
+_NO_INTS = np.zeros(0, np.int64)
+_NO_FLOATS = np.zeros(0, np.float32)
+
+
+class _ViewSignal:
+    """One view's teacher signal with positions turned into indices of the batch's masked positions."""
+
+    def __init__(self, view: View, start: int) -> None:
+        row = view.row
+        self.row, self.t = row, view.t
+        number = np.cumsum(view.masked) - 1 + start  # [l] index of each masked position
+        self.target = number[row.target_position]
+        self.chunk_len = row.chunk_len.astype(np.int64)
+        self.chunk_logp = row.chunk_logp
+        inside = np.arange(self.chunk_len.sum()) - np.repeat(np.cumsum(self.chunk_len) - self.chunk_len, self.chunk_len)
+        self.chunk_token = number[np.repeat(row.chunk_start, self.chunk_len) + inside]
+        self.unmatched = ~np.isin(row.chunk_start, row.target_position)
+
+
+def _teacher_logits(
+    signal: Sequence[_ViewSignal], top_k: int, temperatures: tuple[float, ...], num_support: int
+) -> SparseLogits:
+    """The views' flat top tokens, padded to [m, top_k] with -1 and -inf."""
+    num_top = np.concatenate([s.row.num_top for s in signal] or [_NO_INTS]).astype(np.int64)
+    row = np.repeat(np.arange(len(num_top)), num_top)
+    column = np.arange(num_top.sum()) - np.repeat(np.cumsum(num_top) - num_top, num_top)
+    top_ids = np.full((len(num_top), top_k), -1, np.int64)
+    top_logp = np.full((len(num_top), top_k), -np.inf, np.float32)
+    if len(row):
+        top_ids[row, column] = np.concatenate([s.row.top_ids for s in signal])
+        top_logp[row, column] = np.concatenate([s.row.top_logp for s in signal])
+    no_z = np.zeros((0, len(temperatures)), np.float32)
+    log_z = np.concatenate([no_z, *(s.row.log_z.reshape(len(s.target), len(temperatures)) for s in signal)])
+    log_z, top = torch.from_numpy(log_z), torch.from_numpy(top_logp)
+    log_tail = tail_from_top(top, log_z, temperatures)
+    log_tail[torch.from_numpy(num_top >= num_support)] = -torch.inf
+    gold = np.concatenate([s.row.gold_logp for s in signal] or [_NO_FLOATS])
+    return SparseLogits(torch.from_numpy(gold.copy()), torch.from_numpy(top_ids), top, log_z, log_tail, temperatures)
+
+
+def _int64(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts or [_NO_INTS]).astype(np.int64))

@@ -1,0 +1,242 @@
+"""Checkpoints: written to a temporary folder, fsynced, renamed; nothing is pickled.
+
+    <out>/checkpoints/step-00000500/   model.safetensors, config.json ...   a plain transformers folder
+                                       optimizer-<name>.safetensors, .json  tensors, and everything else
+                                       tide_state.json                      written last: step, settings, hashes
+    <out>/student/                     the finished student: transformers folder, tokenizer, card, tide_state.json
+
+With the configuration and the cache this is the whole state of a run. The newest few are kept, and a damaged newest one
+falls back to the one before it with a warning. A folder whose settings are not those asked for is refused by name.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
+from ..shared.errors import CacheMismatch, DataError, OutputError
+
+STATE_NAME = "tide_state.json"
+_MAX_STATE_BYTES = 64 << 20
+_ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run continues: after `step` steps, with the metrics totals of an unfinished window."""
+
+    folder: Path
+    step: int
+    identity: Mapping[str, Any]
+    window: Mapping[str, Sequence[float]]
+
+    def require(self, identity: Mapping[str, Any]) -> None:
+        """Raises: CacheMismatch: another run wrote this; every setting that differs is named."""
+        asked = json.loads(json.dumps(dict(identity)))
+        names = sorted(self.identity.keys() | asked.keys())
+        different = [n for n in names if self.identity.get(n) != asked.get(n)]
+        if different:
+            shown = "; ".join(f"{n}: then {self.identity.get(n)!r}, now {asked.get(n)!r}" for n in different)
+            raise CacheMismatch(
+                f"{self.folder} belongs to a run with other settings ({shown}). Use them to continue it, give another "
+                "--out, or begin anew there with --no-resume"
+            )
+
+
+def save_checkpoint(
+    root: Path, step: int, model: PreTrainedModel, optimizers: Mapping[str, Optimizer], *,
+    identity: Mapping[str, Any], window: Mapping[str, Sequence[float]], keep: int,
+) -> Path:  # fmt: skip
+    """Write `root/step-XXXXXXXX`; delete all but the newest `keep`, and later ones, which this run has overtaken.
+
+    Args:
+        optimizers: by name; state and hyperparameters are stored.
+        identity: settings that must be equal for a run to continue from here.
+        window: totals of metrics that are not written yet.
+    Raises: OutputError: disk full, permission denied; older checkpoints stay as they are.
+    """
+    folder = root / f"step-{step:08d}"
+    with _replacing(folder) as temporary:
+        model.save_pretrained(temporary)
+        for name, optimizer in optimizers.items():
+            tensors, settings = _flatten(optimizer)
+            save_file(tensors, temporary / f"optimizer-{name}.safetensors")
+            (temporary / f"optimizer-{name}.json").write_bytes(readable_json(settings))
+        _write_state(temporary, step, identity, window)
+    numbered = _checkpoints(root)
+    overtaken = [path for number, path in numbered if number > step]
+    for old in [*overtaken, *[path for number, path in numbered if number <= step][:-keep]]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def find_checkpoint(root: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+    """The newest whole checkpoint below `root`, or None.
+
+    Raises: CacheMismatch: it belongs to a run with other settings. OutputError: it cannot be read.
+    """
+    for _, folder in reversed(_checkpoints(root)):
+        try:
+            checkpoint = _read_state(folder)
+        except DataError as error:
+            warnings.warn(f"{folder} is damaged ({error}); using the checkpoint before it", stacklevel=2)
+            continue
+        checkpoint.require(identity)
+        return checkpoint
+    return None
+
+
+def load_optimizers(folder: Path, optimizers: Mapping[str, Optimizer]) -> None:
+    """Restore what `save_checkpoint` stored."""
+    for name, optimizer in optimizers.items():
+        tensors = load_file(folder / f"optimizer-{name}.safetensors")
+        settings = json.loads((folder / f"optimizer-{name}.json").read_text())
+        state: dict[int, dict[str, Any]] = {int(key): dict(values) for key, values in settings["scalars"].items()}
+        for key, tensor in tensors.items():
+            parameter, _, field = key.partition(".")
+            state.setdefault(int(parameter), {})[field] = tensor
+        groups = [
+            {**group, **{k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved.items()}}
+            for group, saved in zip(optimizer.state_dict()["param_groups"], settings["groups"], strict=True)
+        ]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save_student(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str, *,
+    step: int, identity: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write the finished student: a plain transformers folder with its tokenizer and card; replaced as a whole.
+
+    Raises: OutputError: disk full, permission denied; what was there before stays.
+    """
+    with _replacing(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "README.md").write_text(card)
+        _write_state(temporary, step, identity, {})
+
+
+def find_student(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
+    """The finished student of this very run, or None.
+
+    Raises: CacheMismatch: another run's. OutputError: the folder was not written by a training run: it is not touched.
+    """
+    if not folder.exists():
+        return None
+    if not (folder / STATE_NAME).exists():
+        raise OutputError(
+            f"{folder} exists and was not written by tide train-student; it would be replaced. Give another --out"
+        )
+    try:
+        finished = _read_state(folder)
+    except DataError as error:
+        warnings.warn(f"{folder} is damaged ({error}); it will be written again", stacklevel=2)
+        return None
+    finished.require(identity)
+    return finished
+
+
+def remove_run(out: Path) -> None:
+    """Delete what an earlier run left below `out`, and nothing else. Raises: OutputError."""
+    with output_errors(out, _ADVICE):
+        if (out / "student" / STATE_NAME).exists():
+            shutil.rmtree(out / "student")
+        for _, folder in _checkpoints(out / "checkpoints"):
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` once the block has filled it; after an error it is gone."""
+    with output_errors(folder, _ADVICE), _safetensors_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        for left_over in {temporary, *folder.parent.glob(".step-*.tmp")}:  # of a run that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            yield temporary
+            _fsync_tree(temporary)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def _safetensors_errors() -> Iterator[None]:
+    """safetensors reports a full disk as an error of its own kind: turn it into the OSError it is."""
+    try:
+        yield
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)|code: (\d+)", str(error))
+        number = int(code.group(1) or code.group(2)) if code else errno.EIO
+        raise OSError(number, os.strerror(number) if code else str(error)) from error
+
+
+def _write_state(folder: Path, step: int, identity: Mapping[str, Any], window: Mapping[str, Sequence[float]]) -> None:
+    """tide_state.json, with size and hash of every other file."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".json")
+    }  # fmt: skip
+    state = {"step": step, "identity": dict(identity), "window": dict(window), "files": files}
+    (folder / STATE_NAME).write_bytes(readable_json(state))
+
+
+def _read_state(folder: Path) -> Checkpoint:
+    """Raises: DataError: something is missing or its hash is wrong. OutputError: it cannot be read."""
+    try:
+        state = read_json(folder / STATE_NAME, max_bytes=_MAX_STATE_BYTES)
+        for name, entry in state["files"].items():
+            if not (folder / name).is_file():
+                raise DataError(f"{name} is missing")
+            if sha256_file(folder / name) != entry["sha256"]:
+                raise DataError(f"{name} is not the file that was written")
+        return Checkpoint(folder, int(state["step"]), dict(state["identity"]), dict(state["window"]))
+    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{STATE_NAME}: {type(error).__name__}: {error}") from error
+
+
+def _flatten(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors by `parameter.field`, and everything else as JSON."""
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for parameter, fields in state["state"].items():
+        for field, value in fields.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{parameter}.{field}"] = value.detach().cpu().contiguous()
+            else:
+                scalars.setdefault(str(parameter), {})[field] = value
+    return tensors, {"groups": state["param_groups"], "scalars": scalars}
+
+
+def _checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints, oldest first."""
+    named = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in root.glob("step-*") if path.is_dir())
+    return sorted((int(match.group(1)), path) for match, path in named if match)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    fsync_folder(folder)

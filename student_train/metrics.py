@@ -1,0 +1,124 @@
+"""Metrics of a run: values of single steps -> one line of metrics.jsonl per window of steps, and trackers.
+
+A line holds the means over the steps since the line before it:
+
+    {"step": 20, "epoch": 0.31, "ce": 5.1, "kl": 2.2, "loss": 7.3, "grad_norm": 0.8, "lr": 1e-4, "tokens_per_s": 9e3}
+
+`step` counts finished optimiser steps; losses are unweighted, by name, and `loss` is their weighted sum, all in nats;
+`grad_norm` is the norm before clipping; `lr` is AdamW's at the last of these steps. Sums over an unfinished window are
+part of a checkpoint: a resumed run writes the lines that an uninterrupted one would have written.
+"""
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared.cache.files import output_errors, temporary_name
+from ..shared.errors import TideError, Unavailable
+
+METRICS_NAME = "metrics.jsonl"
+_ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
+
+
+class MetricsWindow:
+    """Running sums of step values; they stay on the device until a line is written."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Values of one step, float32 scalars; a value need not occur in every step."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def totals(self, reduce: Callable[[str, Tensor], Tensor]) -> dict[str, tuple[float, int]]:
+        """(sum, number of steps) by name; `reduce` adds up what is spread over processes. Collective."""
+        return {name: (float(reduce(name, self._sums[name])), self._counts[name]) for name in sorted(self._sums)}
+
+    def clear(self) -> None:
+        """Begin the next window."""
+        self._sums, self._counts = {}, {}
+
+    def restore(self, totals: Mapping[str, Sequence[float]], device: torch.device) -> None:
+        """Continue a window from its totals."""
+        self._sums = {name: torch.tensor(total, device=device) for name, (total, _) in totals.items()}
+        self._counts = {name: int(count) for name, (_, count) in totals.items()}
+
+
+def require_finite(totals: Mapping[str, tuple[float, int]], step: int) -> None:
+    """Raises: TideError: some value is NaN or infinite. Training on would overwrite good checkpoints with bad ones."""
+    bad = [name for name, (total, _) in totals.items() if not math.isfinite(total)]
+    if bad:
+        raise TideError(
+            f"training diverged: {', '.join(bad)} is not finite in the steps up to {step}. The last checkpoint is from "
+            "before that; lower train.lr or train.muon_lr, lengthen train.warmup_ratio, or clip (train.grad_clip)"
+        )
+
+
+class MetricsFile:
+    """metrics.jsonl of a run folder, one JSON object per line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / METRICS_NAME
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one line through to the disk. Raises: OutputError."""
+        with output_errors(self.path, _ADVICE):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(dict(line), allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+    def keep_until(self, steps_done: int) -> None:
+        """Drop what a stopped run wrote after its last checkpoint, and a line it was cut off in."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines()
+        kept = [line for line in lines if (_step(line) or math.inf) <= steps_done]
+        temporary = temporary_name(self.path)
+        with output_errors(self.path, _ADVICE):
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(self.path)
+
+
+def _step(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raises: Unavailable: a tracker's package is missing (accelerate would leave the tracker out in silence)."""
+    for name in names:
+        packages = _TRACKERS[name]
+        if not any(importlib.util.find_spec(package) for package in packages):
+            raise Unavailable(
+                f"train.report_to names {name}, and the package {packages[0]} is not installed: "
+                f"pip install {packages[0]}, or remove it from train.report_to (metrics.jsonl is always written)"
+            )
+
+
+def flat_settings(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested settings as dotted names, lists by index; empty lists and mappings keep their place."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        items = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        if isinstance(items, Mapping) and items:
+            flat |= flat_settings({str(k): v for k, v in items.items()}, f"{where}{name}.")
+        else:
+            flat[f"{where}{name}"] = value
+    return flat

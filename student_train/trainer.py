@@ -1,0 +1,325 @@
+"""`tide train-student`: cache + student checkpoint -> trained student, in one plain loop over accelerate.
+
+1. open the cache and the student (never the teacher), check that they belong together
+2. for every step: the global batch of `ViewOrder`, this process's share of it in micro-batches, one student forward
+   each, the recipe's losses, one optimiser step
+3. metrics as JSONL (and trackers by name), checkpoints, exact resume; at the end `<out>/student`
+
+The state of a run is the step number, the student and the optimisers; order, noise, learning rate and random numbers
+follow from the step.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from ..shared.cache import Cache, open_cache
+from ..shared.cache.files import output_errors
+from ..shared.config import RunConfig, TrainConfig, to_tree
+from ..shared.errors import ConfigError, TryAgain
+from ..shared.noising import keyed_generator
+from .batches import Batch, GlobalCounts, ViewOrder, collate, views_of
+from .checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    find_student,
+    load_optimizers,
+    remove_run,
+    save_checkpoint,
+    save_student,
+)
+from .metrics import MetricsFile, MetricsWindow, flat_settings, require_finite, require_trackers
+from .objective import Objective
+from .open_student import open_encoder, open_model, refuse_own_input, student_card
+from .optimizers import build_optimizers, schedule_factor, set_learning_rates
+from .stop_signal import StopSignal
+from .student import Student
+
+Report = Callable[[dict[str, float]], None]
+_NOT_IDENTITY = {
+    "log_every", "save_every", "keep_checkpoints", "report_to", "micro_batch_size", "gradient_checkpointing",
+}  # fmt: skip
+
+
+def train_student(
+    config: RunConfig, cache_path: str, out: Path, *, resume: bool = True, report: Report = lambda metrics: None
+) -> Path:
+    """Train a student from a cache.
+
+    Args:
+        config: `student`, `losses` and `train` are read; data, noise and codec come from the cache's manifest.
+        cache_path: folder or hub id of a complete cache.
+        out: run folder; gets `metrics.jsonl`, `checkpoints/` and, at the end, `student/`.
+        resume: continue from the newest checkpoint below `out`, if there is one; False: remove what is there and begin
+            anew. A run that is finished already is left as it is.
+        report: called with the metrics of every logged step.
+    Returns: the folder of the finished student.
+    Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
+        ConfigError: the recipe needs something the cache does not have. TryAgain: stopped by a signal, state saved.
+        OutputError: nothing can be written below `out`. TideError: the loss became NaN or infinite.
+    """
+    cache = open_cache(cache_path)
+    identity = run_identity(config, cache)
+    refuse_own_input(config, out)
+    checkpoint = None
+    if resume:
+        if find_student(out / "student", identity):
+            return out / "student"
+        checkpoint = find_checkpoint(out / "checkpoints", identity)
+    with own_accelerator_state(), contextlib.ExitStack() as stack:
+        run = Run(config, cache, out, checkpoint)
+        stack.callback(run.close)
+        stack.enter_context(torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []))
+        stop = stack.enter_context(StopSignal())
+        run.prepare_folder(anew=not resume)
+        batches = stack.enter_context(contextlib.closing(run.batches()))
+        for step, micro_batches, counts in batches:
+            run.step(step, micro_batches, counts, report)
+            is_last, stopped = step + 1 == run.num_steps, run.on_any_process(stop.received is not None)
+            if is_last or stopped or (step + 1) % config.train.save_every == 0:
+                run.save(step + 1)
+            if stopped and not is_last:
+                if stop.received == signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise TryAgain(f"{out}: stopped after step {step + 1}, which is saved; run the same command again")
+        return run.finish()
+
+
+def run_identity(config: RunConfig, cache: Cache) -> dict[str, Any]:
+    """What must be equal for a run to continue: cache, student, losses, and the settings that change numbers."""
+    train = {name: value for name, value in to_tree(config.train).items() if name not in _NOT_IDENTITY}
+    tree = {"student": to_tree(config.student), "losses": to_tree(config.losses), "train": train}
+    return {"cache": cache.manifest.hash, **flat_settings(tree)}
+
+
+class Run:
+    """Everything one training run holds; made and used inside `own_accelerator_state`."""
+
+    def __init__(self, config: RunConfig, cache: Cache, out: Path, checkpoint: Checkpoint | None = None) -> None:
+        self.config, self.cache, self.out, self.checkpoint = config, cache, out, checkpoint
+        train, manifest = config.train, cache.manifest
+        require_trackers(train.report_to)
+        self.encoder = open_encoder(config, cache)
+        self.objective = Objective(
+            config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
+        )
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if train.precision == "bf16" else "no", log_with=list(train.report_to) or None,
+            project_dir=str(out),
+        )  # fmt: skip
+        self.device = self.accelerator.device
+        if train.batch_size % self.accelerator.num_processes:
+            raise ConfigError(
+                f"train.batch_size = {train.batch_size} is not a multiple of the {self.accelerator.num_processes} "
+                "processes; change one of the two"
+            )
+        self.order = ViewOrder(cache, train, fresh_ratio=_fresh_ratio(train, self.objective))
+        self.num_steps = train.steps or max(1, round(train.epochs * self.order.num_samples / train.batch_size))
+        self.first_step = checkpoint.step if checkpoint else 0
+        in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
+        self.num_support = int(in_support.sum())
+        model = open_model(config, cache, checkpoint.folder if checkpoint else None)
+        self.student = Student(model, in_support if self.num_support else None)
+        # autocast and DDP wrap what the step calls; self.student stays the bare module
+        self.forward = self.accelerator.prepare(self.student)
+        self.optimizers = build_optimizers(self.student.model, train)
+        self.factor = schedule_factor(train, self.num_steps)
+        self.window, self.metrics_file = MetricsWindow(), MetricsFile(out)
+        if checkpoint:
+            load_optimizers(checkpoint.folder, self.optimizers)
+            self._restore_window(checkpoint.window)
+        self._tokens, self._clock = 0, time.perf_counter()
+
+    def prepare_folder(self, *, anew: bool) -> None:
+        """Make `out` hold what belongs to the steps done so far, and nothing else."""
+        if self.accelerator.is_main_process:
+            with output_errors(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+            if anew:
+                remove_run(self.out)
+            self.metrics_file.keep_until(self.first_step)
+        self.accelerator.wait_for_everyone()
+        if self.config.train.report_to:
+            settings = flat_settings(to_tree(self.config))
+            scalars = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
+            self.accelerator.init_trackers("tide", config=scalars)
+
+    def batches(self) -> Generator[tuple[int, list[Batch], GlobalCounts]]:
+        """The steps that are left, each built in a thread while the one before it trains."""
+        self._clock = time.perf_counter()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tide-batches") as thread:
+            steps = range(self.first_step, self.num_steps)
+            futures = (thread.submit(self.build, step) for step in steps)
+            following = next(futures, None)
+            for step in steps:
+                assert following is not None
+                batches, counts = following.result()
+                following = next(futures, None)
+                yield step, batches, counts
+
+    def build(self, step: int) -> tuple[list[Batch], GlobalCounts]:
+        """This process's share of the global batch of `step`, in micro-batches, and the counts of the whole."""
+        items = self.order.items(step)
+        share = len(items) // self.accelerator.num_processes
+        first = share * self.accelerator.process_index
+        mine = sorted(items[first : first + share], key=self.order.length, reverse=True)  # little padding
+        micro = min(share, self.config.train.micro_batch_size or share)
+        signal, block_size = self.cache.manifest.signal, self.cache.manifest.block_size
+        batches = []
+        for start in range(0, share, micro):
+            samples = [
+                views_of(item, self.cache.rows(self.order.row_numbers(item)), self.config.train.seed)
+                for item in mine[start : start + micro]
+            ]
+            batch = collate(
+                samples, mask_id=self.encoder.mask_id, block_size=block_size, num_support=self.num_support,
+                top_k=signal.top_k if signal.kind == "topk" else 0, temperatures=tuple(signal.temperatures),
+            )  # fmt: skip
+            batches.append(batch)
+        return batches, self.order.counts(items)
+
+    def losses(self, batch: Batch, counts: GlobalCounts, step: int) -> dict[str, Tensor]:
+        """Student forward and losses of one micro-batch: its share of the global means, by name."""
+        batch = batch.to(self.device)
+        fresh = self.order.is_fresh(step)
+        output = self.forward(
+            batch.rows, batch.read, batch.gold_ids, batch.target, batch.teacher.top_ids,
+            () if fresh else self.objective.temperatures,
+        )  # fmt: skip
+        return self.objective(output, batch, counts, progress=step / self.num_steps, fresh=fresh)
+
+    def gradient(self, step: int, batches: Sequence[Batch], counts: GlobalCounts) -> dict[str, Tensor]:
+        """Losses and gradient of the global batch, the latter summed over micro-batches and processes."""
+        sums: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            is_last = number + 1 == len(batches)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.forward):
+                values = self.losses(batch, counts, step)
+                loss = self.objective.total(values)
+                # DDP averages gradients over processes, and every process holds only its share of a global mean.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            for name, value in {**values, "loss": loss}.items():
+                value = value.detach().float()
+                sums[name] = sums[name] + value if name in sums else value
+        return sums
+
+    def step(self, step: int, batches: Sequence[Batch], counts: GlobalCounts, report: Report) -> None:
+        """One optimiser step on one global batch."""
+        train, accelerator = self.config.train, self.accelerator
+        # Dropout, if the student has any: keyed by the step, so that resuming needs no generator state.
+        seed = keyed_generator(train.seed, "torch", step, accelerator.process_index).integers(2**62)
+        torch.manual_seed(int(seed))
+        self.student.train()
+        values = self.gradient(step, batches, counts)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), train.grad_clip or float("inf"))
+        factor = self.factor(step)
+        set_learning_rates(self.optimizers, train, factor)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.window.add({**values, "grad_norm": norm.detach().float()})
+        self._tokens += sum(batch.rows.ids.numel() for batch in batches) * accelerator.num_processes
+        if (step + 1) % train.log_every == 0 or step + 1 == self.num_steps:
+            self._log(step + 1, train.lr * factor, report)
+
+    def save(self, steps_done: int) -> None:
+        """Write a checkpoint (on the main process)."""
+        totals = self._totals(steps_done)
+        if self.accelerator.is_main_process:
+            save_checkpoint(
+                self.out / "checkpoints", steps_done, self.student.model, self.optimizers,
+                identity=run_identity(self.config, self.cache), window=totals, keep=self.config.train.keep_checkpoints,
+            )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+
+    def finish(self) -> Path:
+        """Write the finished student."""
+        folder = self.out / "student"
+        if self.accelerator.is_main_process:
+            card = student_card(self.config, self.cache, self.encoder, self.num_steps)
+            save_student(
+                folder, self.student.model, self.encoder.tokenizer, card, step=self.num_steps,
+                identity=run_identity(self.config, self.cache),
+            )  # fmt: skip
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def close(self) -> None:
+        """Let the trackers write what they hold back. (`end_training` would also end the caller's process group.)"""
+        if self.accelerator.is_main_process:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def on_any_process(self, flag: bool) -> bool:
+        """Is `flag` set anywhere? Signals do not reach all processes between the same two steps."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self._reduce("flag", torch.tensor(float(flag), device=self.device)) > 0)
+
+    def _restore_window(self, totals: Mapping[str, Sequence[float]]) -> None:
+        """Totals over all processes go to the main one; the others hold zeros under the same names."""
+        main = self.accelerator.is_main_process
+        shares = {n: (total if main or n == "grad_norm" else 0.0, count) for n, (total, count) in totals.items()}
+        self.window.restore(shares, self.device)
+
+    def _log(self, steps_done: int, lr: float, report: Report) -> None:
+        """Mean over the steps since the last line; with `save`, the only place where numbers leave the device."""
+        totals, now = self._totals(steps_done), time.perf_counter()
+        self.window.clear()
+        metrics: dict[str, float] = {
+            "step": steps_done,
+            "epoch": steps_done * self.config.train.batch_size / self.order.num_samples,
+            **{name: total / count for name, (total, count) in totals.items()},
+            "lr": lr,
+            "tokens_per_s": self._tokens / max(1e-9, now - self._clock),
+        }
+        self._tokens, self._clock = 0, now
+        if self.accelerator.is_main_process:
+            self.metrics_file.append(metrics)
+            report(metrics)
+        if self.config.train.report_to:
+            self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=steps_done)
+
+    def _totals(self, steps_done: int) -> dict[str, tuple[float, int]]:
+        totals = self.window.totals(self._reduce)
+        require_finite(totals, steps_done)
+        return totals
+
+    def _reduce(self, name: str, value: Tensor) -> Tensor:
+        """Sum over processes of a loss's shares; the gradient's norm is the same everywhere."""
+        if name == "grad_norm" or self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.reduce(value, "sum")  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def own_accelerator_state() -> Iterator[None]:
+    """accelerate keeps one state per process, and refuses a second training with another precision in it.
+
+    While a run lasts it has a state of its own; afterwards the caller's is back. Devices and process groups
+    (`PartialState`) are shared.
+    """
+    state: Any = AcceleratorState._shared_state
+    saved = dict(state)
+    state.clear()
+    try:
+        yield
+    finally:
+        state.clear()
+        state.update(saved)
+
+
+def _fresh_ratio(train: TrainConfig, objective: Objective) -> float:
+    """Share of CE-only steps on fresh noise."""
+    if train.ce_noise == "cached":
+        return 0.0
+    return 1.0 if objective.is_ce_only else train.fresh_ratio
