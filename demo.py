@@ -1,0 +1,278 @@
+"""`tide demo`: the whole of tide in a few minutes on two CPU cores, on real text.
+
+1. dump: the shipped teacher is asked once about some functions of the standard library (signature, docstring -> body)
+2. train: from this one cache and one initialisation per seed, a student per arm: cross-entropy alone, the hard-label
+   control, and distilled ones
+3. compare: bits per byte and top-1 accuracy on modules that neither teacher nor students have seen, by diffusion time,
+   with the spread over seeds and a z value paired by document; a table, `demo.json` and `demo.png`
+"""
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .shared.cache.files import atomic_write, readable_json
+from .shared.config import LossConfig, RunConfig, TidalConfig, load_config
+
+_CE = LossConfig("ce")
+_KL = LossConfig("kl", weight=3.0)
+ARMS: dict[str, tuple[LossConfig, ...]] = {
+    "ce": (_CE,),
+    "hard-label": (_CE, replace(_KL, target="clean")),
+    "kl": (_CE, _KL),
+    "tide-hybrid": (_CE, _KL, LossConfig("calm", temperature=2.0, chunks="unmatched")),
+    "ce-fresh": (_CE,),
+    "tidal": (_CE, replace(_KL, tidal=TidalConfig())),
+    "calm": (_CE, LossConfig("calm", temperature=2.0)),
+    "reverse-calm": (_CE, LossConfig("calm", temperature=2.0, reverse=True)),
+}
+"""Losses of every arm, fixed beforehand. `ce-fresh` draws new masks in every step, all others use the cached views."""
+DEFAULT_ARMS = ("ce", "hard-label", "kl", "tide-hybrid")
+BASELINE = "ce"
+
+
+@dataclass(frozen=True)
+class DemoSize:
+    """How much of the demo is run."""
+
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    steps: int | None = None  # None: the recipe's
+    documents: int | None = None  # held-out documents; None: all
+
+
+SIZES = {
+    "default": DemoSize(DEFAULT_ARMS, (11, 12), documents=160),
+    "full": DemoSize(tuple(ARMS), (11, 12, 13)),
+    "ci": DemoSize(("ce", "kl"), (11,), steps=20, documents=24),
+}
+
+Say = Callable[[str], None]
+
+
+def run_demo(out: Path, *, size: DemoSize, workers: int, say: Say) -> dict[str, Any]:
+    """Dump, train, compare.
+
+    Args:
+        out: folder; gets `cache/`, `heldout/`, `runs/`, `demo.json` and `demo.png`. Finished parts are not redone.
+        workers: processes; each uses one thread.
+        say: called with a line of progress.
+    Returns: the content of demo.json.
+    """
+    from .shared.cache import open_cache
+    from .teacher_dump.dump import dump_teacher
+
+    start = time.perf_counter()
+    with resources.as_file(resources.files("tide.recipes").joinpath("demo_assets")) as assets:
+        config = demo_config(assets, size)
+        say(f"1/3 dump: asking the teacher about {config.data.limit} functions x {config.noise.views} views")
+        with _one_thread_each():
+            dump_teacher(config, out / "cache", num_workers=workers)
+            dump_teacher(heldout_config(config, size), out / "heldout", num_workers=1)
+        cache = open_cache(out / "cache")
+        chunks = chunk_kinds(config)
+        say(f"    {cache.manifest.totals.rows:,} views, {cache.manifest.totals.bytes:,} bytes; chunks: {chunks}")
+        dumped = time.perf_counter()
+        jobs = [(arm, seed) for seed in size.seeds for arm in size.arms]
+        say(f"2/3 train: {len(size.arms)} arms x {len(size.seeds)} seeds, {config.train.steps} steps each")
+        scores = _train_all(config, out, jobs, workers, say)
+    result = summarise(scores, size)
+    result |= {
+        "chunks": chunks, "cache_bytes": cache.manifest.totals.bytes,
+        "dump_s": round(dumped - start, 1), "total_s": round(time.perf_counter() - start, 1),
+    }  # fmt: skip
+    say("3/3 compare: held-out modules of the standard library")
+    atomic_write(out / "demo.json", readable_json(result))
+    draw(result, out / "demo.png")
+    return result
+
+
+def demo_config(assets: Path, size: DemoSize) -> RunConfig:
+    """The recipe `demo` with the shipped teacher and student."""
+    config = load_config("demo")
+    train = config.train if size.steps is None else replace(config.train, steps=size.steps)
+    return replace(
+        config,
+        train=train,
+        teacher=replace(config.teacher, path=str(assets / "teacher")),
+        student=replace(config.student, path=str(assets / "student")),
+    )
+
+
+def heldout_config(config: RunConfig, size: DemoSize) -> RunConfig:
+    """The held-out documents as a cache without a teacher, one view each."""
+    data = replace(config.data, source="stdlib[heldout]", limit=size.documents, sample_seed=2)
+    return replace(config, data=data, teacher=replace(config.teacher, path=""), noise=replace(config.noise, views=1))
+
+
+def chunk_kinds(config: RunConfig) -> dict[str, int]:
+    """How often the two tokenisations agree, split and merge, over the demo's functions: all three must occur."""
+    from .shared.conversations import open_conversations, parse_sources, pin_sources
+    from .shared.tokens import Dropped
+    from .teacher_dump.pairing import open_pairing
+    from .teacher_dump.plan import chosen_rows
+
+    conversations = open_conversations(pin_sources(parse_sources(config.data.source)))
+    pairing, kinds = open_pairing(config), {"one_to_one": 0, "one_to_many": 0, "many_to_one": 0, "many_to_many": 0}
+    for row in chosen_rows(len(conversations), config.data):
+        with contextlib.suppress(Dropped):
+            spans = pairing.encode(conversations[row]).chunks
+            teacher, student = spans[:, 1] - spans[:, 0] == 1, spans[:, 3] - spans[:, 2] == 1
+            kinds["one_to_one"] += int((teacher & student).sum())
+            kinds["one_to_many"] += int((teacher & ~student).sum())
+            kinds["many_to_one"] += int((~teacher & student).sum())
+            kinds["many_to_many"] += int((~teacher & ~student).sum())
+    assert kinds["one_to_many"] > 0, "the demo's tokenizers do not differ"
+    assert kinds["many_to_one"] > 0, "the demo's tokenizers do not differ"
+    return kinds
+
+
+def run_arm(config: RunConfig, out: Path, arm: str, seed: int) -> dict[str, Any]:
+    """Train and score one student; a finished one is only read."""
+    import torch
+
+    torch.set_num_threads(1)
+    from .shared.cache import open_cache
+    from .shared.models import load_model
+    from .student_train.heldout import evaluate_heldout
+    from .student_train.trainer import train_student
+
+    folder = out / "runs" / f"{arm}-{seed}"
+    file = folder / "heldout.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    noise = "fresh" if arm == "ce-fresh" else "cached"
+    config = replace(config, losses=ARMS[arm], train=replace(config.train, seed=seed, ce_noise=noise))
+    student = train_student(config, str(out / "cache"), folder)
+    heldout = open_cache(out / "heldout")
+    scores = evaluate_heldout(load_model(student), heldout, mask_id=heldout.manifest.student.mask_id)
+    result = {
+        "t": list(scores.t), "bits_per_byte": scores.bits_per_byte.tolist(), "accuracy": scores.accuracy.tolist(),
+        "documents": [None if math.isnan(v) else v for v in scores.document_bits_per_byte.tolist()],
+    }  # fmt: skip
+    atomic_write(file, readable_json(result))
+    return result
+
+
+def summarise(scores: Mapping[tuple[str, int], Mapping[str, Any]], size: DemoSize) -> dict[str, Any]:
+    """Per arm: means over seeds, spread, and the gain over the baseline with its document-paired z.
+
+    z is the mean over documents of (baseline - arm), each averaged over seeds, divided by its standard error over
+    documents; positive: the arm needs fewer bits.
+    """
+    arms = {}
+    base = _documents(scores, BASELINE, size.seeds)
+    for arm in size.arms:
+        runs = [scores[arm, seed] for seed in size.seeds]
+        bits = np.array([run["bits_per_byte"] for run in runs])
+        accuracy = np.array([run["accuracy"] for run in runs])
+        per_seed = bits.mean(1)
+        gain = (base - _documents(scores, arm, size.seeds)).mean(0)
+        gain = gain[~np.isnan(gain)]
+        error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else float("nan")
+        base_seeds = np.array([np.mean(scores[BASELINE, seed]["bits_per_byte"]) for seed in size.seeds])
+        arms[arm] = {
+            "bits_per_byte": float(per_seed.mean()), "seeds": per_seed.tolist(),
+            "spread": float(per_seed.max() - per_seed.min()), "bits_per_byte_by_t": bits.mean(0).tolist(),
+            "accuracy": float(accuracy.mean()), "accuracy_by_t": accuracy.mean(0).tolist(),
+            "gain_by_seed": (base_seeds - per_seed).tolist(),
+            "z": None if arm == BASELINE or not error > 0 else float(gain.mean() / error),
+        }  # fmt: skip
+    return {"arms": arms, "t": next(iter(scores.values()))["t"], "seeds": list(size.seeds), "documents": base.shape[1]}
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as a Markdown table."""
+    grid = " | ".join(f"t = {t:g}" for t in result["t"])
+    lines = [
+        f"| arm | bits per byte | seeds | gain | z | {grid} | top-1 |",
+        "|---|" + "---|" * (5 + len(result["t"])),
+    ]
+    base = result["arms"][BASELINE]["bits_per_byte"]
+    for name, arm in sorted(result["arms"].items(), key=lambda item: item[1]["bits_per_byte"]):
+        by_t = " | ".join(f"{value:.3f}" for value in arm["bits_per_byte_by_t"])
+        seeds = " ".join(f"{value:.3f}" for value in arm["seeds"])
+        z = "" if arm["z"] is None else f"{arm['z']:+.1f}"
+        lines.append(
+            f"| {name} | {arm['bits_per_byte']:.3f} | {seeds} | {base - arm['bits_per_byte']:+.3f} | {z} | {by_t} | "
+            f"{100 * arm['accuracy']:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """The picture: bits per byte and top-1 accuracy by diffusion time, a line per arm."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 1], layout="constrained")
+    arms = sorted(result["arms"].items(), key=lambda item: -item[1]["bits_per_byte"])
+    colours = {name: f"C{i}" for i, name in enumerate(ARMS)}
+    for place, (name, arm) in enumerate(arms):
+        axes[0].barh(place, arm["bits_per_byte"], color=colours[name], alpha=0.75)
+        axes[0].plot(arm["seeds"], [place] * len(arm["seeds"]), "k|", markersize=9)
+        axes[0].text(arm["bits_per_byte"], place, f"  {arm['bits_per_byte']:.3f}", va="center", fontsize=9)
+        axes[1].plot(result["t"], arm["bits_per_byte_by_t"], "o-", color=colours[name], label=name, markersize=4)
+        axes[2].plot(result["t"], np.array(arm["accuracy_by_t"]) * 100, "o-", color=colours[name], markersize=4)
+    values = [arm["bits_per_byte"] for _, arm in arms]
+    axes[0].set_yticks(range(len(arms)), [name for name, _ in arms])
+    margin = 0.35 * (max(values) - min(values) + 0.02)
+    axes[0].set_xlim(min(values) - margin, max(values) + margin)
+    axes[0].set_xlabel("bits per byte on unseen modules (less is better)")
+    axes[1].set_xlabel("diffusion time t (share of tokens masked)")
+    axes[1].set_ylabel("bits per byte")
+    axes[1].legend(fontsize=8)
+    axes[2].set_xlabel("diffusion time t")
+    axes[2].set_ylabel("top-1 accuracy, %")
+    figure.suptitle(
+        f"Students of one cache, same start, same steps: {len(result['seeds'])} seeds, {result['documents']} documents",
+        fontsize=11,
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _train_all(
+    config: RunConfig, out: Path, jobs: Sequence[tuple[str, int]], workers: int, say: Say
+) -> dict[tuple[str, int], dict[str, Any]]:
+    scores = {}
+    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(run_arm, config, out, arm, seed): (arm, seed) for arm, seed in jobs}
+        for future in as_completed(futures):
+            arm, seed = futures[future]
+            scores[arm, seed] = future.result()
+            bits = np.mean(scores[arm, seed]["bits_per_byte"])
+            say(f"    {len(scores)}/{len(jobs)}  {arm:13} seed {seed}: {bits:.3f} bits per byte")
+    return scores
+
+
+def _documents(scores: Mapping[tuple[str, int], Mapping[str, Any]], arm: str, seeds: Sequence[int]) -> np.ndarray:
+    """[seeds, documents] bits per byte; NaN where a document was never masked."""
+    return np.array([[np.nan if v is None else v for v in scores[arm, seed]["documents"]] for seed in seeds])
+
+
+@contextlib.contextmanager
+def _one_thread_each():
+    """Child processes started inside use one thread each: two one-thread processes beat one two-thread process."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -1,0 +1,116 @@
+"""Rebuild what `tide demo` ships: two tokenizers that truly differ, a small teacher, and the students' common start.
+
+    python examples/make_demo_assets.py tokenizers                        # seconds
+    python examples/make_demo_assets.py teacher --out runs/demo-teacher   # about an hour on two cores
+    python examples/make_demo_assets.py student --out runs/demo-student   # some minutes
+
+Both models are trained by tide itself with recipes/demo-assets.yaml, on the training modules of the standard library
+only; the held-out modules stay unseen. Run again, an interrupted training continues. Writes `recipes/demo_assets`.
+"""
+
+import json
+from pathlib import Path
+
+import typer
+from tide.shared.stdlib_source import stdlib_pairs
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from transformers import PreTrainedTokenizerFast
+
+ASSETS = Path(__file__).resolve().parents[1] / "recipes" / "demo_assets"
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+
+# The teacher keeps punctuation apart and words with the blank before them; the student cuts words at underscores and
+# takes runs of punctuation together: chunks of many-to-one and one-to-many tokens both occur.
+PATTERNS = {
+    "teacher": r" ?[\p{L}_]+|\p{N}| ?[^\s\p{L}\p{N}_]|\s*[\r\n]+ *|\s+(?!\S)|\s+",
+    "student": r" ?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+|[\r\n]+|\s+(?!\S)|\s+",
+}
+VOCABULARY = {"teacher": 1024, "student": 512}
+LENGTH_AND_STEPS = {"teacher": (128, 3000), "student": (160, 800)}
+
+# Both speak the demo's two-role template; the teacher's has its own tags, so prompts differ between the sides.
+TEMPLATES = {
+    "teacher": (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}\n<|im_start|>{% else %}"
+        "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    ),
+    "student": (
+        "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}\n{% else %}"
+        "{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    ),
+}
+
+
+def make_tokenizer(side: str) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on the training split."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = Sequence(
+        [Split(Regex(PATTERNS[side]), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY[side] - len(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [text for pair in stdlib_pairs("train") for text in (pair.prompt, pair.response)]
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(SPECIAL)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", mask_token="<|mask|>"
+    )
+    fast.chat_template = TEMPLATES[side]
+    return fast
+
+
+def model_config(side: str, vocab_size: int) -> dict:
+    """A Qwen3-shaped BD3LM: 3.4 M parameters for the teacher, 0.9 M for the student."""
+    width, inter, heads = {"teacher": (256, 768, 4), "student": (128, 384, 2)}[side]
+    return {
+        "model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"], "vocab_size": vocab_size,
+        "hidden_size": width, "intermediate_size": inter, "num_hidden_layers": 4, "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2, "head_dim": 64, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "max_position_embeddings": 1024,
+        "tie_word_embeddings": True, "attention_bias": False, "initializer_range": 0.02,
+    }  # fmt: skip
+
+
+def train(side: str, out: Path) -> None:
+    """Train one side from random weights and put it beside its tokenizer, in bfloat16."""
+    from tide.shared.config import load_config
+    from tide.shared.models import load_model
+    from tide.student_train.trainer import train_student
+    from tide.teacher_dump.dump import dump_teacher
+
+    folder, (max_length, steps) = ASSETS / side, LENGTH_AND_STEPS[side]
+    config_json = model_config(side, VOCABULARY[side])
+    start = out / "start"
+    make_tokenizer(side).save_pretrained(start)
+    (start / "config.json").write_text(json.dumps(config_json))
+    config = load_config(
+        "demo-assets",
+        overrides=[f"student.path={start}", f"data.max_length={max_length}", f"train.steps={steps}"],
+    )
+    dump_teacher(config, out / "corpus")
+    trained = train_student(config, str(out / "corpus"), out, report=print)
+    load_model(trained, dtype="bfloat16").save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_json, indent=1) + "\n")
+
+
+def main(what: str, out: Path = Path("runs/demo-assets")) -> None:
+    """Rebuild `tokenizers`, the `teacher` or the `student`."""
+    if what in VOCABULARY:
+        train(what, out)
+        return
+    for side in VOCABULARY:
+        folder = ASSETS / side
+        tokenizer = make_tokenizer(side)
+        tokenizer.save_pretrained(folder)
+        (folder / "config.json").write_text(json.dumps(model_config(side, len(tokenizer)), indent=1) + "\n")
+        print(f"{folder}: {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,63 @@
+"""The demo's arithmetic: gains, document-paired z, the table and the picture, on scores made by hand."""
+
+import math
+
+import numpy as np
+from tide.demo import ARMS, BASELINE, DEFAULT_ARMS, SIZES, DemoSize, draw, summarise, table
+
+T = [0.1, 0.5, 0.9]
+
+
+def _scores(size: DemoSize, shift: dict[str, float], documents: int = 40) -> dict:
+    """Every arm's documents are the baseline's, less a shift, plus a little noise of their own."""
+    draw_noise = np.random.default_rng(0)
+    difficulty = draw_noise.normal(3.0, 0.8, documents)
+    scores = {}
+    for arm in size.arms:
+        for seed in size.seeds:
+            values = difficulty - shift.get(arm, 0.0) + draw_noise.normal(0, 0.05, documents)
+            scores[arm, seed] = {
+                "t": T, "bits_per_byte": [float(values.mean())] * 3, "accuracy": [0.25] * 3,
+                "documents": [None, *values[1:].tolist()],
+            }  # fmt: skip
+    return scores
+
+
+def test_z_is_paired_by_document_and_positive_when_an_arm_needs_fewer_bits():
+    size = DemoSize(("ce", "kl", "calm"), (1, 2, 3))
+    result = summarise(_scores(size, {"kl": 0.1, "calm": -0.1}), size)
+    kl, calm = result["arms"]["kl"], result["arms"]["calm"]
+    # Unpaired, documents spread by 0.8 / sqrt(39) = 0.13 would hide a gain of 0.1; paired, the noise is 0.05.
+    assert kl["z"] > 5
+    assert calm["z"] < -5
+    assert all(gain > 0 for gain in kl["gain_by_seed"])
+    assert result["arms"][BASELINE]["z"] is None
+    assert result["documents"] == 40
+
+
+def test_z_equals_the_hand_worked_number():
+    size = DemoSize(("ce", "kl"), (1,))
+    documents = {"ce": [3.0, 2.0, 4.0], "kl": [2.9, 1.7, 3.8]}
+    scores = {
+        (arm, 1): {"t": T, "bits_per_byte": [3.0] * 3, "accuracy": [0.1] * 3, "documents": values}
+        for arm, values in documents.items()
+    }
+    # gains .1, .3, .2: mean .2, standard deviation .1, standard error .1 / sqrt(3)
+    assert math.isclose(summarise(scores, size)["arms"]["kl"]["z"], 0.2 / (0.1 / math.sqrt(3)), rel_tol=1e-9)
+
+
+def test_the_table_has_a_row_per_arm_and_the_picture_is_written(tmp_path):
+    size = DemoSize(DEFAULT_ARMS, (1, 2))
+    result = summarise(_scores(size, {"kl": 0.2}), size)
+    rows = table(result).splitlines()
+    assert len(rows) == 2 + len(DEFAULT_ARMS)
+    assert rows[2].startswith("| kl |")
+    draw(result, tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_full_demo_has_both_ce_baselines_the_control_and_three_seeds():
+    assert set(SIZES["full"].arms) == set(ARMS)
+    assert set(ARMS) >= {"ce", "ce-fresh", "hard-label", "kl", "tidal", "calm", "reverse-calm", "tide-hybrid"}
+    assert len(SIZES["full"].seeds) >= 3
+    assert {"ce", "hard-label", "kl", "tide-hybrid"} == set(SIZES["default"].arms)
