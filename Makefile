@@ -1,0 +1,46 @@
+# Each target sets itself up: on a bare clone, `make demo` or `make test` first builds .venv from constraints.txt.
+#
+#   make demo                  the whole method on this machine's CPU, within minutes
+#   make test                  lint, then the default tests
+#   make test-slow             the tests that take minutes
+#   make lint                  ruff, pyright and the layer rule
+#
+# PYTHON=python3.12 chooses the interpreter (3.11 or newer), JOBS=8 the number of test processes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+JOBS ?= 2
+NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo demo-ci test test-slow lint
+
+demo: $(STAMP)
+	$(BIN)/tide demo
+
+demo-ci: $(STAMP)
+	$(BIN)/tide demo --ci --out "$$(mktemp -d)"
+
+# One thread per test process: torch's threads only hinder each other when the processes fill the cores.
+test test-slow: export OMP_NUM_THREADS = 1
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with its venv module is needed; name one with make PYTHON=..." >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON); the first time takes some minutes ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,261 @@
+"""The `tide` command: each subcommand parses, calls one function and prints. torch is imported inside commands only.
+
+Data goes to stdout, progress and errors to stderr; `--json` prints what a script would want. Exit codes are those of
+shared/errors.py.
+"""
+
+import io
+import json
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+from .shared.errors import EXIT_INTERRUPTED, ConfigError, TideError, Unavailable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from .shared.config import RunConfig
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, carried past typer, which would end the process without a word."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+app = typer.Typer(
+    name="tide", cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Distil large diffusion language models into small ones, offline: ask the teacher once, train from the cache.",
+)  # fmt: skip
+
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe that ships with tide, e.g. tide-cross.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file with the same sections as a recipe.")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one setting; may be repeated.")]
+DataOption = Annotated[str | None, typer.Option("--data", help="Conversations: hub ids, folders or files joined by +.")]
+TeacherOption = Annotated[str | None, typer.Option("--teacher", help="Teacher checkpoint; none: cache clean samples.")]
+StudentOption = Annotated[str | None, typer.Option("--student", help="Student checkpoint: folder or hub id.")]
+LauncherOption = Annotated[
+    Literal["local", "env"],
+    typer.Option(help="local: workers here; env: one rank of accelerate, torchrun or Slurm."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def plan(
+    recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
+    data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher.")] = None,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Say what a dump would do: samples, views, tokens, shards, bytes. Needs tokenizers, but no model."""
+    run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+    from .teacher_dump.dump import describe_plan, prepare_plan
+    from .teacher_dump.plan import make_plan
+
+    made = prepare_plan(run, out) if out else make_plan(run)[0]
+    _print(describe_plan(made), as_json)
+
+
+@app.command()
+def dump_teacher(
+    out: Annotated[Path, typer.Option("--out", help="Cache folder; the same command again continues it.")],
+    recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
+    data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
+    launcher: LauncherOption = "local",
+    workers: Annotated[int, typer.Option(help="Processes of the local launcher.", min=1)] = 1,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards byte by byte first.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Stage one: ask the teacher about every planned view and write the cache.
+
+    The same command again finishes what was interrupted, and redoes nothing that is whole.
+    """
+    run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+    from .shared.progress import dump_progress
+    from .teacher_dump.dump import dump_teacher as dump
+    from .teacher_dump.dump import prepare_plan
+
+    def prepare() -> tuple[str, int]:
+        plan = prepare_plan(run, out, launcher=launcher)
+        return plan.hash, plan.num_shards
+
+    with dump_progress(prepare, out) as report:
+        manifest = dump(run, out, launcher=launcher, num_workers=workers, verify=verify, report=report)
+    hashes = {"manifest_hash": manifest.hash, "plan_hash": manifest.plan_hash}
+    _print({"cache": str(out), **hashes, **vars(manifest.totals)}, as_json)
+
+
+@app.command()
+def train_student(
+    cache: Annotated[str, typer.Option("--cache", help="Cache folder or hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder: metrics.jsonl, checkpoints/, student/.")],
+    recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
+    student: StudentOption = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint below --out.")] = True,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Stage two: train a student from a cache. The teacher is never opened."""
+    run = _run_config(recipe, config, settings, student=student)
+    from .shared.progress import train_progress
+    from .student_train.trainer import train_student as train
+
+    with train_progress() as report:
+        folder = train(run, cache, out, resume=resume, report=report)
+    _print({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
+
+
+@app.command()
+def inspect_cache(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a cache holds: teacher, data, noise, sizes, distributions and one decoded sample.
+
+    Loads no model and no tokenizer. File sizes and structure are checked; verify-cache checks every byte.
+    """
+    from .shared.cache.inspect import describe_cache
+    from .shared.cache.report import report
+
+    description = describe_cache(path)
+    if as_json:
+        typer.echo(json.dumps(description))
+    else:
+        _print_text(report(description))
+
+
+@app.command()
+def verify_cache(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Manifest, file sizes and structure only.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a cache from the manifest down to every value; a damaged one ends with exit code 65.
+
+    A cache that a stranger made is safe to train from when this succeeds.
+    """
+    from .shared.cache.verify import verify_cache as verify
+
+    done = verify(path, mode="quick" if quick else "full")
+    checked = ["manifest", "file sizes", "structure of every shard"]
+    if not quick:
+        checked += ["SHA-256 of every file", "page checksums", "meaning of every value", "statistics"]
+    sizes = {"shards": done.shards, "rows": done.rows, "bytes": done.bytes}
+    result = {"cache": done.root, "manifest_hash": done.manifest_hash, **sizes, "checked": ", ".join(checked)}
+    _print({**result, "result": "sound"}, as_json)
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Look at this machine: versions, devices, memory, disk, hub login, and what is known to cause trouble.
+
+    Changes nothing and needs no network. Exit code 69 if something that tide needs is missing.
+    """
+    from .shared.doctor import examine, report
+
+    health = examine(path)
+    if as_json:
+        typer.echo(json.dumps(health))
+    else:
+        _print_text(report(health))
+    if not health["ok"]:
+        raise typer.Exit(Unavailable.exit_code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the caches, the runs, demo.json and demo.png.")] = Path(
+        "demo"
+    ),
+    full: Annotated[bool, typer.Option("--full", help="All arms and more seeds: about half an hour.")] = False,
+    ci: Annotated[bool, typer.Option("--ci", help="Few arms and steps: proves that the path works, no more.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 2,
+    as_json: JsonOption = False,
+) -> None:
+    """All of tide in a few minutes on two CPU cores: dump a small teacher, train students, compare, draw."""
+    if full and ci:
+        raise ConfigError("--full and --ci exclude each other")
+    from .demo import SIZES, run_demo, table
+
+    size = SIZES["full" if full else "ci" if ci else "default"]
+    result = run_demo(out, size=size, workers=workers, say=lambda line: typer.echo(line, err=True))
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(f"\n{table(result)}\n\npicture: {out / 'demo.png'}")
+
+
+def _run_config(recipe: str | None, path: Path | None, settings: list[str], **flags: str | None) -> "RunConfig":
+    """The configuration of a command; `--data`, `--teacher` and `--student` are short for three settings."""
+    from .shared.config import load_config
+
+    names = {"data": "data.source", "teacher": "teacher.path", "student": "student.path"}
+    short = [f"{names[name]}={json.dumps(value)}" for name, value in flags.items() if value is not None]
+    return load_config(recipe, path, [*short, *settings])
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    """A result on stdout, for people or for scripts."""
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    width = max(len(name) for name in result)
+    for name, value in result.items():
+        shown = f"{value:,}" if isinstance(value, int) else value
+        typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
+
+
+def _print_text(text: "Text") -> None:
+    """Styled lines on a terminal, plain ones into a pipe or a file."""
+    from rich.console import Console
+
+    Console(highlight=False, markup=False).print(text, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; a TideError is one message on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end the command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
+    try:
+        app()
+    except TideError as error:
+        from .shared.cache.inert import terminal_text  # messages may quote what a stranger wrote
+
+        typer.echo(terminal_text(f"{type(error).__name__}: {error}"), err=True)
+        sys.exit(error.exit_code)
+    except (_Interrupted, KeyboardInterrupt):
+        typer.echo("interrupted; what was finished is kept, and the same command continues", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        typer.echo("This is a bug in tide, not a mistake of yours: please report it with the lines above.", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

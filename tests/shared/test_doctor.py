@@ -1,0 +1,132 @@
+"""`tide doctor` on machines that lack something, made up one at a time."""
+
+import importlib.metadata
+import json
+import os
+import sys
+
+import pytest
+from tide import cli
+from tide.shared import doctor
+
+NOTHING = {"devices": [], "memory_bytes": None}
+
+
+@pytest.fixture
+def without_hub(monkeypatch, tmp_path):
+    """No token, no offline switch, no matter who runs the tests."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+
+
+def levels(findings) -> list[tuple[str, str]]:
+    return [(finding.level, finding.what) for finding in findings]
+
+
+def test_this_machine_is_fine_and_nothing_is_left_behind(tmp_path):
+    health = doctor.examine(tmp_path)
+    assert health["ok"], health["findings"]
+    assert {"python", "tide", "torch", "transformers", "accelerate", "datasets", "pyarrow"} <= set(health["versions"])
+    assert health["machine"]["cpu_cores"] >= 1
+    assert health["disk"]["write_bytes_per_s"] > 0
+    assert list(tmp_path.iterdir()) == []
+    json.dumps(health, allow_nan=False)
+    text = doctor.report(health).plain
+    assert "everything tide needs is here" in text
+    assert "hub login" in text
+
+
+def test_ranges_come_from_the_installed_metadata(monkeypatch):
+    installed = {"torch": "1.0", "transformers": "6.1", "numpy": "2.0"}
+    required = ["torch>=2.9", "transformers>=5.0,<6", "numpy>=1.26", "pyarrow>=21", "ruff>=0.9; extra == 'dev'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: required)
+    monkeypatch.setattr(doctor, "_version", installed.get)
+    assert levels(doctor._package_findings()) == [
+        ("error", "torch 1.0 is outside the supported range"),
+        ("error", "transformers 6.1 is outside the supported range"),
+        ("error", "pyarrow is not installed"),
+    ]
+
+
+def test_the_real_metadata_names_torch_and_transformers():
+    assert {"torch", "transformers", "pyarrow"} <= {requirement.name for requirement in doctor._requirements()}
+
+
+@pytest.mark.parametrize(("files", "expected"), [(["__init__.py", "tokenkit.py"], 1), (["__init__.py", "align.py"], 0)])
+def test_the_wrong_tokenkit_is_recognised(monkeypatch, tmp_path, files, expected):
+    (tmp_path / "tokenkit").mkdir()
+    for name in files:
+        (tmp_path / "tokenkit" / name).write_text("raise SystemExit('must not be imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "_version", lambda name: "0.1.3")
+    findings = list(doctor._tokenkit_findings())
+    assert len(findings) == expected
+    assert all(f.level == "warning" and "pip uninstall tokenkit" in f.fix for f in findings)
+    assert "tokenkit" not in sys.modules
+
+
+def test_without_tokenkit_nothing_is_said(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert list(doctor._tokenkit_findings()) == []
+
+
+def test_arrays_that_do_not_fit_are_an_error(monkeypatch):
+    def fail(name: str):
+        raise ImportError("numpy.core.multiarray failed to import")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", fail)
+    (finding,) = doctor._array_findings()
+    assert finding.level == "error"
+    assert "do not work together: ImportError: numpy.core" in finding.what
+
+
+def test_machines_are_judged():
+    assert levels(doctor._machine_findings(NOTHING)) == [("hint", "no accelerator: torch sees the CPU alone")]
+    old = {"devices": [{"name": "cuda:0 V100", "memory_bytes": 1, "bf16": False}], "memory_bytes": 2 * 10**9}
+    assert levels(doctor._machine_findings(old)) == [
+        ("warning", "cuda:0 V100: no native bfloat16"), ("warning", "2.0 GB of memory"),
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    disk = doctor._disk(tmp_path / "nowhere")
+    (finding,) = doctor._disk_findings(disk)
+    assert finding.level == "error"
+    assert "cannot be written: No such file or directory" in finding.what
+
+
+def test_little_space_is_a_warning():
+    disk = {"folder": "/x", "free_bytes": 10**9, "error": None, "write_bytes_per_s": 1}
+    assert levels(doctor._disk_findings(disk)) == [("warning", "/x: 1.0 GB free")]
+
+
+def test_the_environment_is_read(without_hub):
+    environment = {"VLLM_TRUST_REMOTE_CODE": "1", "HF_HUB_OFFLINE": "yes", "HF_TOKEN": "hf_x"}
+    assert levels(doctor._environment_findings(environment)) == [
+        ("hint", "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"), ("warning", "VLLM_TRUST_REMOTE_CODE is set"),
+    ]  # fmt: skip
+    assert levels(doctor._environment_findings({"TRUST_REMOTE_CODE": "0"})) == [("hint", "not logged in to the Hub")]
+
+
+def test_the_login_is_seen_and_the_token_never_shown(without_hub, monkeypatch, tmp_path, capsys):
+    assert not doctor._is_logged_in(os.environ)
+    (tmp_path / "token").write_text("hf_secret_of_a_file")
+    assert doctor._is_logged_in({})
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_environment")
+    for arguments in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["tide", "doctor", "--path", str(tmp_path), *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        out, err = capsys.readouterr()
+        assert "secret" not in out + err
+    assert json.loads(out)["hub"] == {"logged_in": True, "offline": False}
+
+
+def test_a_missing_essential_ends_with_69(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["tide", "doctor", "--path", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 69
+    assert "something tide needs is missing" in capsys.readouterr().out
