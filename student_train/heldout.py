@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..shared.cache import Cache, ViewRow
 from ..shared.noising import keyed_generator
 from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
-from ..shared.sparse_logits import top_logits
+from ..shared.sliced_head import top_logits
 from .student import Student
 
 T_GRID = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from ..shared.attention import attention_mask
 from ..shared.rows import RowTensors
-from ..shared.sparse_logits import SparseLogits, gather_at_targets
+from ..shared.sliced_head import gather_at_targets
+from ..shared.sparse_logits import SparseLogits
 
 
 class StudentOutput(NamedTuple):

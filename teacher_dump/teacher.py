@@ -19,7 +19,8 @@ from ..shared.attention import Labels, attention_mask
 from ..shared.models.prefix_cache import PrefixCache
 from ..shared.models.specs import TeacherSpec
 from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
-from ..shared.sparse_logits import SparseLogits, top_logits
+from ..shared.sliced_head import top_logits
+from ..shared.sparse_logits import SparseLogits
 
 _WHOLE_SEQUENCE = 2**31
 """Block size of a teacher without blocks."""

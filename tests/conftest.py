@@ -5,6 +5,7 @@ whose signatures speak of arrays, not all of `tide`: beartype cannot check every
 is not runtime-checkable, names imported for type checkers alone).
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ SHAPE_CHECKED = (
     "tide.shared.attention",
     "tide.shared.noising",
     "tide.shared.rows",
+    "tide.shared.sliced_head",
     "tide.shared.sparse_logits",
     "tide.student_train.batches",
     "tide.student_train.losses",
@@ -27,6 +29,9 @@ SHAPE_CHECKED = (
     "tide.student_train.tidal",
 )
 jaxtyping.install_import_hook(SHAPE_CHECKED, "shape_checks.checked")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -27,12 +27,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tide import open_cache
-from tide.shared import sparse_logits
+from tide.shared import sliced_head
 from tide.shared.config import load_config
 from tide.student_train.trainer import train_student
 from tide.teacher_dump.dump import dump_teacher
 
-for head in (sparse_logits.top_logits, sparse_logits.gather_at_targets):
+for head in (sliced_head.top_logits, sliced_head.gather_at_targets):
     inspect.unwrap(head).__kwdefaults__["max_slice_bytes"] = {SLICE_BYTES}
 
 

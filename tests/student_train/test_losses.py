@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tide.shared.config import ConfigError, LossConfig, TidalConfig
-from tide.shared.sparse_logits import gather_logits, top_logits
+from tide.shared.sliced_head import gather_logits, top_logits
 from tide.student_train.losses import (
     CHUNK_CLAMP,
     calm_loss,

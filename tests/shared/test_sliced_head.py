@@ -5,14 +5,8 @@ import math
 import mpmath
 import pytest
 import torch
-from tide.shared.sparse_logits import (
-    SparseLogits,
-    gather_at_targets,
-    gather_logits,
-    log1mexp,
-    tail_from_top,
-    top_logits,
-)
+from tide.shared.sliced_head import gather_at_targets, gather_logits, top_logits
+from tide.shared.sparse_logits import SparseLogits, log1mexp, tail_from_top
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -1,0 +1,311 @@
+"""The sliced head: hidden states -> SparseLogits, the only place where the vocabulary axis exists.
+
+hidden states [n, d] and a head weight [V, d] -> log-probability of the clean token, of k chosen tokens, and the
+log-sum-exp at each training temperature. No tensor here is larger than a slice of [n, V], forward or backward
+(math.md: The one thing both sides produce; the quantities are those of sparse_logits.py).
+
+The price is one more product per slice: the backward pass computes the logits again. The alternative, keeping [n, V],
+costs n V floats three times over. A slice is worked on in up to four buffers of `max_slice_bytes`, which serve all
+slices of a call: fresh ones would be mapped and zeroed by the kernel each time, a fifth of a KL step on CPU.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .sparse_logits import SparseLogits
+
+MAX_SLICE_BYTES = 64 * 2**20
+"""Size of one float32 slice of logits: 110 rows at V = 151,936. There, slices of half the size cost 16 % of a CPU step
+(every slice reads the whole weight again), and twice the size saves 9 %."""
+
+
+def gather_logits(
+    hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"],
+    top_ids: Int[Tensor, "n k"], *, temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
+    max_slice_bytes: int = MAX_SLICE_BYTES,
+) -> SparseLogits:  # fmt: skip
+    """The student's head with a target at every position: see `gather_at_targets`."""
+    every = torch.arange(len(hidden), device=hidden.device)
+    return gather_at_targets(
+        hidden, weight, gold_ids, every, top_ids,
+        temperatures=temperatures, support=support, max_slice_bytes=max_slice_bytes,
+    )[1]  # fmt: skip
+
+
+def gather_at_targets(
+    hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"],
+    target: Int[Tensor, " m"], top_ids: Int[Tensor, "m k"], *,
+    temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
+    max_slice_bytes: int = MAX_SLICE_BYTES,
+) -> tuple[Float[Tensor, " n"], SparseLogits]:  # fmt: skip
+    """The student's head: the clean token's log-probability everywhere, exact SparseLogits at targets; with gradient.
+
+    Args:
+        hidden: of n positions; under autocast the product runs in its half precision, everything else in float32.
+        gold_ids: clean tokens.
+        target: distinct positions at which the teacher's top tokens are read. top_ids: those, -1 for absent.
+        temperatures: > 0, at which log_z and log_tail are wanted.
+        support: tokens that token-level losses range over, those of top_ids included; None: all.
+        max_slice_bytes: bound on one slice of logits in float32.
+    Returns: nats at temperature 1 at all n positions, and SparseLogits at the m targets, in the order of `target`.
+    """
+    temperatures = tuple(temperatures)
+    outputs = _SlicedHead.apply(hidden, weight, gold_ids, target, top_ids, temperatures, support, max_slice_bytes)
+    gold_logp, top_logp, log_z, log_tail = outputs  # type: ignore[misc]
+    return gold_logp, SparseLogits(gold_logp[target], top_ids, top_logp, log_z, log_tail, temperatures)
+
+
+@torch.no_grad()
+def top_logits(
+    hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"], *,
+    k: int, temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
+    drop: Bool[Tensor, " v"] | None = None, max_slice_bytes: int = MAX_SLICE_BYTES,
+) -> SparseLogits:  # fmt: skip
+    """The teacher's head: its own k most likely tokens of the support, in order, without gradient.
+
+    Args:
+        hidden, weight, gold_ids, temperatures, support: as in `gather_at_targets`.
+        k: tokens to keep, at most V; 0 when only `gold_logp` is wanted.
+        drop: ids removed before normalising (control tokens the teacher should never say); None: none.
+    """
+    _check_head(hidden, weight, gold_ids)
+    weight = weight.to(hidden.dtype)
+    dropped = _bias(None if drop is None else ~drop, hidden)
+    off_support = _bias(support, hidden)
+    top_ids = gold_ids.new_empty(len(hidden), k)
+    gold_logp, top_logp, log_z, log_tail = _empty_outputs(hidden, top_ids, len(temperatures))
+    scratch = _Scratch(hidden, weight)
+    for rows in _slices(len(hidden), weight.shape[0], max_slice_bytes):
+        logits = _slice_logits(hidden[rows], weight, scratch)
+        logits = logits if dropped is None else logits.add_(dropped)
+        logp = torch.log_softmax(logits, dim=1, out=scratch("p", len(logits)))
+        gold_logp[rows] = logp.gather(1, gold_ids[rows, None])[:, 0]
+        if k:
+            inside = logp if off_support is None else torch.add(logp, off_support, out=scratch("tail", len(logp)))
+            values, ids = inside.topk(k, dim=1)
+            top_logp[rows], top_ids[rows] = values, ids.masked_fill(values == -torch.inf, -1)
+        for column, temperature in enumerate(temperatures):
+            sums = _tempered_sums(logp, top_ids[rows], top_logp[rows], temperature, off_support, scratch)
+            log_z[rows, column], log_tail[rows, column] = sums
+    return SparseLogits(gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures))
+
+
+class _SlicedHead(torch.autograd.Function):
+    """Forward keeps [n] and [m, k] results; backward computes each slice of logits again instead of storing it.
+
+    With G the incoming gradients, p = softmax(z), p_S and p_tail the softmax of z / T on the support and on its tail:
+        dz = G_gold 1[gold] + G_top 1[top] - p (G_gold + sum G_top + sum_T G_z / T)
+             + sum_T ((G_z - G_tail) p_S + G_tail p_tail) / T
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, gold_ids, target, top_ids, temperatures, support, max_slice_bytes):
+        _check_head(hidden, weight, gold_ids)
+        ctx.hidden_dtype = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        with torch.autocast(hidden.device.type, enabled=False):
+            compute_weight, bias = weight.to(hidden.dtype), _bias(support, hidden)
+            gold_logp, top_logp, log_z, log_tail = _empty_outputs(hidden, top_ids, len(temperatures))
+            scratch = _Scratch(hidden, weight)
+            for rows, place in _target_slices(target, hidden, weight, max_slice_bytes):
+                logits = _slice_logits(hidden[rows], compute_weight, scratch)
+                logp = torch.log_softmax(logits, dim=1, out=scratch("p", len(logits)))
+                gold_logp[rows] = logp.gather(1, gold_ids[rows, None])[:, 0]
+                if place is None:
+                    continue
+                top_logp[place] = _at_top(logp, top_ids[place], bias)
+                for column, temperature in enumerate(temperatures):
+                    sums = _tempered_sums(logp, top_ids[place], top_logp[place], temperature, bias, scratch)
+                    log_z[place, column], log_tail[place, column] = sums
+        ctx.save_for_backward(hidden, weight, gold_ids, target, top_ids, support, top_logp, log_z, log_tail)
+        ctx.temperatures, ctx.max_slice_bytes = temperatures, max_slice_bytes
+        return gold_logp, top_logp, log_z, log_tail
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_gold, grad_top, grad_z, grad_tail):  # type: ignore[override]
+        hidden, weight, gold_ids, target, top_ids, support, *kept = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden, dtype=ctx.hidden_dtype)
+        grad_weight = torch.zeros_like(weight, dtype=_full_dtype(weight)) if ctx.needs_input_grad[1] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            compute_weight, bias = weight.to(hidden.dtype), _bias(support, hidden)
+            scratch = _Scratch(hidden, weight)
+            for rows, place in _target_slices(target, hidden, weight, ctx.max_slice_bytes):
+                logits = _slice_logits(hidden[rows], compute_weight, scratch)
+                grad = torch.softmax(logits, dim=1, out=scratch("p", len(logits)))
+                if place is None:
+                    grad.mul_(-grad_gold[rows, None])
+                else:
+                    grads = grad_gold[rows], grad_top[place], grad_z[place], grad_tail[place]
+                    outputs = [value[place] for value in kept]
+                    _target_gradient(grad, logits, top_ids[place], grads, outputs, ctx.temperatures, bias, scratch)
+                grad.scatter_add_(1, gold_ids[rows, None], grad_gold[rows, None])
+                grad = grad.to(hidden.dtype)
+                grad_hidden[rows] = (grad @ compute_weight).to(ctx.hidden_dtype)
+                if grad_weight is not None:
+                    _add_product(grad_weight, grad.T, hidden[rows])
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None, None, None, None
+
+
+def _target_gradient(
+    p: Tensor, logits: Tensor, top_ids: Tensor, grads: Sequence[Tensor], outputs: Sequence[Tensor],
+    temperatures: Sequence[float], bias: Tensor | None, scratch: "_Scratch",
+) -> None:  # fmt: skip
+    """Turn `p` = softmax(logits) [rows, V] into the gradient of all outputs but the term G_gold 1[gold], in place.
+
+    On the tail p_S = p_tail exp(log_tail), so a single softmax over the tail serves both terms of `_SlicedHead`; the
+    top tokens' p_S is known from the forward pass.
+
+    Args:
+        grads: incoming, of gold_logp, top_logp, log_z and log_tail. outputs: top_logp, log_z and log_tail.
+    """
+    grad_gold, grad_top, grad_z, grad_tail = grads
+    top_logp, log_z, log_tail = outputs
+    present = torch.isfinite(top_logp)
+    at_top = grad_top.masked_fill(~present, 0.0)
+    shared = grad_gold + at_top.sum(1)
+    # Without a tail, log_tail = -inf is a constant, and the softmax over nothing would be NaN: keep one entry in it.
+    no_tail = log_tail == -torch.inf
+    grad_tail = grad_tail.masked_fill(no_tail, 0.0)
+    at_tail = []
+    for column, temperature in enumerate(temperatures):
+        on_support = (grad_z[:, column] - grad_tail[:, column]) / temperature
+        shared = shared + grad_z[:, column] / temperature
+        top_p = torch.exp(top_logp / temperature - log_z[:, column, None])
+        at_top = at_top + on_support[:, None] * top_p
+        at_tail.append(on_support * log_tail[:, column].exp() + grad_tail[:, column] / temperature)
+    p.mul_(-shared[:, None])
+    for column, temperature in enumerate(temperatures):
+        tail = _outside_top(logits, top_ids, temperature, bias, scratch, keep_first=no_tail[:, column])
+        tail_p = torch.softmax(tail, dim=1, out=scratch("tail p", len(tail)))
+        p.addcmul_(tail_p, at_tail[column][:, None])
+    p.scatter_add_(1, top_ids.clamp(min=0), at_top)
+
+
+def _tempered_sums(
+    logp: Tensor, top_ids: Tensor, top_logp: Tensor, temperature: float, bias: Tensor | None, scratch: "_Scratch"
+) -> tuple[Tensor, Tensor]:
+    """(log_z, log_tail) [rows] at one temperature; sums of positive terms only, so nothing cancels."""
+    tail = _outside_top(logp, top_ids, temperature, bias, scratch)
+    largest = tail.amax(dim=1)
+    # log_softmax is max - logsumexp at the largest entry: faster than logsumexp on CPU, 14-fold where terms underflow.
+    tail_sum = largest - torch.log_softmax(tail, dim=1, out=scratch("logits", len(tail))).amax(dim=1)
+    tail_sum = torch.where(largest == -torch.inf, -torch.inf, tail_sum)
+    log_z = torch.logaddexp(tail_sum, torch.logsumexp(top_logp / temperature, dim=1))
+    return log_z, tail_sum - log_z
+
+
+def _outside_top(
+    values: Tensor, top_ids: Tensor, temperature: float, bias: Tensor | None, scratch: "_Scratch",
+    keep_first: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`values` / temperature [rows, V] with -inf off the support and at `top_ids`; absent ids (-1) block nothing.
+
+    Args: keep_first: [rows] bool, rows whose first top token stays.
+    """
+    tail = scratch("tail", len(values))
+    if bias is None:
+        torch.mul(values, 1 / temperature, out=tail)
+    else:
+        torch.add(bias, values, alpha=1 / temperature, out=tail)
+    block = torch.where(top_ids >= 0, -torch.inf, torch.inf).to(values.dtype)
+    if keep_first is not None:
+        block[:, :1].masked_fill_(keep_first[:, None], torch.inf)
+    return tail.scatter_reduce_(1, top_ids.clamp(min=0), block, reduce="amin")
+
+
+def _at_top(logp: Tensor, top_ids: Tensor, bias: Tensor | None) -> Tensor:
+    """Log-probabilities [rows, k]; -inf at absent ids and off the support."""
+    index = top_ids.clamp(min=0)
+    values = logp.gather(1, index)
+    values = values if bias is None else values + bias[index]
+    return values.masked_fill(top_ids < 0, -torch.inf)
+
+
+def _bias(keep: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """[V]: 0 where `keep`, -inf elsewhere; adding it is several times faster than masked_fill on CPU."""
+    return None if keep is None else torch.where(keep, 0.0, -torch.inf).to(_full_dtype(hidden))
+
+
+def _empty_outputs(hidden: Tensor, top_ids: Tensor, num_temperatures: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for gold_logp [n], top_logp [m, k], log_z and log_tail [m, T]."""
+    num_targets, k = top_ids.shape
+    shapes = (len(hidden),), (num_targets, k), (num_targets, num_temperatures), (num_targets, num_temperatures)
+    gold, top, log_z, log_tail = (hidden.new_empty(shape, dtype=_full_dtype(hidden)) for shape in shapes)
+    return gold, top, log_z, log_tail
+
+
+class _Scratch:
+    """Named buffers [rows, V], each made once and used for slice after slice."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor) -> None:
+        self._hidden, self._vocab_size = hidden, weight.shape[0]
+        self._buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, num_rows: int) -> Tensor:
+        """The first rows of a buffer, whose content is whatever its last user left."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < num_rows:
+            buffer = self._hidden.new_empty(num_rows, self._vocab_size, dtype=_full_dtype(self._hidden))
+            self._buffers[name] = buffer
+        return buffer[:num_rows]
+
+
+def _slice_logits(hidden: Tensor, weight: Tensor, scratch: _Scratch) -> Tensor:
+    """hidden @ weight.T, returned in float32 (float64 stays).
+
+    On CUDA a half-precision product is never rounded back. On CPU it is, to 2^-9 relative, as everywhere in PyTorch;
+    a float32 product would take three times as long.
+    """
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    logits = scratch("logits", len(hidden))
+    if hidden.dtype == logits.dtype:
+        return torch.mm(hidden, weight.T, out=logits)
+    return logits.copy_(hidden @ weight.T)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, [V, d]; without a second [V, d] where the types allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _full_dtype(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _slices(num_rows: int, vocab_size: int, max_slice_bytes: int) -> Iterator[slice]:
+    """Even slices over the rows, each at most `max_slice_bytes` of float32 logits (but at least one row)."""
+    largest = max(1, max_slice_bytes // (4 * vocab_size))
+    step = -(-num_rows // max(1, -(-num_rows // largest)))
+    for start in range(0, num_rows, max(1, step)):
+        yield slice(start, min(start + step, num_rows))
+
+
+def _target_slices(
+    target: Tensor, hidden: Tensor, weight: Tensor, max_slice_bytes: int
+) -> Iterator[tuple[Tensor, slice | None]]:
+    """(rows of hidden, their place among the targets), slice by slice: first the targets, then the rest (None)."""
+    for place in _slices(len(target), weight.shape[0], max_slice_bytes):
+        yield target[place], place
+    if len(target) < len(hidden):
+        is_rest = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+        is_rest[target] = False
+        rest = torch.nonzero(is_rest)[:, 0]
+        for place in _slices(len(rest), weight.shape[0], max_slice_bytes):
+            yield rest[place], None
+
+
+def _check_head(hidden: Tensor, weight: Tensor, gold_ids: Tensor) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"expected hidden [n, d] and weight [V, d], got {list(hidden.shape)} and {list(weight.shape)}")
+    if gold_ids.shape != hidden.shape[:1]:
+        raise ValueError(f"expected one clean token per hidden state, got {list(gold_ids.shape)}")
