@@ -190,7 +190,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the caches, the runs, demo.json and demo.png.")] = Path(
         "demo"
     ),
-    full: Annotated[bool, typer.Option("--full", help="All arms and more seeds: about half an hour.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All arms and more seeds: about twenty minutes.")] = False,
     ci: Annotated[bool, typer.Option("--ci", help="Few arms and steps: proves that the path works, no more.")] = False,
     workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 2,
     as_json: JsonOption = False,

@@ -26,7 +26,7 @@ from .shared.cache.files import atomic_write, readable_json
 from .shared.config import LossConfig, RunConfig, TidalConfig, load_config
 
 _CE = LossConfig("ce")
-_KL = LossConfig("kl", weight=3.0)
+_KL = LossConfig("kl")
 ARMS: dict[str, tuple[LossConfig, ...]] = {
     "ce": (_CE,),
     "hard-label": (_CE, replace(_KL, target="clean")),
