@@ -26,7 +26,7 @@ from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_pie
 from ..shared.sparse_logits import SparseLogits, tail_from_top
 
 WINDOW_GROUPS = 32
-"""Row groups that are shuffled together, and held decoded: 32 of about 8 MiB."""
+"""Row groups that are shuffled together, and held decoded: 32 of about 4 MiB."""
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 

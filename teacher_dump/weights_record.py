@@ -4,14 +4,12 @@ Two workers with different weights must not fill one cache. Every worker compare
 it answers anything, and the manifest copies the fingerprint from here.
 """
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 
-from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, temporary_name
+from ..shared.cache.files import create_once, read_json, readable_json
 from ..shared.errors import CacheError, CacheMismatch
 
 RECORD_NAME = "receipts/teacher.json"
@@ -43,7 +41,7 @@ def require_same_weights(root: Path, folder: Path) -> None:
         damaged.
     """
     fingerprint = weight_fingerprint(folder)
-    _create_once(root / RECORD_NAME, readable_json({"weight_fingerprint": fingerprint}))
+    create_once(root / RECORD_NAME, readable_json({"weight_fingerprint": fingerprint}))
     recorded = recorded_fingerprint(root)
     if recorded != fingerprint:
         raise CacheMismatch(
@@ -65,23 +63,3 @@ def recorded_fingerprint(root: Path) -> str:
             f"{path}: missing or damaged, so which weights made the finished shards is not known. Restore it, or "
             f"remove the folder {path.parent} to ask the teacher again about every shard."
         ) from error
-
-
-def _create_once(path: Path, data: bytes) -> None:
-    """Write a file unless it is there: of several writers at once exactly one wins, and nobody sees half of it."""
-    if path.exists():
-        return
-    temporary = temporary_name(path)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)  # unlike a rename, fails if another worker was faster
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        fsync_folder(path.parent)

@@ -82,6 +82,24 @@ def atomic_write(path: Path, data: bytes) -> None:
 
     Raises: OutputError: disk full, permission denied, device error; `path` is untouched then.
     """
+    with _written_aside(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+def create_once(path: Path, data: bytes) -> None:
+    """Write a small file unless it is there: of several writers at once exactly one wins, and nobody sees half of it.
+
+    Raises: OutputError: as `atomic_write`.
+    """
+    if path.exists():
+        return
+    with _written_aside(path, data) as temporary, contextlib.suppress(FileExistsError):
+        os.link(temporary, path)  # unlike a rename, fails if another writer was faster
+
+
+@contextlib.contextmanager
+def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
+    """A fsynced temporary file beside `path`, to be given its name in the block; afterwards the folder is fsynced."""
     temporary = temporary_name(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +108,7 @@ def atomic_write(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            yield temporary
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()

@@ -18,7 +18,7 @@ from tide.shared.cache import read_manifest
 from tide.shared.errors import OutputError
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.shard_task import ShardTask
-from tiny_runs import settings, tiny_config, write_model, write_pairs
+from tiny_runs import settings, tiny_config
 
 Tide = Callable[..., tuple[int, str, str]]
 USAGE, BAD_DATA, IO = 2, 65, 74
@@ -37,15 +37,6 @@ def tide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return ended.value.code or 0, out, re.sub(r"\s+", " ", err)
 
     return run
-
-
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """Models and data of this test alone, to be broken."""
-    write_model(tmp_path / "teacher", "teacher", seed=1)
-    write_model(tmp_path / "student", "student", seed=None)
-    write_pairs(tmp_path / "pairs.jsonl")
-    return tmp_path
 
 
 def options(root: Path, **more: object) -> list[str]:

@@ -12,16 +12,7 @@ from tide.shared.errors import CacheError, CacheMismatch, ConfigError, DataError
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.worker import open_task
-from tiny_runs import tiny_config, write_model, write_pairs
-
-
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """Models and data of this test alone, to be changed."""
-    write_model(tmp_path / "teacher", "teacher", seed=1)
-    write_model(tmp_path / "student", "student", seed=None)
-    write_pairs(tmp_path / "pairs.jsonl")
-    return tmp_path
+from tiny_runs import tiny_config
 
 
 def begin(config, root: Path, num_shards: int = 1) -> dict[str, str]:
