@@ -1,23 +1,30 @@
 """Rebuild what `tide demo` ships: two tokenizers that truly differ, a small teacher, and the students' common start.
 
     python examples/make_demo_assets.py tokenizers                        # seconds
-    python examples/make_demo_assets.py teacher --out runs/demo-teacher   # about an hour on two cores
+    python examples/make_demo_assets.py teacher --out runs/demo-teacher   # some hours on two cores
     python examples/make_demo_assets.py student --out runs/demo-student   # some minutes
 
-Both models are trained by tide itself with recipes/demo-assets.yaml, on the training modules of the standard library
-only; the held-out modules stay unseen. Run again, an interrupted training continues. Writes `recipes/demo_assets`.
+Both models are trained by tide itself with recipes/demo-assets.yaml, on functions of the packages that constraints.txt
+pins: neither has seen the standard library, which is what the demo distils and scores on. (A teacher that was trained
+on the very functions it is asked about answers with the hard label, and a student gains nothing from it: docs/log.md.)
+Run again, an interrupted training continues. Writes `recipes/demo_assets`.
 """
 
+import importlib.metadata
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import typer
-from tide.shared.stdlib_source import stdlib_pairs
+from tide.shared.errors import DataError
+from tide.shared.stdlib_source import StdlibPair, module_pairs, stdlib_pairs
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import PreTrainedTokenizerFast
 
-ASSETS = Path(__file__).resolve().parents[1] / "recipes" / "demo_assets"
+ROOT = Path(__file__).resolve().parents[1]
+ASSETS = ROOT / "recipes" / "demo_assets"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
 
 # The teacher keeps punctuation apart and words with the blank before them; the student cuts words at underscores and
@@ -76,6 +83,45 @@ def model_config(side: str, vocab_size: int) -> dict:
     }  # fmt: skip
 
 
+def package_pairs() -> Iterator[StdlibPair]:
+    """Functions of the packages in constraints.txt, without repetitions and without what the standard library holds.
+
+    A function is left out if its prompt or its response stands in the standard library, or if half of its longer lines
+    do: backports and vendored copies.
+    """
+    standard = [*stdlib_pairs("train"), *stdlib_pairs("heldout")]
+    seen = {text for pair in standard for text in (pair.prompt, pair.response)}
+    standard_lines = {line for pair in standard for line in _long_lines(pair.response)}
+    for name in re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE):
+        for file in sorted(importlib.metadata.files(name) or [], key=str):
+            if file.suffix != ".py" or not {"tests", "test", "testing", "_vendor"}.isdisjoint(file.parts):
+                continue
+            try:
+                pairs = module_pairs(".".join(file.with_suffix("").parts), Path(str(file.locate())))
+            except DataError:  # templates and files for other Python versions
+                continue
+            for pair in pairs:
+                lines = _long_lines(pair.response)
+                copied = sum(line in standard_lines for line in lines) * 2 >= max(2, len(lines))
+                if copied or pair.prompt in seen or pair.response in seen:
+                    continue
+                seen |= {pair.prompt, pair.response}
+                yield pair
+
+
+def _long_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if len(line.strip()) >= 25]
+
+
+def write_corpus(file: Path) -> int:
+    """Write the training functions as JSONL; returns how many."""
+    pairs = list(package_pairs())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = (json.dumps({"prompt": pair.prompt, "response": pair.response}) for pair in pairs)
+    file.write_text("\n".join(rows) + "\n")
+    return len(pairs)
+
+
 def train(side: str, out: Path) -> None:
     """Train one side from random weights and put it beside its tokenizer, in bfloat16."""
     from tide.shared.config import load_config
@@ -88,10 +134,15 @@ def train(side: str, out: Path) -> None:
     start = out / "start"
     make_tokenizer(side).save_pretrained(start)
     (start / "config.json").write_text(json.dumps(config_json))
+    corpus = out / "functions.jsonl"
+    if not corpus.exists():
+        print(f"{corpus}: {write_corpus(corpus):,} functions")
     config = load_config(
         "demo-assets",
-        overrides=[f"student.path={start}", f"data.max_length={max_length}", f"train.steps={steps}"],
-    )
+        overrides=[
+            f"data.source={corpus}", f"student.path={start}", f"data.max_length={max_length}", f"train.steps={steps}",
+        ],
+    )  # fmt: skip
     dump_teacher(config, out / "corpus")
     trained = train_student(config, str(out / "corpus"), out, report=print)
     load_model(trained, dtype="bfloat16").save_pretrained(folder)

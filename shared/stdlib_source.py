@@ -94,7 +94,7 @@ def _all_pairs() -> tuple[StdlibPair, ...]:
     responses: set[str] = set()
     pairs = []
     for module, path in _modules():
-        for pair in _module_pairs(module, path):
+        for pair in module_pairs(module, path):
             if pair.prompt in prompts or pair.response in responses:
                 continue
             prompts.add(pair.prompt)
@@ -120,8 +120,11 @@ def _modules() -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def _module_pairs(module: str, path: Path) -> list[StdlibPair]:
-    """All pairs of one file in the order of their lines, duplicates included."""
+def module_pairs(module: str, path: Path) -> list[StdlibPair]:
+    """All pairs of one Python file in the order of their lines, duplicates included; `module` is only a label.
+
+    Raises: DataError: the file cannot be read or parsed.
+    """
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -129,7 +132,7 @@ def _module_pairs(module: str, path: Path) -> list[StdlibPair]:
             warnings.simplefilter("ignore")  # invalid escapes in the library are not the user's concern
             tree = ast.parse(source)
     except (OSError, SyntaxError, UnicodeError) as error:
-        raise DataError(f"source stdlib: {path} cannot be read as Python ({error}); repair this Python") from error
+        raise DataError(f"{path} cannot be read as Python ({error}); repair this file") from error
     lines = source.split("\n")  # like the parser; str.splitlines would also split at form feeds
     functions = sorted(_functions(tree), key=lambda node: node.lineno)
     made = ((node.lineno, _pair_texts(node, lines)) for node in functions)

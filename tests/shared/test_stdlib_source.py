@@ -25,7 +25,7 @@ def both_splits():
 def pairs_of(source, tmp_path):
     path = tmp_path / "module.py"
     path.write_text(source, newline="")
-    return [(pair.prompt, pair.response) for pair in stdlib_source._module_pairs("module", path)]
+    return [(pair.prompt, pair.response) for pair in stdlib_source.module_pairs("module", path)]
 
 
 def test_library_gives_thousands_of_pairs_and_about_six_percent_are_held_out():
