@@ -113,8 +113,9 @@ class Run:
             config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
         )
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if train.precision == "bf16" else "no", log_with=list(train.report_to) or None,
-            project_dir=str(out),
+            # without cpu=True, accelerate overlooks the other processes of torchrun on a machine without accelerators
+            cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
+            log_with=list(train.report_to) or None, project_dir=str(out),
         )  # fmt: skip
         self.device = self.accelerator.device
         if train.batch_size % self.accelerator.num_processes:
