@@ -198,14 +198,14 @@ def demo(
     """All of tide in a few minutes on two CPU cores: dump a small teacher, train students, compare, draw."""
     if full and ci:
         raise ConfigError("--full and --ci exclude each other")
-    from .demo import SIZES, run_demo, table
+    from .demo import SIZES, run_demo, table, verdict
 
     size = SIZES["full" if full else "ci" if ci else "default"]
     result = run_demo(out, size=size, workers=workers, say=lambda line: typer.echo(line, err=True))
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        typer.echo(f"\n{table(result)}\n\npicture: {out / 'demo.png'}")
+        typer.echo(f"\n{table(result)}\n\n{verdict(result)}\n\npicture: {out / 'demo.png'}")
 
 
 def _run_config(recipe: str | None, path: Path | None, settings: list[str], **flags: str | None) -> "RunConfig":

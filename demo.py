@@ -40,6 +40,8 @@ ARMS: dict[str, tuple[LossConfig, ...]] = {
 """Losses of every arm, fixed beforehand. `ce-fresh` draws new masks in every step, all others use the cached views."""
 DEFAULT_ARMS = ("ce", "hard-label", "kl", "tide-hybrid")
 BASELINE = "ce"
+CONTROLS = ("ce", "ce-fresh", "hard-label")
+"""What distillation has to beat; gains are stated against each of them."""
 
 
 @dataclass(frozen=True)
@@ -166,30 +168,41 @@ def run_arm(config: RunConfig, out: Path, arm: str, seed: int) -> dict[str, Any]
 
 
 def summarise(scores: Mapping[tuple[str, int], Mapping[str, Any]], size: DemoSize) -> dict[str, Any]:
-    """Per arm: means over seeds, spread, and the gain over the baseline with its document-paired z.
-
-    z is the mean over documents of (baseline - arm), each averaged over seeds, divided by its standard error over
-    documents; positive: the arm needs fewer bits.
-    """
+    """Per arm: means over seeds, spread, and the gain over each control with its document-paired z."""
     arms = {}
-    base = _documents(scores, BASELINE, size.seeds)
     for arm in size.arms:
-        runs = [scores[arm, seed] for seed in size.seeds]
-        bits = np.array([run["bits_per_byte"] for run in runs])
-        accuracy = np.array([run["accuracy"] for run in runs])
+        bits = np.array([scores[arm, seed]["bits_per_byte"] for seed in size.seeds])
+        accuracy = np.array([scores[arm, seed]["accuracy"] for seed in size.seeds])
         per_seed = bits.mean(1)
-        gain = (base - _documents(scores, arm, size.seeds)).mean(0)
-        gain = gain[~np.isnan(gain)]
-        error = gain.std(ddof=1) / math.sqrt(len(gain)) if len(gain) > 1 else float("nan")
-        base_seeds = np.array([np.mean(scores[BASELINE, seed]["bits_per_byte"]) for seed in size.seeds])
+        against = {c: gain(scores, arm, c, size.seeds) for c in CONTROLS if c in size.arms and c != arm}
         arms[arm] = {
             "bits_per_byte": float(per_seed.mean()), "seeds": per_seed.tolist(),
             "spread": float(per_seed.max() - per_seed.min()), "bits_per_byte_by_t": bits.mean(0).tolist(),
-            "accuracy": float(accuracy.mean()), "accuracy_by_t": accuracy.mean(0).tolist(),
-            "gain_by_seed": (base_seeds - per_seed).tolist(),
-            "z": None if arm == BASELINE or not error > 0 else float(gain.mean() / error),
+            "accuracy": float(accuracy.mean()), "accuracy_by_t": accuracy.mean(0).tolist(), "against": against,
         }  # fmt: skip
-    return {"arms": arms, "t": next(iter(scores.values()))["t"], "seeds": list(size.seeds), "documents": base.shape[1]}
+    documents = _documents(scores, BASELINE, size.seeds).shape[1]
+    return {"arms": arms, "t": next(iter(scores.values()))["t"], "seeds": list(size.seeds), "documents": documents}
+
+
+def gain(
+    scores: Mapping[tuple[str, int], Mapping[str, Any]], arm: str, control: str, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """How many bits per byte `arm` needs less than `control`: by seed, and z paired by document.
+
+    z is the mean over documents of (control - arm), each averaged over seeds, divided by its standard error over
+    documents; None where that is 0 or a single document is left.
+    """
+    per_seed = [
+        float(np.mean(scores[control, seed]["bits_per_byte"]) - np.mean(scores[arm, seed]["bits_per_byte"]))
+        for seed in seeds
+    ]
+    paired = (_documents(scores, control, seeds) - _documents(scores, arm, seeds)).mean(0)
+    paired = paired[~np.isnan(paired)]
+    error = paired.std(ddof=1) / math.sqrt(len(paired)) if len(paired) > 1 else 0.0
+    return {
+        "gain": float(np.mean(per_seed)), "gain_by_seed": per_seed,
+        "z": float(paired.mean() / error) if error > 0 else None,
+    }  # fmt: skip
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -199,16 +212,30 @@ def table(result: Mapping[str, Any]) -> str:
         f"| arm | bits per byte | seeds | gain | z | {grid} | top-1 |",
         "|---|" + "---|" * (5 + len(result["t"])),
     ]
-    base = result["arms"][BASELINE]["bits_per_byte"]
     for name, arm in sorted(result["arms"].items(), key=lambda item: item[1]["bits_per_byte"]):
         by_t = " | ".join(f"{value:.3f}" for value in arm["bits_per_byte_by_t"])
         seeds = " ".join(f"{value:.3f}" for value in arm["seeds"])
-        z = "" if arm["z"] is None else f"{arm['z']:+.1f}"
+        over = arm["against"].get(BASELINE)
+        shown = f"{over['gain']:+.3f} | {_z(over['z'])}" if over else "| "
+        top_1 = f"{100 * arm['accuracy']:.1f} %"
+        lines.append(f"| {name} | {arm['bits_per_byte']:.3f} | {seeds} | {shown} | {by_t} | {top_1} |")
+    return "\n".join(lines)
+
+
+def verdict(result: Mapping[str, Any], arm: str = "kl") -> str:
+    """A line per control: does the distilled student beat it, in every seed, and how surely?"""
+    lines = []
+    for control, over in result["arms"][arm]["against"].items():
+        wins = sum(value > 0 for value in over["gain_by_seed"])
         lines.append(
-            f"| {name} | {arm['bits_per_byte']:.3f} | {seeds} | {base - arm['bits_per_byte']:+.3f} | {z} | {by_t} | "
-            f"{100 * arm['accuracy']:.1f} % |"
+            f"{arm} against {control}: {over['gain']:+.3f} bits per byte, z = {_z(over['z'])} over "
+            f"{result['documents']} documents, better in {wins} of {len(over['gain_by_seed'])} seeds"
         )
     return "\n".join(lines)
+
+
+def _z(value: float | None) -> str:
+    return "" if value is None else f"{value:+.1f}"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from tide.demo import ARMS, BASELINE, DEFAULT_ARMS, SIZES, DemoSize, draw, summarise, table
+from tide.demo import ARMS, CONTROLS, DEFAULT_ARMS, SIZES, DemoSize, draw, summarise, table, verdict
 
 T = [0.1, 0.5, 0.9]
 
@@ -26,12 +26,12 @@ def _scores(size: DemoSize, shift: dict[str, float], documents: int = 40) -> dic
 def test_z_is_paired_by_document_and_positive_when_an_arm_needs_fewer_bits():
     size = DemoSize(("ce", "kl", "calm"), (1, 2, 3))
     result = summarise(_scores(size, {"kl": 0.1, "calm": -0.1}), size)
-    kl, calm = result["arms"]["kl"], result["arms"]["calm"]
+    kl, calm = (result["arms"][arm]["against"]["ce"] for arm in ("kl", "calm"))
     # Unpaired, documents spread by 0.8 / sqrt(39) = 0.13 would hide a gain of 0.1; paired, the noise is 0.05.
     assert kl["z"] > 5
     assert calm["z"] < -5
     assert all(gain > 0 for gain in kl["gain_by_seed"])
-    assert result["arms"][BASELINE]["z"] is None
+    assert not result["arms"]["ce"]["against"]
     assert result["documents"] == 40
 
 
@@ -43,7 +43,18 @@ def test_z_equals_the_hand_worked_number():
         for arm, values in documents.items()
     }
     # gains .1, .3, .2: mean .2, standard deviation .1, standard error .1 / sqrt(3)
-    assert math.isclose(summarise(scores, size)["arms"]["kl"]["z"], 0.2 / (0.1 / math.sqrt(3)), rel_tol=1e-9)
+    over = summarise(scores, size)["arms"]["kl"]["against"]["ce"]
+    assert math.isclose(over["z"], 0.2 / (0.1 / math.sqrt(3)), rel_tol=1e-9)
+
+
+def test_every_control_that_was_run_gets_a_line_of_the_verdict():
+    size = DemoSize((*CONTROLS, "kl"), (1, 2, 3))
+    lines = verdict(summarise(_scores(size, {"kl": 0.1, "hard-label": 0.3}), size)).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"kl against {control}" for control in CONTROLS]
+    assert "+0.1" in lines[0]
+    assert "3 of 3 seeds" in lines[0]
+    assert "-0.2" in lines[2]
+    assert "0 of 3 seeds" in lines[2]
 
 
 def test_the_table_has_a_row_per_arm_and_the_picture_is_written(tmp_path):
