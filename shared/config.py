@@ -46,6 +46,8 @@ class DataConfig:
     """Student tokens a sample may have, prompt included; a multiple of `student.block_size`."""
     teacher_max_length: int | None = None
     """The same for the teacher's tokens; None: `max_length`."""
+    licence: str | None = None
+    """Of the data, for the manifest; None: what the data sets' cards declare."""
 
     def __post_init__(self) -> None:
         _require(self.limit is None or self.limit > 0, "data.limit", self.limit, "a positive number or null")
@@ -91,6 +93,8 @@ class TeacherConfig:
     mask_token: str | None = None
     eos_token: str | None = None
     template: Mapping[str, Any] = field(default_factory=dict)
+    licence: str | None = None
+    """Of the teacher, for the manifest; None: what the README.md of its checkpoint declares."""
     tokens_per_batch: int = 8192
     """Token budget of one teacher forward (x_0 and all noised pieces); part of the plan, never shrunk silently."""
 

@@ -35,7 +35,10 @@ from .errors import ConfigError, DataError
 from .source_rows import open_rows
 from .sources import Source, listed, parse_sources, pin_sources
 
-__all__ = ["Conversation", "Conversations", "Message", "Source", "open_conversations", "parse_sources", "pin_sources"]
+__all__ = [
+    "Conversation", "ConversationReader", "Conversations", "Message", "Source", "open_conversations", "open_reader",
+    "parse_sources", "pin_sources",
+]  # fmt: skip
 
 MESSAGES_COLUMNS = ("messages", "conversations")
 PAIR_COLUMNS = (
@@ -162,17 +165,45 @@ def _passes(row: Mapping[str, Any], column: str, values: set[str]) -> bool:
     return (value if isinstance(value, str) else json.dumps(value, default=str)) in values
 
 
+class ConversationReader:
+    """The conversations of pinned sources by source and row number; opening reads no row."""
+
+    def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str]):
+        self.sources = tuple(sources)
+        self.parts = [open_rows(source) for source in self.sources]
+        if columns and not any(set(columns.values()) <= set(part.columns) for part in self.parts):
+            raise DataError(f"data.columns = {dict(columns)}: no source has these columns; correct the names")
+        self.readings = [_reading(s, p.columns, columns) for s, p in zip(self.sources, self.parts, strict=True)]
+
+    def read(self, source: int, row: int, sample_id: str) -> Conversation:
+        """The conversation of one row.
+
+        Args: sample_id: what it had when the data were scanned.
+        Raises: DataError: it is another one now, or gone.
+        """
+        try:
+            conversation = self.readings[source].of(self.parts[source][row])
+        except (_BadRow, IndexError) as error:
+            raise self._changed(source, row, sample_id, f"{error}") from None
+        if conversation.sample_id != sample_id:
+            raise self._changed(source, row, sample_id, f"sample {conversation.sample_id}")
+        return conversation
+
+    def _changed(self, source: int, row: int, sample_id: str, found: str) -> DataError:
+        return DataError(
+            f"source {self.sources[source].title}, row {row} (the first is 0): expected sample {sample_id}, found "
+            f"{found}: the data changed since they were scanned; restore them, or dump into another folder"
+        )
+
+
 class Conversations:
     """The conversations of pinned sources joined in order, after filters and without repeated samples."""
 
     def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str], skip_bad: bool):
-        self.sources = tuple(sources)
         self.dropped: Counter[str] = Counter()
         """Rows left out, by reason; what a filter refused is not counted."""
-        self._parts = [open_rows(source) for source in self.sources]
-        if columns and not any(set(columns.values()) <= set(part.columns) for part in self._parts):
-            raise DataError(f"data.columns = {dict(columns)}: no source has these columns; correct the names")
-        self._readings = [_reading(s, p.columns, columns) for s, p in zip(self.sources, self._parts, strict=True)]
+        self._reader = ConversationReader(sources, columns=columns)
+        self.sources = self._reader.sources
         part_of, row_of, ids = array("Q"), array("Q"), array("Q")
         num_found = Counter({source.path: 0 for source in self.sources})
         for part, source in enumerate(self.sources):
@@ -194,7 +225,7 @@ class Conversations:
 
     def _scan(self, part: int, skip_bad: bool) -> Iterator[tuple[int, str]]:
         """Row number and sample id of every sound row that the filters let through."""
-        source, rows, reading = self.sources[part], self._parts[part], self._readings[part]
+        source, rows, reading = self.sources[part], self._reader.parts[part], self._reader.readings[part]
         where: dict[str, set[str]] = {}
         for column, value in source.where:
             where.setdefault(column, set()).add(value)
@@ -239,15 +270,12 @@ class Conversations:
         """The id of conversation i, without reading its text."""
         return f"{self._ids[i]:016x}"
 
+    def place(self, i: int) -> tuple[int, int]:
+        """Source number and row of conversation i, as `ConversationReader.read` takes them."""
+        return int(self._part_of[i]), int(self._row_of[i])
+
     def __getitem__(self, i: int) -> Conversation:
-        part, row = int(self._part_of[i]), int(self._row_of[i])
-        conversation = self._readings[part].of(self._parts[part][row])
-        if conversation.sample_id != self.sample_id(i):
-            raise DataError(
-                f"source {self.sources[part].title}, {self._parts[part].place(row)}: changed while it was in use; "
-                "start again"
-            )
-        return conversation
+        return self._reader.read(*self.place(i), self.sample_id(i))
 
 
 def open_conversations(
@@ -263,9 +291,21 @@ def open_conversations(
         DataError: no such data, a bad row without `skip_bad`, no conversation left of some source, a column is missing.
         Unavailable: the Hub cannot be reached.
     """
+    return Conversations(pin_sources(sources), columns=_checked_columns(columns), skip_bad=skip_bad)
+
+
+def open_reader(sources: Sequence[Source], *, columns: Mapping[str, str] | None = None) -> ConversationReader:
+    """Open sources that a plan has pinned, without reading a row: what a worker does.
+
+    Raises: DataError: a source has changed since it was pinned; a column is missing. Unavailable, ConfigError.
+    """
+    return ConversationReader(pin_sources(sources), columns=_checked_columns(columns))
+
+
+def _checked_columns(columns: Mapping[str, str] | None) -> Mapping[str, str]:
     columns = columns or {}
     if columns and set(columns) not in ({"messages"}, {"prompt", "response"}):
         raise ConfigError(
             f"data.columns = {dict(columns)}: expected {{messages: NAME}} or {{prompt: NAME, response: NAME}}"
         )
-    return Conversations(pin_sources(sources), columns=columns, skip_bad=skip_bad)
+    return columns

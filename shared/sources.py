@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DataError, Unavailable
-from .stdlib_source import STDLIB_SPLITS, stdlib_version
+from .licences import folder_licence
+from .stdlib_source import STDLIB_LICENCE, STDLIB_SPLITS, stdlib_version
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.zst", ".json", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -30,6 +31,8 @@ class Source:
     where: tuple[tuple[str, str], ...] = ()
     revision: str | None = None
     """Pinned: a commit, `sha256:…` of local files, or the Python version."""
+    licence: str | None = None
+    """What the data set's card declares, found when the source is pinned; None: nothing."""
     names: tuple[str, ...] = ()
     """Bare names in brackets; `pin_sources` decides which is the config and which the split."""
 
@@ -97,14 +100,15 @@ def _pin(source: Source) -> list[Source]:
         if source.config and source.split and not source.names and _COMMIT.fullmatch(source.revision or ""):
             return [source]
         source = replace(source, revision=_hub_commit(source))
+        source = replace(source, licence=_hub_licence(source))
     else:
-        now = stdlib_version() if kind == "stdlib" else _content_hash(source)
+        now = stdlib_version() if kind == "stdlib" else content_hash(source)
         if source.revision not in (None, now):
             remedy = "run the Python it names" if kind == "stdlib" else "restore the files"
             raise DataError(
                 f"source {source.path}: pinned as {source.revision}, but it is {now} now; {remedy}, or plan anew"
             )
-        source = replace(source, revision=now)
+        source = replace(source, revision=now, licence=source.licence or _local_licence(source, kind))
     configs, default = _configs(source) if kind in ("hub", "folder") else ([], [None])
     if source.config is not None:
         if source.config not in configs:
@@ -138,7 +142,7 @@ def source_kind(source: Source) -> str:
     return "hub"
 
 
-def _content_hash(source: Source) -> str:
+def content_hash(source: Source) -> str:
     """SHA-256 of a file, or of the names and hashes of all visible files of a folder."""
     path = Path(source.path).expanduser()
     try:
@@ -166,6 +170,24 @@ def _hub_commit(source: Source) -> str:
     if not commit:
         raise DataError(f"source {source.path}: the Hub names no commit for revision {source.revision or 'main'}")
     return commit
+
+
+def _hub_licence(source: Source) -> str | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with loading(source):
+        try:
+            card = hf_hub_download(source.path, "README.md", repo_type="dataset", revision=source.revision)
+        except EntryNotFoundError:
+            return None
+    return folder_licence(Path(card).parent)
+
+
+def _local_licence(source: Source, kind: str) -> str | None:
+    if kind == "stdlib":
+        return STDLIB_LICENCE
+    return folder_licence(Path(source.path).expanduser()) if kind == "folder" else None
 
 
 def _configs(source: Source) -> tuple[list[str], list[str | None]]:

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from .errors import DataError, Unavailable
 
 STDLIB_SPLITS = ("train", "heldout")
+STDLIB_LICENCE = "PSF-2.0"
 MIN_BODY_BYTES = 16
 MAX_BODY_BYTES = 600
 HELDOUT_SHARE = 0.06

@@ -20,7 +20,7 @@ from ..shared.errors import CacheError, CacheMismatch, ConfigError, OutputError,
 from .finalize import discard_damaged, tidy
 from .launchers.env import rank_from_environment, run_env, wait_for_plan
 from .launchers.local import run_local
-from .plan import Plan, make_plan, read_plan, require_same_settings, write_plan
+from .plan import Plan, make_plan, read_plan, write_plan
 from .worker import Report
 
 Launcher = Literal["local", "env"]
@@ -36,9 +36,7 @@ def prepare_plan(config: RunConfig, root: Path, *, launcher: Launcher = "local")
     if launcher == "env" and rank_from_environment() > 0:
         wait_for_plan(root)
     if (root / PLAN_NAME).exists():
-        plan = read_plan(root)
-        require_same_settings(plan, config, root)
-        return plan
+        return read_plan(root).at(config, root)
     _require_usable_output(root)
     plan, _ = make_plan(config)
     write_plan(root, plan)
@@ -83,9 +81,9 @@ def dump_teacher(
             _reopen_if_damaged(root, plan, full=verify)
         if not (root / MANIFEST_NAME).exists():
             if launcher == "env":
-                run_env(root, report=report)
+                run_env(root, config, report=report)
             else:
-                run_local(root, num_workers=num_workers, report=report)
+                run_local(root, config, num_workers=num_workers, report=report)
         tidy(root)
         return read_manifest(root)
 

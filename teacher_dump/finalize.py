@@ -57,7 +57,10 @@ def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest
         ),
         block_size=plan.config.student.block_size,
         noise=asdict(plan.config.noise),
-        sources=tuple(DataSource(str(s), s.revision or UNKNOWN, UNKNOWN) for s in plan.sources),
+        sources=tuple(
+            DataSource(s.title, s.revision or UNKNOWN, plan.config.data.licence or s.licence or UNKNOWN)
+            for s in plan.sources
+        ),
         vocabulary=file_entry(root, VOCABULARY_NAME),
         dropped=dict(plan.dropped),
         **manifest_parts(receipts),
@@ -114,7 +117,8 @@ def _teacher(root: Path, plan: Plan) -> TeacherInfo | None:
         return None
     config = plan.config.teacher
     return TeacherInfo(
-        id=config.path, revision=plan.teacher["revision"] or config.revision or UNKNOWN,
+        id=plan.settings["teacher"]["path"], revision=plan.teacher["revision"] or config.revision or UNKNOWN,
         weight_fingerprint=recorded_fingerprint(root), tokenizer_fingerprint=plan.teacher["tokenizer"],
-        chat_template_fingerprint=plan.teacher["chat_template"], licence=UNKNOWN, spec=plan.teacher["spec"],
+        chat_template_fingerprint=plan.teacher["chat_template"], licence=plan.teacher_licence or UNKNOWN,
+        spec=plan.teacher["spec"],
     )  # fmt: skip

@@ -1,33 +1,48 @@
 """The plan: everything that decides a byte of the cache, made once, before any model is loaded.
 
 configuration + data + both tokenizers -> `plan.json`: pinned sources, fingerprints, settings, and for each shard its
-ordered samples. Shards do not depend on the number of workers. `plan_hash` is the SHA-256 of its canonical JSON; every
-shard and the manifest carry it. A command whose settings differ from an existing plan is refused by name.
+ordered samples. Shards do not depend on the number of workers, nor the plan on where things lie (portable.py).
+`plan_hash` is the SHA-256 of its canonical JSON; every shard and the manifest carry it. A command whose settings differ
+from an existing plan is refused by name.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..shared.cache.files import atomic_write, canonical_json, read_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Signal
 from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
-from ..shared.conversations import Conversations, Source, open_conversations, parse_sources, pin_sources
+from ..shared.conversations import (
+    ConversationReader,
+    Source,
+    open_conversations,
+    open_reader,
+    parse_sources,
+    pin_sources,
+)
 from ..shared.errors import CacheError, CacheMismatch, DataError
+from ..shared.licences import folder_licence
 from ..shared.noising import keyed_generator
 from ..shared.tokens import Dropped
 from .pairing import Pairing, open_pairing
-
-PLANNED_SECTIONS = ("data", "student", "teacher", "noise", "signal", "shards")
-"""Sections of the configuration that decide bytes of the cache."""
+from .portable import find_sources, planned_settings, portable_sources
 
 BYTES_PER_MASKED = {"none": 0.3, "chunk": 2.5, "topk": 8.0}
 BYTES_PER_TOP_ENTRY = 4.5
 """Rough sizes for the estimate (docs/log.md has measurements); a dump reports the real ones."""
+
+
+class PlannedSample(NamedTuple):
+    """Where a sample stands in the data: number of the source, row in it, and the id it had."""
+
+    source: int
+    row: int
+    sample_id: str
 
 
 @dataclass(frozen=True)
@@ -35,25 +50,38 @@ class Plan:
     """What is to be dumped.
 
     Args:
-        settings: the planned sections of the configuration, as plain JSON.
+        settings: the planned sections of the configuration, as plain JSON; no paths.
+        sources: pinned; local ones by name alone.
         student, teacher: what identifies the two sides (`Pairing.student_facts`); no teacher: None.
-        samples: (row of the joined sources, sample id), in shard order.
+        teacher_licence: what the teacher's card declares.
+        samples: in shard order.
         dropped: samples left out, by reason.
         totals: samples, rows, tokens, maskable tokens and the expected number of masked ones.
+        here: the configuration of this machine's command, which says where things lie; not part of the plan.
     """
 
     settings: Mapping[str, Any]
     sources: tuple[Source, ...]
     student: Mapping[str, Any]
     teacher: Mapping[str, Any] | None
-    samples: tuple[tuple[int, str], ...]
+    teacher_licence: str | None
+    samples: tuple[PlannedSample, ...]
     dropped: Mapping[str, int]
     totals: Mapping[str, int]
+    here: RunConfig | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def config(self) -> RunConfig:
-        """The planned sections as a configuration; the others keep their defaults."""
-        return from_tree(RunConfig, self.settings)
+        """The planned sections as a configuration; names are paths only in a plan that `at` gave."""
+        return self.here or from_tree(RunConfig, self.settings)
+
+    def at(self, config: RunConfig, root: Path) -> "Plan":
+        """This plan with the paths of a command's configuration.
+
+        Raises: CacheMismatch: its settings are not those of the plan; names every one that differs.
+        """
+        require_same_settings(self, config, root)
+        return replace(self, here=config)
 
     @property
     def num_shards(self) -> int:
@@ -61,8 +89,8 @@ class Plan:
         per_shard = self.settings["shards"]["samples_per_shard"]
         return -(-len(self.samples) // per_shard)
 
-    def shard_samples(self, shard: int) -> Sequence[tuple[int, str]]:
-        """(row, sample id) of the samples of one shard."""
+    def shard_samples(self, shard: int) -> Sequence[PlannedSample]:
+        """The samples of one shard."""
         per_shard = self.settings["shards"]["samples_per_shard"]
         return self.samples[shard * per_shard : (shard + 1) * per_shard]
 
@@ -74,7 +102,8 @@ class Plan:
             "sources": [vars(source) for source in self.sources],
             "student": dict(self.student),
             "teacher": None if self.teacher is None else dict(self.teacher),
-            "samples": [list(sample) for sample in self.samples],
+            "teacher_licence": self.teacher_licence,
+            "samples": [f"{source}:{row}:{sample_id}" for source, row, sample_id in self.samples],
             "dropped": dict(self.dropped),
             "totals": dict(self.totals),
         }
@@ -123,7 +152,7 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
         except Dropped as reason:
             dropped[str(reason)] += 1
             continue
-        samples.append((row, conversation.sample_id))
+        samples.append(PlannedSample(*conversations.place(row), conversation.sample_id))
         tokens += len(sample.student.x_0)
         maskable += len(sample.student.x_0) - sample.student.prompt_tokens
     dropped.update(conversations.dropped)
@@ -139,17 +168,16 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
         "expected_masked": int(maskable * noise.views * (noise.t_min + noise.t_max) / 2),
     }  # fmt: skip
     plan = Plan(
-        settings=planned_settings(config), sources=sources, student=pairing.student_facts(),
-        teacher=pairing.teacher_facts(), samples=tuple(samples), dropped=dict(sorted(dropped.items())), totals=totals,
+        settings=planned_settings(config), sources=portable_sources(sources), student=pairing.student_facts(),
+        teacher=pairing.teacher_facts(), teacher_licence=_teacher_licence(config, pairing), samples=tuple(samples),
+        dropped=dict(sorted(dropped.items())), totals=totals, here=config,
     )  # fmt: skip
     return plan, pairing
 
 
-def planned_settings(config: RunConfig) -> dict[str, Any]:
-    """The part of a configuration that decides bytes: where the student's weights lie does not, its tokenizer does."""
-    student = replace(config.student, path="", tokenizer=config.student.tokenizer or config.student.path)
-    tree = to_tree(replace(config, student=student))
-    return {section: tree[section] for section in PLANNED_SECTIONS}
+def _teacher_licence(config: RunConfig, pairing: Pairing) -> str | None:
+    found = None if pairing.teacher_folder is None else folder_licence(pairing.teacher_folder)
+    return config.teacher.licence or found
 
 
 def write_plan(root: Path, plan: Plan) -> None:
@@ -176,11 +204,10 @@ def read_plan(root: Path) -> Plan:
     try:
         return Plan(
             settings=tree["settings"], sources=tuple(Source(**_tuples(s)) for s in tree["sources"]),
-            student=tree["student"], teacher=tree["teacher"],
-            samples=tuple((row, sample_id) for row, sample_id in tree["samples"]),
-            dropped=tree["dropped"], totals=tree["totals"],
+            student=tree["student"], teacher=tree["teacher"], teacher_licence=tree["teacher_licence"],
+            samples=tuple(_sample(text) for text in tree["samples"]), dropped=tree["dropped"], totals=tree["totals"],
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error
 
 
@@ -197,8 +224,13 @@ def require_same_settings(plan: Plan, config: RunConfig, root: Path) -> None:
         )
 
 
-def open_samples(plan: Plan) -> tuple[Conversations, Pairing]:
-    """Data and tokenizers of an existing plan, for a worker.
+def _sample(text: str) -> PlannedSample:
+    source, row, sample_id = text.split(":")
+    return PlannedSample(int(source), int(row), sample_id)
+
+
+def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:
+    """Data and tokenizers of an existing plan, for a worker: no row is read yet.
 
     Raises: DataError: the data changed since the plan was made. CacheMismatch: a tokenizer or the teacher's config.json
         did.
@@ -212,7 +244,7 @@ def open_samples(plan: Plan) -> tuple[Conversations, Pairing]:
             f"the tokenizers or the teacher's config.json changed since the plan was made ({changes}). Restore them to "
             "continue, or give another --out to start a new cache."
         )
-    return open_conversations(plan.sources, columns=config.data.columns, skip_bad=config.data.skip_bad), pairing
+    return open_reader(find_sources(plan.sources, config.data.source), columns=config.data.columns), pairing
 
 
 def _changes(planned: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..shared.cache import Layout, Receipt, shard_name, write_receipt, write_shard
-from ..shared.conversations import Conversations
+from ..shared.conversations import ConversationReader
 from ..shared.errors import DataError
 from ..shared.tokens import Dropped, PairedSample
 from .pairing import Pairing
@@ -31,7 +31,7 @@ class ShardTask:
     """What a worker holds while it works: the plan, the data, the tokenizers and the teacher (None: no teacher)."""
 
     plan: Plan
-    conversations: Conversations
+    conversations: ConversationReader
     pairing: Pairing
     teacher: Teacher | None
 
@@ -59,22 +59,16 @@ class ShardTask:
     def _samples(self, shard: int) -> list[Sample]:
         first = shard * self.plan.config.shards.samples_per_shard
         samples = []
-        for index, (row, sample_id) in enumerate(self.plan.shard_samples(shard), start=first):
-            if row >= len(self.conversations) or self.conversations.sample_id(row) != sample_id:
-                raise self._changed(row, sample_id)
+        for index, planned in enumerate(self.plan.shard_samples(shard), start=first):
             try:
-                paired = self.pairing.encode(self.conversations[row])
+                paired = self.pairing.encode(self.conversations.read(*planned))
             except Dropped as error:
-                raise self._changed(row, sample_id) from error
-            samples.append(Sample(sample_id, index, paired, self._is_target(paired)))
+                raise DataError(
+                    f"sample {planned.sample_id} was planned and cannot be used now ({error}): the tokenizers changed "
+                    "since the plan was made; restore them, or dump into another folder"
+                ) from error
+            samples.append(Sample(planned.sample_id, index, paired, self._is_target(paired)))
         return samples
-
-    def _changed(self, row: int, sample_id: str) -> DataError:
-        found = self.conversations.sample_id(row) if row < len(self.conversations) else "missing"
-        return DataError(
-            f"conversation {row}: the plan expects sample {sample_id}, the data holds {found}: data or tokenizers "
-            "changed since the plan was made; restore them, or dump into another folder"
-        )
 
     def _is_target(self, paired: PairedSample) -> np.ndarray:
         """[c] bool: one token on each side, and the loss support holds that pair."""

@@ -13,6 +13,7 @@ import torch
 
 from ..shared.cache import shard_is_done
 from ..shared.cache.manifest import MANIFEST_NAME
+from ..shared.config import RunConfig
 from ..shared.models.loading import load_model, local_folder
 from .claims import claim
 from .finalize import finalize, tidy
@@ -28,12 +29,13 @@ Report = Callable[[int, int], None]
 """Called with (shards finished by this worker, token-forwards) since the last call."""
 
 
-def work(root: Path, *, report: Report = lambda shards, tokens: None) -> None:
+def work(root: Path, config: RunConfig, *, report: Report = lambda shards, tokens: None) -> None:
     """Do undone shards until the cache is complete; those of a worker that dies are taken over.
 
+    Args: config: of the command; the plan's settings, with the paths where things lie here.
     Raises: TideError: see `open_task`, `ShardTask.run`, `finalize`.
     """
-    plan = read_plan(root)
+    plan = read_plan(root).at(config, root)
     task: ShardTask | None = None
     undone = list(range(plan.num_shards))
     while not (root / MANIFEST_NAME).exists():

@@ -57,11 +57,9 @@ def naive_logits(model, x_0: Tensor, masked: Tensor, mask_id: int) -> Tensor:
 
 def online_views(config: RunConfig, cache_path: Path, rows: list) -> tuple[list[OnlineView], Pairing]:
     """Ask the teacher, loaded from its checkpoint, about the given cache rows' views."""
-    conversations, pairing = open_samples(read_plan(cache_path))
-    samples = {}
-    for row in range(len(conversations)):
-        conversation = conversations[row]
-        samples[conversation.sample_id] = pairing.encode(conversation)
+    plan = read_plan(cache_path).at(config, cache_path)
+    conversations, pairing = open_samples(plan)
+    samples = {planned.sample_id: pairing.encode(conversations.read(*planned)) for planned in plan.samples}
     teacher = load_model(config.teacher.path).eval()
     views = []
     for row in rows:

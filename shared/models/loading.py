@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..errors import ConfigError, DataError, Unavailable
 from .specs import family_of, resolve
 
-_DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt"]
+_DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "README.md"]
 _WEIGHT_FILES = ["*.safetensors"]
 _MAX_CONFIG_BYTES = 2**20
 _NOT_OURS = ("auto_map", "architectures", "model_type", "transformers_version")

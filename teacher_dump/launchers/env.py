@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from ...shared.cache.manifest import PLAN_NAME
+from ...shared.config import RunConfig
 from ...shared.errors import TryAgain
 from ..worker import Report, work
 
@@ -38,6 +39,6 @@ def wait_for_plan(root: Path, *, timeout_s: float = 1800.0) -> None:
         time.sleep(0.5)
 
 
-def run_env(root: Path, *, report: Report) -> None:
-    """Pull shards as one rank until the cache is complete."""
-    work(root, report=report)
+def run_env(root: Path, config: RunConfig, *, report: Report) -> None:
+    """Pull shards as one rank until the cache is complete; every rank finds things where its own command says."""
+    work(root, config, report=report)

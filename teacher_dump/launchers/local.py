@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from ...shared.config import RunConfig
 from ...shared.errors import TideError, TryAgain
 from ..worker import Report, work
 
@@ -34,16 +35,16 @@ class _Worker:
     finished: bool = False
 
 
-def run_local(root: Path, *, num_workers: int, report: Report) -> None:
+def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report) -> None:
     """Work until the cache is complete.
 
     Args: num_workers: processes; 1 works in this process.
     Raises: TryAgain: every worker ended, and shards are left. TideError: what a worker reported, if none finished.
     """
     if num_workers == 1:
-        work(root, report=report)
+        work(root, config, report=report)
         return
-    with _started(root, num_workers) as workers:
+    with _started(root, config, num_workers) as workers:
         _listen(workers, report)
     failures = [f"{w.process.name}: {w.error or _ending(w.process)}" for w in workers if not w.finished]
     if not any(worker.finished for worker in workers):
@@ -59,7 +60,7 @@ def run_local(root: Path, *, num_workers: int, report: Report) -> None:
 
 
 @contextlib.contextmanager
-def _started(root: Path, num_workers: int) -> Iterator[list[_Worker]]:
+def _started(root: Path, config: RunConfig, num_workers: int) -> Iterator[list[_Worker]]:
     """Running workers; at the end of the block, whatever ends it, none is left."""
     context = multiprocessing.get_context(START_METHOD)
     if START_METHOD == "forkserver":
@@ -68,7 +69,9 @@ def _started(root: Path, num_workers: int) -> Iterator[list[_Worker]]:
     try:
         for rank in range(num_workers):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(str(root), rank, sender), name=f"worker {rank}", daemon=True)
+            process = context.Process(
+                target=_run, args=(str(root), config, rank, sender), name=f"worker {rank}", daemon=True
+            )
             process.start()
             sender.close()  # the worker's end is the only one left: its death closes the pipe
             workers.append(_Worker(process, receiver))
@@ -106,14 +109,14 @@ def _ending(process: BaseProcess) -> str:
     return f"killed by {signal.strsignal(-code)}" if code is not None and code < 0 else f"ended with exit code {code}"
 
 
-def _run(root: str, rank: int, messages: Connection) -> None:
+def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
     """The worker process. Sends progress, then None or a TideError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["LOCAL_RANK"] = str(rank)
     try:
-        work(Path(root), report=lambda *progress: messages.send(progress))
+        work(Path(root), config, report=lambda *progress: messages.send(progress))
         messages.send(None)
     except TideError as error:
         messages.send(error)

@@ -20,7 +20,7 @@ from tide.shared.conversations import (
     pin_sources,
 )
 from tide.shared.errors import ConfigError, DataError
-from tide.shared.stdlib_source import stdlib_pairs, stdlib_version
+from tide.shared.stdlib_source import STDLIB_LICENCE, stdlib_pairs, stdlib_version
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 PAPER_MIXTURE = (
@@ -344,7 +344,9 @@ def test_nothing_to_open_is_refused():
 @pytest.mark.parametrize("text, split", [("stdlib", "train"), ("stdlib[heldout]", "heldout")])
 def test_stdlib_gives_one_conversation_for_each_pair(text, split):
     conversations = open_text(text)
-    assert conversations.sources == (Source("stdlib", split=split, revision=stdlib_version()),)
+    assert conversations.sources == (
+        Source("stdlib", split=split, revision=stdlib_version(), licence=STDLIB_LICENCE),
+    )
     assert [turns(c) for c in conversations] == [
         [("user", pair.prompt), ("assistant", pair.response)] for pair in stdlib_pairs(split)
     ]
@@ -376,7 +378,7 @@ warnings.simplefilter("ignore")
 def repo(name, tables):
     # tables: {config: {split: rows}}
     folder = work / "repos" / name
-    card = ["---", "configs:"]
+    card = ["---", "license: odc-by", "configs:"]
     for config, splits in tables.items():
         card += [f"- config_name: {config}", "  data_files:"]
         for split, rows in splits.items():
@@ -443,6 +445,13 @@ repo("allenai/tulu-3-sft-mixture", {"default": {"train": chat("later", 1)}})
 api.upload_folder(folder_path=str(folders["allenai/tulu-3-sft-mixture"]), repo_id="allenai/tulu-3-sft-mixture",
                   repo_type="dataset")
 mini_hub.H.log.clear()
+bare = work / "repos" / "acme" / "bare"
+bare.mkdir(parents=True)
+(bare / "train.jsonl").write_text(json.dumps(chat("bare", 1)[0]) + "\n")
+api.create_repo("acme/bare", repo_type="dataset")
+api.upload_folder(folder_path=str(bare), repo_id="acme/bare", repo_type="dataset")
+out["bare licence"] = [source.licence for source in pin_sources(parse_sources("acme/bare"))]
+out["licences"] = [source.licence for source in pinned]
 out["pinned again"] = [str(source) for source in pin_sources(pinned)]
 out["requests"] = list(mini_hub.H.log)
 out["pinned mixture"] = attempt(pinned)
@@ -531,6 +540,11 @@ def test_pinned_mixture_stays_what_it_was_when_the_hub_moves_on(hub):
 def test_pinning_pinned_hub_sources_asks_the_hub_nothing(hub):
     assert hub["pinned again"] == hub["mixture"][0]
     assert hub["requests"] == []
+
+
+def test_licences_of_the_cards_are_pinned_with_the_sources(hub):
+    assert hub["licences"] == ["odc-by"] * len(hub["mixture"][0])
+    assert hub["bare licence"] == [None]
 
 
 def test_names_in_brackets_are_looked_up_on_the_hub(hub):

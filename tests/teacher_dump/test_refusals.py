@@ -10,15 +10,13 @@ from dump_checks import file_hashes
 from tide.shared.cache import verify_cache
 from tide.shared.errors import CacheError, CacheMismatch, ConfigError, DataError, OutputError
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
-from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.worker import open_task
 from tiny_runs import tiny_config
 
 
 def begin(config, root: Path, num_shards: int = 1) -> dict[str, str]:
     """Do the first shards of a dump and leave it so."""
-    prepare_plan(config, root)
-    task = open_task(root, read_plan(root))
+    task = open_task(root, prepare_plan(config, root))
     for shard in range(num_shards):
         task.run(root, shard)
     return file_hashes(root)

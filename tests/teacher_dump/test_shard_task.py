@@ -9,11 +9,10 @@ import torch
 from tide.shared.attention import block_diffusion_mask
 from tide.shared.cache import ViewRow, open_cache
 from tide.shared.config import RunConfig
-from tide.shared.conversations import open_conversations
 from tide.shared.errors import DataError
 from tide.shared.models import load_model
 from tide.shared.noising import draw_masks, masking_units, timesteps
-from tide.teacher_dump.dump import dump_teacher
+from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.plan import Plan, open_samples, read_plan
 from tide.teacher_dump.shard_task import by_tokens
 from tide.teacher_dump.teacher import Teacher
@@ -53,8 +52,8 @@ def twin_rows(plan: Plan) -> Iterator[ViewRow]:
     conversations, pairing = open_samples(plan)
     model, student_of = load_model(config.teacher.path), shared_tokens(pairing)
     support = sorted(student_of)
-    for index, (number, sample_id) in enumerate(plan.samples):
-        sample = pairing.encode(conversations[number])
+    for index, planned in enumerate(plan.samples):
+        sample, sample_id = pairing.encode(conversations.read(*planned)), planned.sample_id
         student, teacher = sample.student, sample.teacher
         units = masking_units(
             sample.chunks, len(student.x_0), student.prompt_tokens, len(teacher.x_0), teacher.prompt_tokens
@@ -99,7 +98,7 @@ def twin_rows(plan: Plan) -> Iterator[ViewRow]:
 def check_rows(config: RunConfig, root: Path) -> list[ViewRow]:
     """Dump, then compare every row and field with the twin's."""
     dump_teacher(config, root)
-    cache, plan = open_cache(root), read_plan(root)
+    cache, plan = open_cache(root), read_plan(root).at(config, root)
     rows = list(cache)
     for row, twin in zip(rows, twin_rows(plan), strict=True):
         assert (row.sample_id, row.view, row.prompt_tokens) == (twin.sample_id, twin.view, twin.prompt_tokens)
@@ -180,15 +179,14 @@ def test_progress_reports_every_token_forward(tiny_root, tmp_path):
     reports: list[tuple[int, int]] = []
     config = tiny_config(tiny_root, shards__samples_per_shard=3, noise__views=8)
     dump_teacher(config, tmp_path / "cache", report=lambda *report: reports.append(report))
-    plan = read_plan(tmp_path / "cache")
+    plan = prepare_plan(config, tmp_path / "cache")
     task = open_task(tmp_path / "cache", plan)
     assert task.teacher is not None
     for shard in range(plan.num_shards):
         task.run(tmp_path / "cache", shard)
     assert sum(shards for shards, _ in reports) == plan.num_shards
     assert sum(tokens for _, tokens in reports) == task.teacher.num_token_forwards <= plan.expected_forwards
-    conversations = open_conversations(plan.sources)
-    lengths = [len(task.pairing.encode(conversations[row]).teacher.x_0) for row, _ in plan.samples]
+    lengths = [len(task.pairing.encode(task.conversations.read(*one)).teacher.x_0) for one in plan.samples]
     assert task.teacher.num_token_forwards < 0.5 * 4 * sum(lengths) * config.noise.views
 
 

@@ -73,8 +73,7 @@ def test_any_number_of_workers_writes_the_same_bytes(config, tmp_path, expected,
 
 
 def test_any_order_of_the_shards_gives_the_same_bytes(config, tmp_path, expected):
-    prepare_plan(config, tmp_path)
-    task = open_task(tmp_path, read_plan(tmp_path))
+    task = open_task(tmp_path, prepare_plan(config, tmp_path))
     shards = list(range(task.plan.num_shards))
     random.Random(1).shuffle(shards)
     for shard in [*shards, shards[0]]:
@@ -136,8 +135,7 @@ def test_an_interrupted_dump_redoes_nothing_that_is_whole(config, tmp_path, expe
 
 
 def test_two_workers_after_an_interruption_give_the_same_bytes(config, tmp_path, expected, monkeypatch):
-    prepare_plan(config, tmp_path)
-    open_task(tmp_path, read_plan(tmp_path)).run(tmp_path, 2)
+    open_task(tmp_path, prepare_plan(config, tmp_path)).run(tmp_path, 2)
     monkeypatch.setattr(local, "START_METHOD", "fork")
     dump_teacher(config, tmp_path, num_workers=2)
     assert file_hashes(tmp_path) == expected
@@ -250,8 +248,7 @@ def test_the_workers_of_the_real_launcher_write_a_cache_that_opens(config, tmp_p
 
 
 def test_work_waits_for_a_shard_that_another_worker_is_busy_with(config, tmp_path, expected, calls):
-    prepare_plan(config, tmp_path)
-    task = open_task(tmp_path, read_plan(tmp_path))
+    task = open_task(tmp_path, prepare_plan(config, tmp_path))
 
     def slowly() -> None:
         with claim(tmp_path, "00001"):
@@ -262,7 +259,7 @@ def test_work_waits_for_a_shard_that_another_worker_is_busy_with(config, tmp_pat
     child = fork(slowly)
     while not (tmp_path / "claimed").exists():
         time.sleep(0.01)
-    work(tmp_path)
+    work(tmp_path, config)
     assert join(child) == [0]
     (tmp_path / "claimed").unlink()
     assert 1 not in calls

@@ -1,0 +1,80 @@
+"""What a plan calls the things that lie on one machine: names without paths, so that a plan means the same everywhere.
+
+A local checkpoint, tokenizer or data file is named by its last path component; what it is, the plan's fingerprints and
+content hashes say. Hub ids stay as they are. The same inputs in other folders therefore give the same plan and the same
+cache, and nothing that is published shows where something lay. Every command brings the paths with it again.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..shared.config import RunConfig, to_tree
+from ..shared.conversations import Source, parse_sources
+from ..shared.sources import content_hash, source_kind
+
+PLANNED_SECTIONS = ("data", "student", "teacher", "noise", "signal", "shards")
+"""Sections of the configuration that decide bytes of the cache."""
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def portable_name(path: str) -> str:
+    """A hub id as it is, a local path's last component; a folder of the hub's own cache gets its id back."""
+    local = Path(path).expanduser()
+    if not path or (not local.exists() and _HUB_ID.fullmatch(path)):
+        return path
+    resolved = local.absolute() if local.name not in ("", "..") else local.resolve()
+    repository = resolved.parent.parent.name
+    if resolved.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return resolved.name or "root"
+
+
+def portable_sources(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The same sources without the folders that local ones lie in."""
+    return tuple(source if source.path == "stdlib" else replace(source, path=_name(source)) for source in sources)
+
+
+def planned_settings(config: RunConfig) -> dict[str, Any]:
+    """The part of a configuration that decides bytes: where the student's weights lie does not, its tokenizer does."""
+    student, teacher, data = config.student, config.teacher, config.data
+    sources = portable_sources(parse_sources(data.source))
+    tree = to_tree(
+        replace(
+            config,
+            data=replace(data, source="+".join(map(str, sources))),
+            student=replace(student, path="", tokenizer=portable_name(student.tokenizer or student.path)),
+            teacher=replace(
+                teacher, path=portable_name(teacher.path),
+                tokenizer=None if teacher.tokenizer is None else portable_name(teacher.tokenizer),
+            ),
+        )
+    )  # fmt: skip
+    return {section: tree[section] for section in PLANNED_SECTIONS}
+
+
+def find_sources(planned: Sequence[Source], source: str) -> tuple[Source, ...]:
+    """A plan's sources with the paths that `data.source` gives them here.
+
+    Two local sources of one name are told apart by their content; one that no longer has its planned content keeps its
+    path, and is refused when it is opened.
+    """
+    here: dict[str, list[Source]] = {}
+    for one in parse_sources(source):
+        here.setdefault(_name(one), []).append(one)
+    return tuple(replace(one, path=_path(one, here)) for one in planned)
+
+
+def _path(planned: Source, here: Mapping[str, Sequence[Source]]) -> str:
+    namesakes = here.get(planned.path, [])
+    if len(namesakes) > 1 and (planned.revision or "").startswith("sha256:"):
+        same = [one for one in namesakes if source_kind(one) != "hub" and content_hash(one) == planned.revision]
+        namesakes = same or namesakes
+    return namesakes[0].path if namesakes else planned.path
+
+
+def _name(source: Source) -> str:
+    return source.path if source.path == "stdlib" else portable_name(source.path)
