@@ -444,13 +444,13 @@ pinned = pin_sources(parse_sources(mixture))
 repo("allenai/tulu-3-sft-mixture", {"default": {"train": chat("later", 1)}})
 api.upload_folder(folder_path=str(folders["allenai/tulu-3-sft-mixture"]), repo_id="allenai/tulu-3-sft-mixture",
                   repo_type="dataset")
-mini_hub.H.log.clear()
 bare = work / "repos" / "acme" / "bare"
 bare.mkdir(parents=True)
 (bare / "train.jsonl").write_text(json.dumps(chat("bare", 1)[0]) + "\n")
 api.create_repo("acme/bare", repo_type="dataset")
 api.upload_folder(folder_path=str(bare), repo_id="acme/bare", repo_type="dataset")
 out["bare licence"] = [source.licence for source in pin_sources(parse_sources("acme/bare"))]
+mini_hub.H.log.clear()
 out["licences"] = [source.licence for source in pinned]
 out["pinned again"] = [str(source) for source in pin_sources(pinned)]
 out["requests"] = list(mini_hub.H.log)
