@@ -31,24 +31,30 @@ class Noised(NamedTuple):
     """The noised piece of a row, and where its masked tokens stand."""
 
     piece: Piece
-    read: Int64[np.ndarray, " n"]  # index into the piece of every masked token: view after view, by position
+    read: Int64[np.ndarray, " n"]  # index into the piece where each masked token's answer is: by view and position
     view: Int64[np.ndarray, " n"]  # which of the K views
     position: Int64[np.ndarray, " n"]  # position in x_0
 
 
 def noised_piece(
-    x_0: Int[np.ndarray, " l"], masked: Bool[np.ndarray, "views l"], *, mask_id: int, block_size: int
+    x_0: Int[np.ndarray, " l"], masked: Bool[np.ndarray, "views l"], *, mask_id: int, block_size: int, shift: int = 0
 ) -> Noised:
     """The blocks of K noised copies of x_0 that hold a masked token.
 
     Args:
         x_0: clean ids. masked: of each view. mask_id, block_size: of the model that reads the row.
+        shift: how many positions before a masked token its answer is read; blocks that are read stay in the piece too.
+            Then position 0 must not be masked.
+    Raises: ValueError: a masked token has no position `shift` before it.
     """
     num_views, length = masked.shape
+    if masked[:, :shift].any():
+        raise ValueError(f"the first {shift} tokens have nothing before them, and one of them is masked")
     block = np.arange(length) // block_size
     touched = np.zeros((num_views, block[-1] + 1 if length else 0), bool)
     view_of_mask, position_of_mask = np.nonzero(masked)
     touched[view_of_mask, block[position_of_mask]] = True
+    touched[view_of_mask, block[position_of_mask - shift]] = True
     view, position = np.nonzero(touched[:, block])
     is_masked = masked[view, position]
     order = np.lexsort((position, is_masked, block[position], view))
@@ -61,7 +67,8 @@ def noised_piece(
         block=block[position].astype(np.int64),
         rank=rank,
     )
-    return Noised(piece, np.flatnonzero(is_masked), view[is_masked], position[is_masked])
+    # the block read is in the piece, so the position before a masked one is the element before it
+    return Noised(piece, np.flatnonzero(is_masked) - shift, view[is_masked], position[is_masked])
 
 
 def clean_piece(x_0: Int[np.ndarray, " l"], num_blocks: int, block_size: int) -> Piece:

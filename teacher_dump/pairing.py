@@ -16,7 +16,14 @@ from ..shared.config import RunConfig
 from ..shared.conversations import Conversation
 from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import local_folder, read_config, snapshot_revision
-from ..shared.models.specs import TeacherSpec, teacher_block_size, teacher_spec
+from ..shared.models.specs import (
+    TeacherSpec,
+    family_of,
+    published_mask_id,
+    require_published_ids,
+    teacher_block_size,
+    teacher_spec,
+)
 from ..shared.tokens import PairedSample, TextEncoder, load_tokenizer, pair, student_ids_of_teacher
 
 _NO_CHUNKS = np.zeros((0, 4), np.int32)
@@ -97,6 +104,7 @@ class Pairing:
             "architecture": self.spec.architecture, "vocab_size": self.spec.vocab_size,
             "mask_id": self.spec.mask_id, "eos_id": self.spec.eos_id, "block_size": self.spec.block_size,
             "causal": self.spec.attention.causal, "logit_shift": self.spec.logit_shift,
+            "drop_ids": list(self.spec.drop_ids),
         }  # fmt: skip
         return {
             **self.teacher.fingerprint, "spec": spec, "revision": snapshot_revision(self.teacher_folder),
@@ -141,10 +149,17 @@ def _open_teacher(config: RunConfig, folder: Path) -> tuple[TextEncoder, Teacher
         load_tokenizer(teacher.tokenizer or where, teacher.revision if teacher.tokenizer else None),
         block_size=block_size or 1, max_length=config.data.teacher_max_length or config.data.max_length,
         mask_token=teacher.mask_token, eos_token=teacher.eos_token, template=teacher.template,
+        mask_id=None if teacher.mask_token else published_mask_id(described, where),
     )  # fmt: skip
+    tokenizer = encoder.tokenizer
+    require_published_ids(
+        described, where, mask_id=None if teacher.mask_token else tokenizer.mask_token_id,
+        eos_id=None if teacher.eos_token else encoder.eos_id, pad_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    known = (tokenizer.backend_tokenizer.token_to_id(token) for token in family_of(described, where).drop_tokens)
     spec = teacher_spec(
         described, mask_id=encoder.mask_id, eos_id=encoder.eos_id, block_size=block_size, attention=teacher.attention,
-        where=where,
+        where=where, drop_ids=tuple(token_id for token_id in known if token_id is not None),
     )  # fmt: skip
     if len(encoder.token_bytes) > spec.vocab_size:
         raise DataError(

@@ -6,6 +6,7 @@ ordered samples. Shards do not depend on the number of workers, nor the plan on 
 from an existing plan is refused by name.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from ..shared.conversations import (
 )
 from ..shared.errors import CacheError, CacheMismatch, DataError
 from ..shared.licences import folder_licence
+from ..shared.models.loading import read_config
+from ..shared.models.specs import outside_recommended_t
 from ..shared.noising import keyed_generator
 from ..shared.tokens import Dropped
 from .pairing import Pairing, open_pairing
@@ -143,6 +146,8 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
     sources = pin_sources(parse_sources(config.data.source))
     conversations = open_conversations(sources, columns=config.data.columns, skip_bad=config.data.skip_bad)
     pairing = open_pairing(config)
+    if pairing.teacher_folder is not None:
+        _warn_of_unusual_times(config, pairing.teacher_folder)
     dropped: Counter[str] = Counter()
     samples, tokens, maskable = [], 0, 0
     for row in chosen_rows(len(conversations), config.data):
@@ -173,6 +178,13 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
         dropped=dict(sorted(dropped.items())), totals=totals, here=config,
     )  # fmt: skip
     return plan, pairing
+
+
+def _warn_of_unusual_times(config: RunConfig, folder: Path) -> None:
+    noise = config.noise
+    said = outside_recommended_t(read_config(folder), str(folder), t_min=noise.t_min, t_max=noise.t_max)
+    if said:
+        warnings.warn(said, stacklevel=2)
 
 
 def _teacher_licence(config: RunConfig, pairing: Pairing) -> str | None:

@@ -4,6 +4,8 @@ x_0 -> keys and values once per sample (block-causal), then every pass runs only
 against them, and the head only where an answer is kept. Equal to the naive [x_t, x_0] run within float32 rounding
 (tests/teacher_dump/test_teacher.py). Token-forwards: L + the masked blocks of all passes, instead of 2 L per pass.
 A teacher without blocks sees one block, the whole noised sequence, and no x_0: nothing to share, nothing to leave out.
+With a logit shift, as in models grown from autoregressive ones, a token's answer is read one position before it in x_t;
+where that is the block before, this block runs as well, noised as it is: so the model was trained.
 """
 
 from collections.abc import Sequence
@@ -60,8 +62,6 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, spec: TeacherSpec, *, support: Tensor | None = None) -> None:
-        if spec.logit_shift:
-            raise ValueError(f"logit_shift = {spec.logit_shift}: only teachers that answer at the masked position")
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no head over the vocabulary")
@@ -105,9 +105,12 @@ class Teacher:
             temperatures: > 0, at which log-sum-exps over the support are kept.
         """
         noised = [
-            noised_piece(context.x_0[p.sample], p.masked[None], mask_id=self.spec.mask_id, block_size=self.block_size)
+            noised_piece(
+                context.x_0[p.sample], p.masked[None], mask_id=self.spec.mask_id, block_size=self.block_size,
+                shift=self.spec.logit_shift,
+            )
             for p in passes
-        ]
+        ]  # fmt: skip
         self.num_token_forwards += sum(len(one.piece.ids) for one in noised)
         rows = stack([one.piece for one in noised]).to(self.device)
         at, gold_ids, is_target = self._answers_wanted(context, passes, noised, rows.ids.shape[1])
@@ -126,8 +129,10 @@ class Teacher:
         return int(np.flatnonzero(masked)[-1]) // self.block_size
 
     def num_touched(self, masked: np.ndarray) -> int:
-        """Tokens in the blocks that hold a masked token."""
-        blocks = np.unique(np.flatnonzero(masked) // self.block_size)
+        """Tokens in the blocks that hold a masked token or are read for one."""
+        positions = np.flatnonzero(masked)
+        read = positions - self.spec.logit_shift
+        blocks = np.unique(np.concatenate([positions, read]) // self.block_size)
         return int(np.minimum(self.block_size, len(masked) - blocks * self.block_size).sum())
 
     def _answers_wanted(

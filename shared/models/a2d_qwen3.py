@@ -6,8 +6,10 @@ saved checkpoints carry the `model_type` and `architectures` that dLLM's evaluat
 
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from .official_rope import OfficialRope
 
-class A2DQwen3Config(Qwen3Config):
+
+class A2DQwen3Config(OfficialRope, Qwen3Config):
     """Qwen3's configuration under the model type of the published BD3LM students."""
 
     model_type = "a2d-qwen3"

@@ -1,7 +1,8 @@
 """What tide must know of a model beyond its config.json: one table row per architecture (models.md, section 5).
 
 model_type -> family: the native class, how x_0 and x_t attend (`native` as trained, `paper` as the paper's code calls
-it), blocks or none, the logit shift. Ids come from the tokenizer and are checked when a teacher is opened.
+it), blocks or none, the logit shift, the published special ids. A checkpoint whose vocabulary is large enough to hold
+the published ids must have them there; smaller ones (tests, demos) take their ids from the tokenizer.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from importlib import import_module
 from typing import Any, Literal
 
 from ..attention import AttentionPattern
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 BIDIRECTIONAL = AttentionPattern(causal=False)
+CAUSAL = AttentionPattern(causal=True)
 
 
 @dataclass(frozen=True)
@@ -21,20 +23,78 @@ class Family:
     model_class: str
     """`module:class` below tide.shared.models."""
     config_class: str
+    only_if: tuple[str, Any] | None = None
+    """A field of config.json and its value that tell this row from others of the same model type."""
     native: AttentionPattern = BIDIRECTIONAL
     paper: AttentionPattern = BIDIRECTIONAL
+    block_size: int | Literal["run"] | None = "run"
+    """Where config.json says nothing: the block it was trained with, the run's block size, or None: no blocks."""
+    block_field: str = "block_size"
+    """Field of config.json that may state the block size."""
     paper_blocks: bool = True
     """False: the paper's code calls it with the whole noised sequence as one block, without x_0."""
     logit_shift: int = 0
+    """1: the answer for a position is read one position earlier, as in an autoregressive model."""
+    mask_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    drop_tokens: tuple[str, ...] = ()
+    """Control tokens a teacher may say and a student never should; those the tokenizer has are dropped."""
+    recommended_t: tuple[float, float] = (0.0, 1.0)
+    """Diffusion times the model was trained on; outside, a plan warns."""
     required: tuple[str, ...] = ("vocab_size", "hidden_size", "num_hidden_layers")
     """Fields that config.json must have; the rest may fall back to the class's defaults."""
 
 
-FAMILIES: dict[str, Family] = {
-    "a2d-qwen3": Family("a2d_qwen3:A2DQwen3LMHeadModel", "a2d_qwen3:A2DQwen3Config", paper_blocks=False),
+# Anybody's conversion of a Qwen3-shaped model, with any tokenizer: there are no published ids to compare with.
+_BD3LM = Family("a2d_qwen3:A2DQwen3LMHeadModel", "a2d_qwen3:A2DQwen3Config", paper_blocks=False)
+
+FAMILIES: dict[str, tuple[Family, ...]] = {
+    "a2d-qwen3": (_BD3LM,),
     # A Qwen3 checkpoint that was trained as a masked-diffusion model and kept its model type.
-    "qwen3": Family("a2d_qwen3:A2DQwen3LMHeadModel", "a2d_qwen3:A2DQwen3Config", paper_blocks=False),
-}
+    "qwen3": (_BD3LM,),
+    "llada2_moe": (
+        Family(
+            "llada2:LLaDA2MoeModelLM", "llada2:LLaDA2Config", block_size=32, paper_blocks=False,
+            mask_id=156895, eos_id=156892, pad_id=156892, recommended_t=(0.3, 0.8),
+            # LLaDA2.2 edits text; the names of its two control tokens are an assumption (models.md: by reading only)
+            drop_tokens=("<|delete|>", "<|insert|>"),
+        ),
+    ),
+    "wedlm": (
+        Family(
+            "qwen_teachers:WeDLMQwen2ForCausalLM", "qwen_teachers:WeDLMQwen2Config", only_if=("qk_norm", False),
+            native=CAUSAL, block_size=32, mask_id=151665, pad_id=151643,
+        ),
+        Family(
+            "qwen_teachers:WeDLMForCausalLM", "qwen_teachers:WeDLMConfig",
+            native=CAUSAL, block_size=32, mask_id=151665, pad_id=151643,
+        ),
+    ),
+    "sdar": (
+        Family(
+            "qwen_teachers:SDARForCausalLM", "qwen_teachers:SDARConfig", block_size=4, mask_id=151669, pad_id=151643,
+        ),
+    ),
+    "Dream": (
+        Family(
+            "qwen_teachers:DreamModel", "qwen_teachers:DreamConfig", block_size=None, logit_shift=1,
+            mask_id=151666, pad_id=151643,
+        ),
+    ),
+    "Fast_dLLM_Qwen": (
+        Family(
+            "qwen_teachers:FastDLLMForCausalLM", "qwen_teachers:FastDLLMConfig", block_size=32, block_field="bd_size",
+            logit_shift=1, mask_id=151665, eos_id=151645,
+        ),
+    ),
+    "llada": (
+        Family(
+            "llada:LLaDAModelLM", "llada:LLaDAConfig", block_size=None, mask_id=126336, eos_id=126081,
+            required=("vocab_size", "d_model", "n_layers", "n_heads"),
+        ),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,8 +121,9 @@ def resolve(name: str) -> Any:
 
 def register_families() -> None:
     """Make transformers' Auto classes know every family: AutoTokenizer reads config.json too, and warns of others."""
-    for family in FAMILIES.values():
-        resolve(family.config_class)
+    for rows in FAMILIES.values():
+        for family in rows:
+            resolve(family.config_class)
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
@@ -77,32 +138,62 @@ def family_of(config: dict[str, Any], where: str) -> Family:
             f"{', '.join(sorted(FAMILIES))}. tide never runs a checkpoint's own code, so another architecture needs a "
             "row in shared/models/specs.py"
         )
-    family = FAMILIES[model_type]
+    rows = FAMILIES[model_type]
+    family = next((row for row in rows if row.only_if and config.get(row.only_if[0]) == row.only_if[1]), rows[-1])
     missing = [name for name in family.required if type(config.get(name)) is not int]
     if missing:
         raise DataError(f"{where}/config.json lacks {', '.join(missing)} (integers): the checkpoint is incomplete")
     return family
 
 
+def published_mask_id(config: dict[str, Any], where: str) -> int | None:
+    """The mask id of the family's published checkpoints, if this one's vocabulary holds it; else None."""
+    family = family_of(config, where)
+    return family.mask_id if family.mask_id is not None and family.mask_id < config["vocab_size"] else None
+
+
+def require_published_ids(
+    config: dict[str, Any], where: str, *, mask_id: int | None, eos_id: int | None, pad_id: int | None
+) -> None:
+    """Compare a tokenizer's special ids with the published ones; None is not compared.
+
+    Raises: ConfigError: names the id that differs. A small vocabulary that cannot hold the published ids passes.
+    """
+    family = family_of(config, where)
+    for name, found, published in (
+        ("mask", mask_id, family.mask_id), ("eos", eos_id, family.eos_id), ("pad", pad_id, family.pad_id),
+    ):  # fmt: skip
+        if found is None or published is None or published >= config["vocab_size"] or found == published:
+            continue
+        remedy = f"name the right one with teacher.{name}_token" if name != "pad" else "use the checkpoint's own"
+        raise ConfigError(
+            f"{where}: the tokenizer's {name} id is {found}, published {config['model_type']} checkpoints have "
+            f"{published}: this tokenizer belongs to another model, or the model was changed; {remedy}"
+        )
+
+
 def teacher_block_size(
     config: dict[str, Any], *, run_block_size: int, attention: Literal["native", "paper"], where: str
 ) -> int | None:
-    """Tokens per block of a teacher: what its config.json states (null: no blocks), or else the run's.
+    """Tokens per block of a teacher: what its config.json states (null: no blocks), what its family has, the run's.
 
     Raises: DataError: unknown architecture, or a block size that is no positive number.
     """
     family = family_of(config, where)
-    if attention == "paper" and not family.paper_blocks:
+    if family.block_size is None or (attention == "paper" and not family.paper_blocks):
         return None
-    block_size = config.get("block_size", run_block_size)
+    default = run_block_size if family.block_size == "run" else family.block_size
+    block_size = config.get(family.block_field, default)
     if block_size is not None and (type(block_size) is not int or block_size < 1):
-        raise DataError(f"{where}/config.json: block_size = {block_size!r}: expected a positive number or null")
+        raise DataError(
+            f"{where}/config.json: {family.block_field} = {block_size!r}: expected a positive number or null"
+        )
     return block_size
 
 
 def teacher_spec(
     config: dict[str, Any], *, mask_id: int, eos_id: int, block_size: int | None,
-    attention: Literal["native", "paper"], where: str,
+    attention: Literal["native", "paper"], where: str, drop_ids: tuple[int, ...] = (),
 ) -> TeacherSpec:  # fmt: skip
     """The spec of one teacher from its config.json, its tokenizer's ids and `teacher_block_size`.
 
@@ -124,4 +215,16 @@ def teacher_spec(
         block_size=block_size,
         attention=family.native if attention == "native" else family.paper,
         logit_shift=family.logit_shift,
+        drop_ids=drop_ids,
+    )
+
+
+def outside_recommended_t(config: dict[str, Any], where: str, *, t_min: float, t_max: float) -> str | None:
+    """A sentence about diffusion times the teacher was not trained on; None: all are inside."""
+    low, high = family_of(config, where).recommended_t
+    if low <= t_min and t_max <= high:
+        return None
+    return (
+        f"noise.t_min = {t_min:g} and noise.t_max = {t_max:g}: {config['model_type']} was trained on diffusion times "
+        f"in [{low:g}, {high:g}] and may answer worse outside"
     )

@@ -190,12 +190,6 @@ def test_the_golden_checkpoint_gives_the_logits_of_the_official_class(golden):
         torch.testing.assert_close(naive[one.masked], official, atol=ATOL, rtol=0)
 
 
-def test_a_shifted_teacher_is_refused_until_it_is_supported(model):
-    spec = TeacherSpec("a2d-qwen3", VOCAB, MASK, 1022, BLOCK, BIDIRECTIONAL, logit_shift=1)
-    with pytest.raises(ValueError, match="logit_shift = 1"):
-        Teacher(model, spec)
-
-
 def test_comp_demo_asks_each_active_chunk_once_and_masks_all_of_m(tmp_path: Path):
     rng = np.random.default_rng(0)
     starts = np.arange(2, 60, 3)

@@ -1,0 +1,80 @@
+"""LLaDA2 (mini and flash, 2.0 to 2.2): a mixture of experts with half-rotary attention, as transformers' Glm4Moe.
+
+The official class is the same network under other names (models.md, 1 and 4.2): fused query-key-value, experts stored
+one by one, a router with a bias. This file reads the official config.json and weights and writes both back; the
+arithmetic is transformers' own, with the experts as grouped matrix products.
+"""
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
+
+from .official_rope import OfficialRope
+
+_OFFICIAL_NAMES = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
+_COMPUTED = {
+    "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "use_bias": False, "use_qkv_bias": False,
+    "use_qk_norm": True, "norm_head": False, "rope_scaling": None, "use_sliding_window": False,
+}  # fmt: skip
+"""Switches of the official class with the value that the released checkpoints have, the only one computed here."""
+
+
+class LLaDA2Config(OfficialRope, Glm4MoeConfig):
+    """The official fields on Glm4Moe's; `use_qk_norm` is on where config.json says nothing, as officially."""
+
+    model_type = "llada2_moe"
+    attribute_map = {**Glm4MoeConfig.attribute_map, **_OFFICIAL_NAMES}  # noqa: RUF012 - transformers' convention
+
+    use_qk_norm: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name, value in _COMPUTED.items():
+            given = kwargs.get(name, getattr(self, name, value))
+            if given != value:
+                raise ValueError(f"{name} = {given!r}: LLaDA2 is computed with {value!r} only")
+        super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The official names, so that the official class reads what is saved here."""
+        tree = super().to_dict()
+        for official, native in _OFFICIAL_NAMES.items():
+            if native in tree:
+                tree[official] = tree.pop(native)
+        return tree
+
+
+class LLaDA2MoeModelLM(Glm4MoeForCausalLM):
+    """Glm4Moe under the official class's name. Always call it with an explicit 4D mask (without one: causal)."""
+
+    config_class = LLaDA2Config
+    # transformers looks for the decorator of grouped experts in this file's source, where it cannot be
+    _can_set_experts_implementation_cached_value = True
+
+    def __init__(self, config: LLaDA2Config) -> None:
+        super().__init__(config)
+        # Glm4Moe overlooks the weights of layers 46 and 92; here a weight too many is an error
+        self._keys_to_ignore_on_load_unexpected = set()
+
+
+def _weight_rules() -> list[WeightConverter | WeightRenaming]:
+    """Official weight names to Glm4Moe's; transformers runs them backwards when it saves."""
+    return [
+        WeightRenaming("model.word_embeddings.weight", "model.embed_tokens.weight"),
+        WeightRenaming("attention.query_layernorm.weight", "self_attn.q_norm.weight"),
+        WeightRenaming("attention.key_layernorm.weight", "self_attn.k_norm.weight"),
+        WeightRenaming("attention.dense.weight", "self_attn.o_proj.weight"),
+        WeightRenaming("mlp.gate.expert_bias", "mlp.gate.e_score_correction_bias"),
+        WeightConverter(
+            source_patterns="attention.query_key_value.weight",
+            target_patterns=[f"self_attn.{part}_proj.weight" for part in "qkv"],
+            operations=[Split(dim=0)],
+        ),
+        *(get_checkpoint_conversion_mapping("qwen2_moe") or []),  # experts one by one -> stacked
+    ]
+
+
+register_checkpoint_conversion_mapping(LLaDA2Config.model_type, _weight_rules(), overwrite=True)
+AutoConfig.register(LLaDA2Config.model_type, LLaDA2Config, exist_ok=True)
+AutoModelForCausalLM.register(LLaDA2Config, LLaDA2MoeModelLM, exist_ok=True)
