@@ -307,8 +307,8 @@ class RunConfig:
             self.data.max_length % block == 0, "data.max_length", self.data.max_length,
             f"a multiple of student.block_size = {block}, so that truncation never needs an invented EOS",
         )  # fmt: skip
-        if self.train.ce_noise == "fresh" and not any(loss.name == "ce" for loss in self.losses):
-            raise ConfigError("train.ce_noise = 'fresh': its extra steps are cross-entropy alone; list the loss ce")
+        if self.train.ce_noise == "fresh" and not any(loss.name == "ce" and loss.weight for loss in self.losses):
+            raise ConfigError("train.ce_noise = 'fresh': its extra steps are cross-entropy alone; give ce a weight > 0")
 
 
 def recipe_names() -> list[str]:

@@ -7,7 +7,7 @@ guessed from the look of its vocabulary: byte-level "Ġ" and sentencepiece "▁"
 """
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -45,6 +45,8 @@ class ByteTable:
     tokens: list[bytes]
     added: frozenset[int]
     dummy: Dummy
+    fallback: frozenset[int] = frozenset()
+    """Ids such as `<0x41>`, which spell bytes that no ordinary token covers."""
 
     def spell(self, ids: Sequence[int], text: bytes) -> list[bytes]:
         """Bytes of the tokens `ids` of `text`, without dummy spaces (a dummy space alone becomes b"")."""
@@ -74,13 +76,15 @@ def byte_table(tokenizer: Any) -> ByteTable:
     added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
     vocab = backend.get_vocab(with_added_tokens=True)
     tokens = [b""] * (max([*vocab.values(), *added, -1]) + 1)
+    fallback: dict[str, bytes] = {}
     if any(part["type"] == "ByteLevel" for part in _flat(parts["decoder"])):
         alphabet = byte_level_alphabet()
         for token, i in vocab.items():
             spelt = token.translate(alphabet)
             tokens[i] = spelt.encode("latin-1") if _is_byte_level(token, alphabet) else token.encode()
     elif _has_space_mark(parts["decoder"]):
-        fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)} if _has_byte_fallback(backend) else {}
+        if _has_byte_fallback(backend):
+            fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
         for token, i in vocab.items():
             tokens[i] = fallback.get(token) or token.replace(SPACE_MARK, " ").encode()
     else:
@@ -91,7 +95,10 @@ def byte_table(tokenizer: Any) -> ByteTable:
         )
     for i, content in added.items():
         tokens[i] = content.encode()
-    return ByteTable(tokens=tokens, added=frozenset(added), dummy=_dummy_space(parts))
+    return ByteTable(
+        tokens=tokens, added=frozenset(added), dummy=_dummy_space(parts),
+        fallback=frozenset(i for token, i in vocab.items() if token in fallback),
+    )  # fmt: skip
 
 
 class TokenPlaces:
@@ -153,34 +160,28 @@ class TokenPlaces:
 
 
 def student_ids_of_teacher(
-    teacher_bytes: Sequence[bytes],
-    student_bytes: Sequence[bytes],
-    *,
-    teacher_added: Collection[int] = (),
-    student_added: Collection[int] = (),
-    teacher_mask_id: int | None = None,
-    student_mask_id: int | None = None,
+    teacher: ByteTable, student: ByteTable, *, teacher_mask_id: int | None = None, student_mask_id: int | None = None
 ) -> np.ndarray:
     """Pair the tokens of two vocabularies that stand for the same bytes, at most one for one.
 
-    Where several ids of a vocabulary have the same bytes, its lowest ordinary id is taken, or its lowest added
-    (special) one if none is ordinary. Mask tokens and tokens without bytes are never paired.
+    Where several ids of a vocabulary have the same bytes, its lowest ordinary id is taken; one that only spells unknown
+    bytes (`<0x41>` beside `A`) if there is no ordinary one, and an added (special) one last. Mask tokens and tokens
+    without bytes are never paired.
 
     Returns: int32 [V_teacher]: the student's id, -1 where there is none.
     """
-    student_of = _first_ids(student_bytes, student_added, student_mask_id)
-    pairs = np.full(len(teacher_bytes), -1, dtype=np.int32)
-    for token, teacher_id in _first_ids(teacher_bytes, teacher_added, teacher_mask_id).items():
+    student_of = _first_ids(student, student_mask_id)
+    pairs = np.full(len(teacher.tokens), -1, dtype=np.int32)
+    for token, teacher_id in _first_ids(teacher, teacher_mask_id).items():
         pairs[teacher_id] = student_of.get(token, -1)
     return pairs
 
 
-def _first_ids(tokens: Sequence[bytes], added: Collection[int], mask_id: int | None) -> dict[bytes, int]:
-    added = frozenset(added)
+def _first_ids(table: ByteTable, mask_id: int | None) -> dict[bytes, int]:
     first: dict[bytes, int] = {}
-    for i in [*(i for i in range(len(tokens)) if i not in added), *sorted(i for i in added if i < len(tokens))]:
-        if tokens[i] and i != mask_id:
-            first.setdefault(tokens[i], i)
+    for i in sorted(range(len(table.tokens)), key=lambda i: (i in table.added, i in table.fallback, i)):
+        if table.tokens[i] and i != mask_id:
+            first.setdefault(table.tokens[i], i)
     return first
 
 
@@ -228,6 +229,3 @@ def _dummy_space(parts: Mapping[str, Mapping[str, Any] | None]) -> Dummy:
             return "unless_space"
     return "none"
 
-
-def _name(tokenizer: Any) -> str:
-    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

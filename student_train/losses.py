@@ -191,7 +191,11 @@ def _teacher_bernoulli(chunk_logp: Tensor, temperature: float) -> tuple[Tensor, 
 
 
 def _bernoulli_cross_entropy(target: Tensor, not_target: Tensor, log_s: Tensor) -> Tensor:
-    """-[target log s + (1 - target) log(1 - s)] per chunk, exact from log s = -200 up to the last float below 0."""
+    """-[target log s + (1 - target) log(1 - s)] per chunk, exact from log s = -200 up to s = 1 - 1e-6 in float32.
+
+    Nearer to 1, log(1 - s) carries the rounding of log s itself, and its gradient fades with it (by a fifth at
+    s = 1 - 1e-7): it matters only where a saturated student meets a teacher that is much less sure.
+    """
     # s = 1 stands for the largest float below 1. The clamp is on the value alone: with its gradient cut off, a student
     # that is surer than the teacher would hear nothing. d log s / dz shrinks as 1 - s, so the product stays bounded.
     largest = -torch.finfo(log_s.dtype).eps / 2

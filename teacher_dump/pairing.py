@@ -24,7 +24,7 @@ from ..shared.models.specs import (
     teacher_block_size,
     teacher_spec,
 )
-from ..shared.tokens import PairedSample, TextEncoder, load_tokenizer, pair, student_ids_of_teacher
+from ..shared.tokens import Dropped, PairedSample, TextEncoder, load_tokenizer, pair, student_ids_of_teacher
 
 _NO_CHUNKS = np.zeros((0, 4), np.int32)
 
@@ -48,7 +48,10 @@ class Pairing:
         if self.teacher is None:
             encoded = self.student.encode(messages)
             return PairedSample(encoded, encoded, _NO_CHUNKS)
-        return pair(self.student, self.teacher, messages, see=self.config.teacher.see)
+        sample = pair(self.student, self.teacher, messages, see=self.config.teacher.see)
+        if self.spec is not None and np.isin(sample.teacher.x_0, self.spec.drop_ids).any():
+            raise Dropped("contains a token that the teacher must not say")
+        return sample
 
     @cached_property
     def student_id(self) -> np.ndarray:
@@ -59,12 +62,12 @@ class Pairing:
         if self.teacher is None or self.spec is None:
             return np.zeros(0, np.int32)
         mapped = student_ids_of_teacher(
-            self.teacher.token_bytes, self.student.token_bytes,
-            teacher_added=self.teacher.bytes_of.added, student_added=self.student.bytes_of.added,
+            self.teacher.bytes_of, self.student.bytes_of,
             teacher_mask_id=self.teacher.mask_id, student_mask_id=self.student.mask_id,
         )  # fmt: skip
         table = np.full(self.spec.vocab_size, -1, np.int32)
         table[: len(mapped)] = mapped[: self.spec.vocab_size]
+        table[list(self.spec.drop_ids)] = -1
         support = self.config.signal.support
         if support != "shared":
             table[support:] = -1

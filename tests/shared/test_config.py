@@ -250,5 +250,7 @@ def test_tidal_with_a_reverse_loss_is_refused_with_the_reason() -> None:
 
 
 def test_fresh_noise_without_cross_entropy_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"train.ce_noise = 'fresh'.*list the loss ce"):
+    with pytest.raises(ConfigError, match=r"train.ce_noise = 'fresh'.*give ce a weight > 0"):
         RunConfig(losses=(LossConfig("kl"),), train=TrainConfig(ce_noise="fresh"))
+    with pytest.raises(ConfigError, match="give ce a weight > 0"):
+        RunConfig(losses=(LossConfig("ce", weight=0.0), LossConfig("kl")), train=TrainConfig(ce_noise="fresh"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tide.shared.errors import ConfigError, DataError
-from tide.shared.token_bytes import byte_level_alphabet, byte_table, student_ids_of_teacher
+from tide.shared.token_bytes import ByteTable, byte_level_alphabet, byte_table, student_ids_of_teacher
 from tide.shared.tokens import Dropped, TextEncoder, load_tokenizer, pair
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -332,10 +332,22 @@ def test_equal_bytes_are_paired_at_most_once_ordinary_before_special():
     teacher = [b"a", b"b", b"b", b"<end>", b"<mask>", b"", b"only", b"b"]
     student = [b"<end>", b"b", b"", b"a", b"a", b"<mask>", b"<end>"]
     pairs = student_ids_of_teacher(
-        teacher, student, teacher_added={1, 3, 4}, student_added={0, 1, 5}, teacher_mask_id=4, student_mask_id=5
-    )
+        ByteTable(teacher, frozenset({1, 3, 4}), "none"), ByteTable(student, frozenset({0, 1, 5}), "none"),
+        teacher_mask_id=4, student_mask_id=5,
+    )  # fmt: skip
     assert pairs.tolist() == [3, -1, 1, 6, -1, -1, -1, -1]
     assert pairs.dtype == np.int32
+
+
+def test_a_letter_is_paired_and_not_the_token_for_its_unknown_byte():
+    """In a vocabulary with byte fallback `<0x68>` comes before `h` and has the same bytes; text only uses `h`."""
+    fallback, bytes_only = byte_table(sentencepiece("always")), byte_table(byte_level())
+    for teacher, student in ((fallback, bytes_only), (bytes_only, fallback), (fallback, fallback)):
+        pairs = student_ids_of_teacher(teacher, student)
+        for table, ids in ((teacher, np.flatnonzero(pairs >= 0)), (student, pairs[pairs >= 0])):
+            assert all(i not in table.fallback for i in ids if table.tokens[i] in b"abcdefghijklmnopqrstuvwxyz?")
+        assert sum(teacher.tokens[i] in (b"h", b"?", b" ") for i in np.flatnonzero(pairs >= 0)) == 3
+        assert pairs[teacher.tokens.index(b"\x80")] >= 0  # no ordinary token: the byte's own is paired
 
 
 # --- fingerprints and loading
@@ -581,9 +593,8 @@ def test_real_tokenizers_normalise_and_rewrite(qwen, llada):
 @needs_real
 def test_shared_vocabulary_of_the_real_tokenizers_is_injective(qwen, llada):
     pairs = student_ids_of_teacher(
-        llada.token_bytes, qwen.token_bytes, teacher_added=llada.bytes_of.added, student_added=qwen.bytes_of.added,
-        teacher_mask_id=llada.mask_id, student_mask_id=qwen.mask_id,
-    )  # fmt: skip
+        llada.bytes_of, qwen.bytes_of, teacher_mask_id=llada.mask_id, student_mask_id=qwen.mask_id
+    )
     found = pairs[pairs >= 0]
     assert len(pairs) == len(llada.token_bytes)
     assert len(np.unique(found)) == len(found) > 50_000

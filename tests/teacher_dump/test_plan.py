@@ -2,13 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tide import cli
 from tide.shared.config import load_config
+from tide.shared.conversations import open_conversations, parse_sources
 from tide.shared.errors import ConfigError
+from tide.shared.tokens import Dropped
 from tide.teacher_dump import pairing as pairing_module
 from tide.teacher_dump import plan as plan_module
 from tide.teacher_dump.dump import describe_plan, prepare_plan
@@ -123,9 +126,25 @@ def test_a_support_below_a_number_keeps_both_sides_ids_below_it(tiny_root):
     assert pairing.student_id.max() < 300
 
 
+def test_tokens_a_teacher_must_not_say_are_no_targets_and_no_sample_holds_them(tiny_root):
+    """LLaDA2.2's edit controls, say: they are normalised away, so a clean token among them would have probability 0."""
+    config = tiny_config(tiny_root)
+    plain = open_pairing(config)
+    conversations = open_conversations(parse_sources(config.data.source))
+    assert plain.spec is not None
+    said = plain.encode(conversations[0]).teacher.x_0
+    dropped = int(said[-1]) if plain.student_id[said[-1]] >= 0 else int(said[plain.student_id[said] >= 0][-1])
+    pairing = replace(plain, spec=replace(plain.spec, drop_ids=(dropped,)))
+    assert plain.student_id[dropped] >= 0
+    assert pairing.student_id[dropped] == -1
+    assert pairing.num_support == plain.num_support - 1
+    with pytest.raises(Dropped, match="a token that the teacher must not say"):
+        pairing.encode(conversations[0])
+
+
 def test_vocabularies_without_a_common_token_are_refused_for_token_losses(tiny_root, monkeypatch):
-    def nothing(teacher_bytes, student_bytes, **ids):
-        return np.full(len(teacher_bytes), -1, np.int32)
+    def nothing(teacher, student, **ids):
+        return np.full(len(teacher.tokens), -1, np.int32)
 
     monkeypatch.setattr(pairing_module, "student_ids_of_teacher", nothing)
     with pytest.raises(ConfigError, match=r"share no token there.*use signal.kind=chunk"):
