@@ -329,8 +329,8 @@ def warn_of_coarse_tails(config: RunConfig, logp_dtype: str) -> None:
     coarse = any(loss.name == "kl" and loss.reverse and loss.temperature <= 1 for loss in config.losses)
     if coarse and logp_dtype == "float16":
         warnings.warn(
-            "reverse KL at temperature <= 1 on a float16 cache: where the teacher is nearly certain, its tail is rounding"
-            " noise. Use temperature 2, or dump with signal.logp_dtype=float32",
+            "reverse KL at temperature <= 1 on a float16 cache: where the teacher is nearly certain, its tail is "
+            "rounding noise. Use temperature 2, or dump with signal.logp_dtype=float32",
             stacklevel=2,
         )
 
