@@ -55,9 +55,9 @@ class DemoSize:
 
 
 SIZES = {
-    "default": DemoSize(DEFAULT_ARMS, (11, 12), documents=160),
-    "full": DemoSize(tuple(ARMS), (11, 12, 13)),
-    "ci": DemoSize(("ce", "kl"), (11,), steps=20, documents=24),
+    "default": DemoSize(DEFAULT_ARMS, (21, 22), documents=160),
+    "full": DemoSize(tuple(ARMS), (21, 22, 23)),
+    "ci": DemoSize(("ce", "kl"), (21,), steps=20, documents=24),
 }
 
 Say = Callable[[str], None]

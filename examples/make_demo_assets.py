@@ -1,13 +1,13 @@
-"""Rebuild what `tide demo` ships: two tokenizers that truly differ, a small teacher, and the students' common start.
+"""Rebuild what `tide demo` ships: two tokenizers that truly differ, and a small teacher.
 
     python examples/make_demo_assets.py tokenizers                        # seconds
-    python examples/make_demo_assets.py teacher --out runs/demo-teacher   # some hours on two cores
-    python examples/make_demo_assets.py student --out runs/demo-student   # some minutes
+    python examples/make_demo_assets.py teacher --out runs/demo-teacher   # about an hour on two cores
 
-Both models are trained by tide itself with recipes/demo-assets.yaml, on functions of the packages that constraints.txt
-pins: neither has seen the standard library, which is what the demo distils and scores on. (A teacher that was trained
+The teacher is trained by tide itself with recipes/demo-assets.yaml, on functions of the packages that constraints.txt
+pins: it has not seen the standard library, which is what the demo distils and scores on. (A teacher that was trained
 on the very functions it is asked about answers with the hard label, and a student gains nothing from it: docs/log.md.)
-Run again, an interrupted training continues. Writes `recipes/demo_assets`.
+Run again, an interrupted training continues. Under `torchrun --nproc_per_node 2` both cores train one teacher.
+Writes `recipes/demo_assets`.
 """
 
 import importlib.metadata
@@ -34,7 +34,6 @@ PATTERNS = {
     "student": r" ?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+|[\r\n]+|\s+(?!\S)|\s+",
 }
 VOCABULARY = {"teacher": 1024, "student": 512}
-LENGTH_AND_STEPS = {"teacher": (128, 3000), "student": (160, 800)}
 
 # Both speak the demo's two-role template; the teacher's has its own tags, so prompts differ between the sides.
 TEMPLATES = {
@@ -122,38 +121,34 @@ def write_corpus(file: Path) -> int:
     return len(pairs)
 
 
-def train(side: str, out: Path) -> None:
-    """Train one side from random weights and put it beside its tokenizer, in bfloat16."""
+def train_teacher(out: Path) -> None:
+    """Train the teacher from random weights and put it beside its tokenizer, in bfloat16."""
+    from accelerate import PartialState
     from tide.shared.config import load_config
     from tide.shared.models import load_model
     from tide.student_train.trainer import train_student
     from tide.teacher_dump.dump import dump_teacher
 
-    folder, (max_length, steps) = ASSETS / side, LENGTH_AND_STEPS[side]
-    config_json = model_config(side, VOCABULARY[side])
-    start = out / "start"
-    make_tokenizer(side).save_pretrained(start)
-    (start / "config.json").write_text(json.dumps(config_json))
-    corpus = out / "functions.jsonl"
-    if not corpus.exists():
-        print(f"{corpus}: {write_corpus(corpus):,} functions")
-    config = load_config(
-        "demo-assets",
-        overrides=[
-            f"data.source={corpus}", f"student.path={start}", f"data.max_length={max_length}", f"train.steps={steps}",
-        ],
-    )  # fmt: skip
-    dump_teacher(config, out / "corpus")
+    folder, start, corpus = ASSETS / "teacher", out / "start", out / "functions.jsonl"
+    config_json = model_config("teacher", VOCABULARY["teacher"])
+    config = load_config("demo-assets", overrides=[f"data.source={corpus}", f"student.path={start}"])
+    with PartialState(cpu=True).main_process_first():
+        if not (out / "corpus" / "manifest.json").exists():
+            make_tokenizer("teacher").save_pretrained(start)
+            (start / "config.json").write_text(json.dumps(config_json))
+            print(f"{corpus}: {write_corpus(corpus):,} functions")
+            dump_teacher(config, out / "corpus")
     trained = train_student(config, str(out / "corpus"), out, report=print)
-    load_model(trained, dtype="bfloat16").save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_json, indent=1) + "\n")
+    if PartialState().is_main_process:
+        load_model(trained, dtype="bfloat16").save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        (folder / "config.json").write_text(json.dumps(config_json, indent=1) + "\n")
 
 
-def main(what: str, out: Path = Path("runs/demo-assets")) -> None:
-    """Rebuild `tokenizers`, the `teacher` or the `student`."""
-    if what in VOCABULARY:
-        train(what, out)
+def main(what: str, out: Path = Path("runs/demo-teacher")) -> None:
+    """Rebuild the `tokenizers` or the `teacher`."""
+    if what == "teacher":
+        train_teacher(out)
         return
     for side in VOCABULARY:
         folder = ASSETS / side
