@@ -83,6 +83,8 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "Fast_dLLM_Qwen": (
+        # Its training shifts the logits of the whole x_t half by one, so a block's first token is answered by the last
+        # of the block before, noised as that is; its decoder reads the same place after that block is finished.
         Family(
             "qwen_teachers:FastDLLMForCausalLM", "qwen_teachers:FastDLLMConfig", block_size=32, block_field="bd_size",
             logit_shift=1, mask_id=151665, eos_id=151645,

@@ -11,6 +11,7 @@ from tide.shared.errors import ConfigError, DataError
 from tide.shared.models import load_model
 from tide.shared.models.specs import (
     FAMILIES,
+    family_of,
     outside_recommended_t,
     published_mask_id,
     require_published_ids,
@@ -150,6 +151,46 @@ def test_a_switch_that_is_not_computed_is_refused(tmp_path, field, value):
     (folder / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(DataError, match=rf"not a valid configuration.*{field}"):
         load_model(folder)
+
+
+PUBLISHED = {  # fields of the real config.json; parameters; tensors of the native class
+    "llada2": (
+        {
+            "vocab_size": 157184, "num_hidden_layers": 20, "hidden_size": 2048, "intermediate_size": 5120,
+            "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128, "num_experts": 256,
+            "num_experts_per_tok": 8, "moe_intermediate_size": 512, "n_group": 8, "topk_group": 4,
+            "rope_theta": 600000, "rope_scaling": None, "max_position_embeddings": 16384, "router_dtype": "fp32",
+        },
+        16_255_638_528, 299,
+    ),
+    "wedlm-8b": (
+        {
+            "vocab_size": 151936, "num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288,
+            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "mask_token_id": None,
+        },
+        8_190_735_360, 399,
+    ),
+    "bd3lm": (
+        {
+            "vocab_size": 151936, "num_hidden_layers": 28, "hidden_size": 1024, "intermediate_size": 3072,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+        },
+        596_049_920, 311,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_have_the_published_number_of_parameters(name):
+    """No memory is touched. 16.256, 8.191 and 0.596 billion; biases of routers are buffers and come on top."""
+    fields, num_parameters, num_tensors = PUBLISHED[name]
+    described = CONFIGS[name] | fields
+    family = family_of(described, name)
+    config = resolve(family.config_class).from_dict({k: v for k, v in described.items() if k != "model_type"})
+    with torch.device("meta"):
+        model = resolve(family.model_class)(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+    assert len(model.state_dict()) == num_tensors
 
 
 @pytest.mark.parametrize("name", CONFIGS)
