@@ -166,3 +166,21 @@ def test_a_tokenizer_with_another_mask_id_is_refused(root: Path, tmp_path: Path)
 def test_times_that_llada2_was_not_trained_on_are_warned_of(root: Path) -> None:
     with pytest.warns(UserWarning, match=r"llada2_moe was trained on diffusion times in \[0\.3, 0\.8\]"):
         make_plan(of_recipe(root, "tide-cross", **{"noise.t_min": 0.001, "noise.t_max": 1.0}))
+
+
+def test_edit_controls_of_a_tokenizer_are_dropped_before_caching(root: Path, tmp_path: Path) -> None:
+    """LLaDA2.2 may answer "delete"; here that is the id of one of the tokenizer's unused special tokens."""
+    for file in (root / "LLaDA2").iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).symlink_to(file)
+    tokenizer = json.loads((root / "LLaDA2" / "tokenizer.json").read_text())
+    control = next(token for token in tokenizer["added_tokens"] if "reserved" in token["content"])
+    unused = control["content"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer).replace(json.dumps(unused), '"<|delete|>"'))
+    plain, edits = (
+        open_pairing(of_recipe(root, "tide-cross", **{"teacher.path": str(folder)}))
+        for folder in (root / "LLaDA2", tmp_path)
+    )
+    assert plain.spec.drop_ids == ()
+    assert edits.spec.drop_ids == (control["id"],)
+    assert edits.teacher_facts()["spec"]["drop_ids"] == [control["id"]]
