@@ -126,6 +126,30 @@ def train_student(
 
 
 @app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Autoregressive checkpoint (Qwen3, Qwen2, Llama): folder or hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the student's start.")],
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    block_size: Annotated[int, typer.Option(help="Tokens per block.", min=1)] = 32,
+    mask_token: Annotated[str | None, typer.Option(help="Default: the tokenizer's own, or <|mask|>, added.")] = None,
+    chat_template: Annotated[Path | None, typer.Option(help="Jinja file, for a tokenizer without a template.")] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")] = "bfloat16",
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Make the untrained start of a block-diffusion student from an autoregressive checkpoint.
+
+    Weights stay as they are; adapt the result with train-student, for example --recipe ce.
+    """
+    from .student_train.convert import convert_checkpoint
+
+    made = convert_checkpoint(
+        source, out, revision=revision, block_size=block_size, mask_token=mask_token, chat_template=chat_template,
+        dtype=dtype,
+    )  # fmt: skip
+    _print({**vars(made), "folder": str(made.folder)}, as_json)
+
+
+@app.command()
 def inspect_cache(
     path: Annotated[Path, typer.Argument(help="Cache folder.")],
     as_json: JsonOption = False,

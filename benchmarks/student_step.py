@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from tide.shared.attention import block_diffusion_mask
 from tide.shared.cache import ViewRow
 from tide.shared.config import LossConfig, NoiseConfig, TidalConfig
-from tide.shared.models.a2d_qwen3 import A2DQwen3Config, A2DQwen3LMHeadModel
+from tide.shared.models.a2d import A2DQwen3Config, A2DQwen3LMHeadModel
 from tide.shared.noising import timesteps
 from tide.student_train.batches import Batch, GlobalCounts, Item, collate, views_of
 from tide.student_train.objective import Objective

@@ -13,9 +13,10 @@ from .errors import ConfigError, DataError
 from .token_bytes import tokenizer_label
 
 
-def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
+def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_template: str | None = None) -> Any:
     """Load a fast tokenizer with a chat template from a folder or the hub, never running its code.
 
+    Args: chat_template: takes the place of the tokenizer's own; None: it must have one.
     Returns: a `PreTrainedTokenizerFast`.
     Raises: DataError: missing, unreadable, needs remote code, is not a fast tokenizer or has no chat template.
     """
@@ -38,6 +39,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> Any:
         raise DataError(
             f"tokenizer {name}: {type(tokenizer).__name__} is not a fast tokenizer; tokenizer.json is missing"
         )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     require_template(tokenizer)
     return tokenizer
 

@@ -70,7 +70,7 @@ def save_checkpoint(
     Raises: OutputError: disk full, permission denied; older checkpoints stay as they are.
     """
     folder = root / f"step-{step:08d}"
-    with _replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         for name, optimizer in optimizers.items():
             tensors, settings = _flatten(optimizer)
@@ -124,7 +124,7 @@ def save_student(
 
     Raises: OutputError: disk full, permission denied; what was there before stays.
     """
-    with _replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card)
@@ -161,7 +161,7 @@ def remove_run(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A temporary folder that takes the name `folder` once the block has filled it; after an error it is gone."""
     with output_errors(folder, _ADVICE), _safetensors_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from tide.shared.cache.manifest import DataSource, SignalInfo, StudentInfo, Teac
 from tide.shared.cache.schema import SCHEMA_VERSION
 from tide.shared.cache.vocabulary import VOCABULARY_NAME
 from tide.shared.config import NoiseConfig
-from tide.shared.models.a2d_qwen3 import A2DQwen3Config, A2DQwen3LMHeadModel
+from tide.shared.models.a2d import A2DQwen3Config, A2DQwen3LMHeadModel
 from tide.shared.noising import draw_masks, masking_units, timesteps
 
 VOCAB, MASK, BLOCK, TOP_K, TEMPERATURES = 61, 60, 4, 5, (1.0, 2.0)

@@ -46,13 +46,19 @@ class Family:
     """Fields that config.json must have; the rest may fall back to the class's defaults."""
 
 
-# Anybody's conversion of a Qwen3-shaped model, with any tokenizer: there are no published ids to compare with.
-_BD3LM = Family("a2d_qwen3:A2DQwen3LMHeadModel", "a2d_qwen3:A2DQwen3Config", paper_blocks=False)
+def _bd3lm(name: str) -> tuple[Family, ...]:
+    """Anybody's conversion of such a model, with any tokenizer: there are no published ids to compare with."""
+    return (Family(f"a2d:A2D{name}LMHeadModel", f"a2d:A2D{name}Config", paper_blocks=False),)
+
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
-    "a2d-qwen3": (_BD3LM,),
-    # A Qwen3 checkpoint that was trained as a masked-diffusion model and kept its model type.
-    "qwen3": (_BD3LM,),
+    "a2d-qwen3": _bd3lm("Qwen3"),
+    "a2d-qwen2": _bd3lm("Qwen2"),
+    "a2d-llama": _bd3lm("Llama"),
+    # Checkpoints that kept their model type: trained as a masked-diffusion model, or about to be converted.
+    "qwen3": _bd3lm("Qwen3"),
+    "qwen2": _bd3lm("Qwen2"),
+    "llama": _bd3lm("Llama"),
     "llada2_moe": (
         Family(
             "llada2:LLaDA2MoeModelLM", "llada2:LLaDA2Config", block_size=32, paper_blocks=False,

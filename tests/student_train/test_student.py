@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tide.shared.attention import block_diffusion_mask
-from tide.shared.models.a2d_qwen3 import A2DQwen3LMHeadModel
+from tide.shared.models.a2d import A2DQwen3LMHeadModel
 from tide.shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
 from tide.student_train.losses import kl_loss
 from tide.student_train.student import Student

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tide.shared.errors import ConfigError, DataError
 from tide.shared.models import load_model, read_config
-from tide.shared.models.a2d_qwen3 import A2DQwen3LMHeadModel
+from tide.shared.models.a2d import A2DQwen3LMHeadModel
 from tide.shared.models.loading import local_folder, snapshot_revision
 from tide.shared.models.specs import teacher_block_size, teacher_spec
 from tide.shared.tokens import load_tokenizer
