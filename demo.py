@@ -26,7 +26,7 @@ from .shared.cache.files import atomic_write, readable_json
 from .shared.config import LossConfig, RunConfig, TidalConfig, load_config
 
 _CE = LossConfig("ce")
-_KL = LossConfig("kl")
+_KL = LossConfig("kl", weight=3.0)
 ARMS: dict[str, tuple[LossConfig, ...]] = {
     "ce": (_CE,),
     "hard-label": (_CE, replace(_KL, target="clean")),
@@ -55,9 +55,9 @@ class DemoSize:
 
 
 SIZES = {
-    "default": DemoSize(DEFAULT_ARMS, (21, 22), documents=160),
-    "full": DemoSize(tuple(ARMS), (21, 22, 23)),
-    "ci": DemoSize(("ce", "kl"), (21,), steps=20, documents=24),
+    "default": DemoSize(DEFAULT_ARMS, (31, 32), documents=160),
+    "full": DemoSize(tuple(ARMS), (31, 32, 33)),
+    "ci": DemoSize(("ce", "kl"), (31,), steps=20, documents=24),
 }
 
 Say = Callable[[str], None]
