@@ -251,7 +251,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     for place, (name, arm) in enumerate(arms):
         axes[0].barh(place, arm["bits_per_byte"], color=colours[name], alpha=0.75)
         axes[0].plot(arm["seeds"], [place] * len(arm["seeds"]), "k|", markersize=9)
-        axes[0].text(arm["bits_per_byte"], place, f"  {arm['bits_per_byte']:.3f}", va="center", fontsize=9)
+        axes[0].text(max(arm["seeds"]), place, f"  {arm['bits_per_byte']:.3f}", va="center", fontsize=9)
         axes[1].plot(result["t"], arm["bits_per_byte_by_t"], "o-", color=colours[name], label=name, markersize=4)
         axes[2].plot(result["t"], np.array(arm["accuracy_by_t"]) * 100, "o-", color=colours[name], markersize=4)
     values = [arm["bits_per_byte"] for _, arm in arms]
