@@ -165,7 +165,7 @@ def test_checkpoint_that_does_not_exist(tide, mine, side):
 
 def test_teacher_of_unknown_architecture(tide, mine):
     rewrite(mine / "teacher" / "config.json", model_type="mamba", architectures=["MambaForCausalLM"])
-    refused(tide, mine, BAD_DATA, "model_type 'mamba' has no native class", "known: a2d-qwen3", "specs.py")
+    refused(tide, mine, BAD_DATA, "model_type 'mamba' has no native class", "known: Dream, Fast_dLLM_Qwen", "specs.py")
 
 
 def test_teacher_without_config(tide, mine):
