@@ -35,6 +35,7 @@ test-slow: $(STAMP)
 lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 

@@ -228,4 +228,3 @@ def _dummy_space(parts: Mapping[str, Mapping[str, Any] | None]) -> Dummy:
         if part["type"] == "ByteLevel" and part["add_prefix_space"]:
             return "unless_space"
     return "none"
-

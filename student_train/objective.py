@@ -111,9 +111,7 @@ def _cross_entropy(loss: LossConfig, output: StudentOutput, batch: Batch, counts
     return cross_entropy(output.gold_logp, weight, max(1, count))
 
 
-def _token_loss(
-    loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float
-) -> Tensor:
+def _token_loss(loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float) -> Tensor:
     share = len(batch.target) / max(1, counts.targets)
     if loss.target == "clean":
         return share * clean_token_loss(output.targets.gold_logp_at(loss.temperature), temperature=loss.temperature)
@@ -124,9 +122,7 @@ def _token_loss(
     return share * tidal_loss(student, teacher, batch.target_t, **_tidal_arguments(loss, progress))
 
 
-def _chunk_loss(
-    loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float
-) -> Tensor:
+def _chunk_loss(loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float) -> Tensor:
     student, teacher, t, total = chunk_logp(output.gold_logp, batch), batch.chunk_logp, batch.chunk_t, counts.chunks
     if loss.chunks == "unmatched":
         keep = batch.chunk_unmatched

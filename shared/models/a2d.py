@@ -16,7 +16,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from .official_rope import OfficialRope
+from .official import OfficialRope
 
 
 class A2DQwen3Config(OfficialRope, Qwen3Config):

@@ -4,49 +4,32 @@ Without blocks and without x_0: the whole noised sequence is read at once. This 
 directions. Always call it with an explicit 4D mask (without one, transformers assumes causal).
 """
 
-from typing import Any
+from types import MappingProxyType
 
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-from .official_rope import OfficialRope
+from .official import OfficialFields
 
 _OFFICIAL_NAMES = {
     "d_model": "hidden_size", "mlp_hidden_size": "intermediate_size", "n_layers": "num_hidden_layers",
     "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "weight_tying": "tie_word_embeddings",
     "max_sequence_length": "max_position_embeddings", "activation_type": "hidden_act",
 }  # fmt: skip
-_COMPUTED = {
-    "activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms", "rope": True, "alibi": False,
-    "include_bias": False, "include_qkv_bias": False, "scale_logits": False, "input_emb_norm": False,
-    "attention_layer_norm": False,
-}  # fmt: skip
-"""Switches of the official class with the value that the released checkpoints have, the only one computed here."""
 
 
-class LLaDAConfig(OfficialRope, LlamaConfig):
+class LLaDAConfig(OfficialFields, LlamaConfig):
     """The official fields on Llama's."""
 
     model_type = "llada"
+    official_names = _OFFICIAL_NAMES
     attribute_map = {**LlamaConfig.attribute_map, **_OFFICIAL_NAMES}  # noqa: RUF012 - transformers' convention
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name, value in _COMPUTED.items():
-            if kwargs.get(name, value) != value:
-                raise ValueError(f"{name} = {kwargs[name]!r}: LLaDA is computed with {value!r} only")
-        for official, native in _OFFICIAL_NAMES.items():
-            if official in kwargs:  # before Llama derives the other fields from these
-                setattr(self, native, kwargs.pop(official))
-        super().__post_init__(**kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The official names, so that the official class reads what is saved here."""
-        tree = super().to_dict()
-        for official, native in _OFFICIAL_NAMES.items():
-            if native in tree:
-                tree[official] = tree.pop(native)
-        return tree
+    computed = MappingProxyType({
+        "activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms", "rope": True, "alibi": False,
+        "include_bias": False, "include_qkv_bias": False, "scale_logits": False, "input_emb_norm": False,
+        "attention_layer_norm": False,
+    })  # fmt: skip
 
 
 class LLaDAModelLM(LlamaForCausalLM):

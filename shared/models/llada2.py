@@ -5,44 +5,29 @@ one by one, a router with a bias. This file reads the official config.json and w
 arithmetic is transformers' own, with the experts as grouped matrix products.
 """
 
-from typing import Any
+from types import MappingProxyType
 
 from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
-from .official_rope import OfficialRope
+from .official import OfficialFields
 
 _OFFICIAL_NAMES = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
-_COMPUTED = {
-    "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "use_bias": False, "use_qkv_bias": False,
-    "use_qk_norm": True, "norm_head": False, "rope_scaling": None, "use_sliding_window": False,
-}  # fmt: skip
-"""Switches of the official class with the value that the released checkpoints have, the only one computed here."""
 
 
-class LLaDA2Config(OfficialRope, Glm4MoeConfig):
+class LLaDA2Config(OfficialFields, Glm4MoeConfig):
     """The official fields on Glm4Moe's; `use_qk_norm` is on where config.json says nothing, as officially."""
 
     model_type = "llada2_moe"
+    official_names = _OFFICIAL_NAMES
     attribute_map = {**Glm4MoeConfig.attribute_map, **_OFFICIAL_NAMES}  # noqa: RUF012 - transformers' convention
+    computed = MappingProxyType({
+        "score_function": "sigmoid", "moe_router_enable_expert_bias": True, "use_bias": False, "use_qkv_bias": False,
+        "use_qk_norm": True, "norm_head": False, "rope_scaling": None, "use_sliding_window": False,
+    })  # fmt: skip
 
     use_qk_norm: bool = True
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name, value in _COMPUTED.items():
-            given = kwargs.get(name, getattr(self, name, value))
-            if given != value:
-                raise ValueError(f"{name} = {given!r}: LLaDA2 is computed with {value!r} only")
-        super().__post_init__(**kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The official names, so that the official class reads what is saved here."""
-        tree = super().to_dict()
-        for official, native in _OFFICIAL_NAMES.items():
-            if native in tree:
-                tree[official] = tree.pop(native)
-        return tree
 
 
 class LLaDA2MoeModelLM(Glm4MoeForCausalLM):

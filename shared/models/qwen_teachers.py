@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from .official_rope import OfficialRope
+from .official import OfficialRope
 
 
 class WeDLMConfig(OfficialRope, Qwen3Config):

@@ -344,9 +344,7 @@ def test_nothing_to_open_is_refused():
 @pytest.mark.parametrize("text, split", [("stdlib", "train"), ("stdlib[heldout]", "heldout")])
 def test_stdlib_gives_one_conversation_for_each_pair(text, split):
     conversations = open_text(text)
-    assert conversations.sources == (
-        Source("stdlib", split=split, revision=stdlib_version(), licence=STDLIB_LICENCE),
-    )
+    assert conversations.sources == (Source("stdlib", split=split, revision=stdlib_version(), licence=STDLIB_LICENCE),)
     assert [turns(c) for c in conversations] == [
         [("user", pair.prompt), ("assistant", pair.response)] for pair in stdlib_pairs(split)
     ]

@@ -44,7 +44,6 @@ def random_t(n: int) -> Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 0.999 + 0.001
 
 
-
 def test_kl_of_two_coins_is_the_number_worked_by_hand() -> None:
     student, teacher = nats(0.5, 0.5)[None], nats(0.75, 0.25)[None]
     # KL(q || s) = 3/4 log(3/2) + 1/4 log(1/2) = 0.304099 - 0.173287 = 0.130812; times T^2 = 4
@@ -99,7 +98,6 @@ def test_lambda_at_and_timestep_weights_are_the_numbers_worked_by_hand() -> None
     assert timestep_weights(t, "uniform").tolist() == [1.0, 1.0]
     # exp(-0.0625 / 0.045) = 0.249352, exp(-0.25 / 0.045) = 0.003866
     assert timestep_weights(t, "midrange").tolist() == pytest.approx([0.249352, 0.003866], abs=1e-6)
-
 
 
 def naive_kl(p: Tensor, q: Tensor) -> Tensor:
@@ -222,7 +220,6 @@ def test_all_losses_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(losses, inputs)
 
 
-
 def simplexes(k: int, temperature: float, *, vocab: int = 11, n: int = 7):
     """(student logits, teacher logits, sparse student, sparse teacher) with the teacher's k top tokens."""
     generator = torch.Generator().manual_seed(3)
@@ -298,16 +295,13 @@ def test_mass_that_only_one_side_has_makes_the_divergence_infinite_not_silent() 
     assert kl_loss(whole, half, temperature=1.0, reverse=True).item() == math.inf
 
 
-
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_reverse_calms_gradient_is_bounded_by_the_teachers_clamp(temperature: float) -> None:
     student = (-torch.logspace(-8, 2.3, 60, dtype=torch.float64)).requires_grad_()
     bound = math.log((1 - CHUNK_CLAMP) / CHUNK_CLAMP) / temperature
     for teacher_logp in (0.0, -1e-30, -1e-9, -0.5, -30.0, -1e4, -math.inf):
         teacher = torch.full_like(student, teacher_logp).detach()
-        (grad,) = torch.autograd.grad(
-            60 * calm_loss(student, teacher, temperature=temperature, reverse=True), student
-        )
+        (grad,) = torch.autograd.grad(60 * calm_loss(student, teacher, temperature=temperature, reverse=True), student)
         q = min(max(math.exp(teacher_logp / temperature), CHUNK_CLAMP), 1 - CHUNK_CLAMP)
         # dL / dlog p = -(s / T) log(q / (1 - q))
         expected = -(student.detach() / temperature).exp() / temperature * math.log(q / (1 - q))
@@ -360,7 +354,6 @@ def test_tidal_gives_no_gradient_to_its_target_and_none_at_all_at_lambda_zero() 
     # lambda = 1 everywhere: plain KL
     full = tidal_loss(logits, teacher, t, **{**TIDAL, "axis": "training_only", "lambda_train": 1.0})
     torch.testing.assert_close(full, kl_loss(logits, teacher, temperature=1.0))
-
 
 
 def test_nothing_to_average_gives_zero_attached_to_the_graph() -> None:
@@ -430,4 +423,3 @@ def test_unknown_axis_and_weight_are_refused() -> None:
 def test_tidal_with_a_reverse_loss_is_refused_with_the_reason(name) -> None:
     with pytest.raises(ConfigError, match=r"reverse and tidal exclude each other.*gradient"):
         LossConfig(name=name, reverse=True, tidal=TidalConfig())
-

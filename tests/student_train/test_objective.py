@@ -40,9 +40,7 @@ def make_batch(cache: Cache, items: Sequence[Item]) -> Batch:
     samples = [
         views_of(item, cache.rows([item.sample * 3 + view for view in item.views or (0,)]), seed=0) for item in items
     ]
-    return collate(
-        samples, mask_id=MASK, block_size=BLOCK, top_k=TOP_K, temperatures=TEMPERATURES, num_support=VOCAB
-    )
+    return collate(samples, mask_id=MASK, block_size=BLOCK, top_k=TOP_K, temperatures=TEMPERATURES, num_support=VOCAB)
 
 
 def make_counts(cache: Cache, items: Sequence[Item]) -> GlobalCounts:

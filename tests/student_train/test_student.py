@@ -38,9 +38,7 @@ def make_example(num_views: int, lengths: tuple[int, ...] = (13, 24, 7, 16)) -> 
     for one in masked:
         one[:, :3] = False  # a prompt
     noised = [noised_piece(x, m, mask_id=MASK, block_size=BLOCK) for x, m in zip(x_0, masked, strict=True)]
-    rows = stack(
-        [join(n.piece, clean_piece(x, blocks_read(n), BLOCK)) for n, x in zip(noised, x_0, strict=True)]
-    )
+    rows = stack([join(n.piece, clean_piece(x, blocks_read(n), BLOCK)) for n, x in zip(noised, x_0, strict=True)])
     length = rows.ids.shape[1]
     read = np.concatenate([row * length + n.read for row, n in enumerate(noised)])
     gold = np.concatenate([x[n.position] for x, n in zip(x_0, noised, strict=True)])

@@ -107,9 +107,7 @@ def test_a_worker_reads_the_rows_of_its_shard_and_no_other(mine, monkeypatch):
     reader, _ = open_samples(plan)
     read: list[int] = []
     original = source_rows._JsonLines.__getitem__
-    monkeypatch.setattr(
-        source_rows._JsonLines, "__getitem__", lambda self, i: read.append(i) or original(self, i)
-    )
+    monkeypatch.setattr(source_rows._JsonLines, "__getitem__", lambda self, i: read.append(i) or original(self, i))
     for planned in plan.shard_samples(1):
         reader.read(*planned)
     assert read == [planned.row for planned in plan.shard_samples(1)] == [3, 4, 5]
