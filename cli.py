@@ -66,15 +66,24 @@ def plan(
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher.")] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="What one of your GPUs sustains, for the GPU-hours; stated in the answer.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Say what a dump would do: samples, views, tokens, shards, bytes. Needs tokenizers, but no model."""
+    """Say what a dump would do and cost: samples, views, shards, bytes, the teacher's memory, FLOPs and GPU-hours.
+
+    Needs tokenizers and the teacher's config.json, but no weights.
+    """
     run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
-    from .teacher_dump.dump import describe_plan, prepare_plan
+    if tflops is not None and not tflops > 0:
+        raise ConfigError(f"--tflops {tflops:g}: expected a positive number of teraflops a second")
+    from .teacher_dump.cost import ASSUMED_TFLOPS, describe_plan
+    from .teacher_dump.dump import prepare_plan
     from .teacher_dump.plan import make_plan
 
     made = prepare_plan(run, out) if out else make_plan(run)[0]
-    _print(describe_plan(made), as_json)
+    _print(describe_plan(made, tflops=tflops or ASSUMED_TFLOPS), as_json)
 
 
 @app.command()

@@ -252,8 +252,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         axes[0].barh(place, arm["bits_per_byte"], color=colours[name], alpha=0.75)
         axes[0].plot(arm["seeds"], [place] * len(arm["seeds"]), "k|", markersize=9)
         axes[0].text(max(arm["seeds"]), place, f"  {arm['bits_per_byte']:.3f}", va="center", fontsize=9)
-        axes[1].plot(result["t"], arm["bits_per_byte_by_t"], "o-", color=colours[name], label=name, markersize=4)
-        axes[2].plot(result["t"], np.array(arm["accuracy_by_t"]) * 100, "o-", color=colours[name], markersize=4)
+        axes[1].plot(result["t"], arm["bits_per_byte_by_t"], "o-", color=colours[name], markersize=4)
+        shares = np.array(arm["accuracy_by_t"]) * 100
+        axes[2].plot(result["t"], shares, "o-", color=colours[name], label=name, markersize=4)
     values = [arm["bits_per_byte"] for _, arm in arms]
     axes[0].set_yticks(range(len(arms)), [name for name, _ in arms])
     margin = 0.35 * (max(values) - min(values) + 0.02)
@@ -261,9 +262,9 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     axes[0].set_xlabel("bits per byte on unseen modules (less is better)")
     axes[1].set_xlabel("diffusion time t (share of tokens masked)")
     axes[1].set_ylabel("bits per byte")
-    axes[1].legend(fontsize=8)
     axes[2].set_xlabel("diffusion time t")
     axes[2].set_ylabel("top-1 accuracy, %")
+    axes[2].legend(fontsize=8, reverse=True)
     figure.suptitle(
         f"Students of one cache, same start, same steps: {len(result['seeds'])} seeds, {result['documents']} documents",
         fontsize=11,

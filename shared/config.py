@@ -77,6 +77,9 @@ class StudentConfig:
         _require(self.block_size > 0, "student.block_size", self.block_size, "a positive number of tokens")
 
 
+Quantization = Literal["nf4", "fp4"]
+
+
 @dataclass(frozen=True)
 class TeacherConfig:
     """The model that is asked once, in stage one only."""
@@ -88,6 +91,11 @@ class TeacherConfig:
     attention: Literal["native", "paper"] = "native"
     """As the teacher was trained, or as the paper's code calls it (see docs/reproducing.md)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of weights and arithmetic; routers of mixtures of experts compute in float32 either way."""
+    quantization: Quantization | None = None
+    """4-bit weights through bitsandbytes, for a teacher that does not fit otherwise; every answer changes."""
+    devices_per_replica: int = 1
+    """Accelerators that one copy of the teacher is spread over; decides no byte of the cache."""
     see: Literal["own", "student"] = "own"
     """`own`: the teacher reads its own chat template and tokens; `student`: the student's ids (shared vocabulary)."""
     mask_token: str | None = None
@@ -100,6 +108,9 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         _require(self.tokens_per_batch > 0, "teacher.tokens_per_batch", self.tokens_per_batch, "a positive number")
+        _require(self.devices_per_replica > 0, "teacher.devices_per_replica", self.devices_per_replica, "at least 1")
+        if self.quantization is not None and self.devices_per_replica > 1:
+            raise ConfigError("teacher.quantization and teacher.devices_per_replica > 1 exclude each other: drop one")
 
 
 @dataclass(frozen=True)

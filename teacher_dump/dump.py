@@ -10,13 +10,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..shared.cache import Manifest, read_manifest
 from ..shared.cache.files import sha256_file
 from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, ShardEntry
 from ..shared.config import RunConfig
 from ..shared.errors import CacheError, CacheMismatch, ConfigError, OutputError, TryAgain
+from ..shared.models.quantization import require_bitsandbytes
 from .finalize import discard_damaged, tidy
 from .launchers.env import rank_from_environment, run_env, wait_for_plan
 from .launchers.local import run_local
@@ -43,25 +44,6 @@ def prepare_plan(config: RunConfig, root: Path, *, launcher: Launcher = "local")
     return plan
 
 
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """A plan in numbers, for people and scripts; bytes and token-forwards are estimates."""
-    totals = plan.totals
-    return {
-        "plan_hash": plan.hash,
-        "teacher": plan.settings["teacher"]["path"] or "none",
-        "sources": ", ".join(str(source) for source in plan.sources),
-        "signal": plan.signal_kind,
-        "samples": totals["samples"],
-        "dropped": ", ".join(f"{reason}: {count}" for reason, count in plan.dropped.items()) or "none",
-        "tokens": totals["tokens"],
-        "views": totals["rows"],
-        "expected_masked_positions": totals["expected_masked"],
-        "expected_token_forwards": plan.expected_forwards,
-        "shards": plan.num_shards,
-        "estimated_bytes": plan.estimated_bytes(),
-    }
-
-
 def dump_teacher(
     config: RunConfig, root: Path, *, launcher: Launcher = "local", num_workers: int = 1, verify: bool = False,
     report: Report = lambda shards, tokens: None,
@@ -75,6 +57,7 @@ def dump_teacher(
         report: called with (shards finished, teacher token-forwards) since the last call.
     Raises: TryAgain: stopped before the end. CacheMismatch, DataError, ConfigError, OutputError.
     """
+    require_bitsandbytes(config.teacher.quantization)
     with _stoppable():
         plan = prepare_plan(config, root, launcher=launcher)
         if launcher == "local" or rank_from_environment() == 0:

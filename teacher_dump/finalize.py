@@ -118,7 +118,8 @@ def _teacher(root: Path, plan: Plan) -> TeacherInfo | None:
     config = plan.config.teacher
     return TeacherInfo(
         id=plan.settings["teacher"]["path"], revision=plan.teacher["revision"] or config.revision or UNKNOWN,
-        weight_fingerprint=recorded_fingerprint(root), tokenizer_fingerprint=plan.teacher["tokenizer"],
+        weight_fingerprint=recorded_fingerprint(root), dtype=config.dtype, quantization=config.quantization,
+        tokenizer_fingerprint=plan.teacher["tokenizer"],
         chat_template_fingerprint=plan.teacher["chat_template"], licence=plan.teacher_licence or UNKNOWN,
         spec=plan.teacher["spec"],
     )  # fmt: skip

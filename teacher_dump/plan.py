@@ -59,7 +59,7 @@ class Plan:
         teacher_licence: what the teacher's card declares.
         samples: in shard order.
         dropped: samples left out, by reason.
-        totals: samples, rows, tokens, maskable tokens and the expected number of masked ones.
+        totals: samples, rows, tokens and maskable tokens of either side, and the expected number of masked ones.
         here: the configuration of this machine's command, which says where things lie; not part of the plan.
     """
 
@@ -123,11 +123,17 @@ class Plan:
 
     @property
     def expected_forwards(self) -> int:
-        """Token-forwards of the teacher, at most: every view's blocks in each of its passes, x_0 once."""
+        """Token-forwards of the teacher, at most: every view's blocks in each of its passes, and x_0 once.
+
+        A teacher without blocks reads the whole sequence in every pass, and no x_0.
+        """
         if self.teacher is None:
             return 0
-        noise = self.config.noise
-        return self.totals["tokens"] + self.totals["maskable"] * noise.views * (2 if noise.comp_demo else 1)
+        noise, totals = self.config.noise, self.totals
+        passes = noise.views * (2 if noise.comp_demo else 1)
+        if self.teacher["spec"]["block_size"] is None:
+            return totals["teacher_tokens"] * passes
+        return totals["teacher_tokens"] + totals["teacher_maskable"] * passes
 
     def estimated_bytes(self) -> int:
         """Rough size of the shards, from measured bytes per masked position."""
@@ -149,7 +155,7 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
     if pairing.teacher_folder is not None:
         _warn_of_unusual_times(config, pairing.teacher_folder)
     dropped: Counter[str] = Counter()
-    samples, tokens, maskable = [], 0, 0
+    samples, counts = [], Counter()
     for row in chosen_rows(len(conversations), config.data):
         conversation = conversations[row]
         try:
@@ -158,8 +164,9 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
             dropped[str(reason)] += 1
             continue
         samples.append(PlannedSample(*conversations.place(row), conversation.sample_id))
-        tokens += len(sample.student.x_0)
-        maskable += len(sample.student.x_0) - sample.student.prompt_tokens
+        for prefix, side in (("", sample.student), ("teacher_", sample.teacher)):
+            counts[f"{prefix}tokens"] += len(side.x_0)
+            counts[f"{prefix}maskable"] += len(side.x_0) - side.prompt_tokens
     dropped.update(conversations.dropped)
     if not samples:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "the data set is empty"
@@ -169,8 +176,8 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
         )
     noise = config.noise
     totals = {
-        "samples": len(samples), "rows": len(samples) * noise.views, "tokens": tokens, "maskable": maskable,
-        "expected_masked": int(maskable * noise.views * (noise.t_min + noise.t_max) / 2),
+        "samples": len(samples), "rows": len(samples) * noise.views, **counts,
+        "expected_masked": int(counts["maskable"] * noise.views * (noise.t_min + noise.t_max) / 2),
     }  # fmt: skip
     plan = Plan(
         settings=planned_settings(config), sources=portable_sources(sources), student=pairing.student_facts(),

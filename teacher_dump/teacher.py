@@ -57,7 +57,7 @@ class Teacher:
     """A frozen model with the spec that says how to ask it.
 
     Args:
-        model: on its device.
+        model: on its device, or spread over several.
         support: [V] bool, tokens that token-level losses range over; None: all.
     """
 
@@ -67,12 +67,12 @@ class Teacher:
             raise ValueError(f"{type(model).__name__} has no head over the vocabulary")
         self.model, self.spec, self.head_weight = model.eval(), spec, head.weight
         self.block_size = spec.block_size or _WHOLE_SEQUENCE
-        self.device = model.device
+        self.device, head_device = model.device, self.head_weight.device  # of several, the first and the last
         self.drop: Tensor | None = None
         if spec.drop_ids:
-            self.drop = torch.zeros(spec.vocab_size, dtype=torch.bool, device=self.device)
+            self.drop = torch.zeros(spec.vocab_size, dtype=torch.bool, device=head_device)
             self.drop[list(spec.drop_ids)] = True
-        self.support = None if support is None else support.to(self.device)
+        self.support = None if support is None else support.to(head_device)
         if self.support is not None and self.drop is not None:
             self.support = self.support & ~self.drop
         self.num_token_forwards = 0
@@ -114,7 +114,7 @@ class Teacher:
         self.num_token_forwards += sum(len(one.piece.ids) for one in noised)
         rows = stack([one.piece for one in noised]).to(self.device)
         at, gold_ids, is_target = self._answers_wanted(context, passes, noised, rows.ids.shape[1])
-        hidden = self._hidden(context, rows, [p.sample for p in passes])[at]
+        hidden = self._hidden(context, rows, [p.sample for p in passes]).to(self.head_weight.device)[at]
         targets = top_logits(
             hidden[is_target], self.head_weight, gold_ids[is_target], k=k, temperatures=temperatures,
             support=self.support, drop=self.drop,
@@ -147,7 +147,7 @@ class Teacher:
             gold_ids.append(context.x_0[asked.sample][position].astype(np.int64))
             is_target.append(asked.target[position])
         at, gold_ids, is_target = (
-            torch.from_numpy(np.concatenate(parts)).to(self.device) for parts in (at, gold_ids, is_target)
+            torch.from_numpy(np.concatenate(parts)).to(self.head_weight.device) for parts in (at, gold_ids, is_target)
         )
         return at, gold_ids, is_target
 

@@ -4,7 +4,6 @@ Workers share nothing but the cache folder. One that dies costs at most the shar
 command again continues. Whoever finds every shard done writes the manifest (finalize.py).
 """
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,16 @@ import torch
 from ..shared.cache import shard_is_done
 from ..shared.cache.manifest import MANIFEST_NAME
 from ..shared.config import RunConfig
-from ..shared.models.loading import load_model, local_folder
+from ..shared.models.loading import local_folder
 from .claims import claim
 from .finalize import finalize, tidy
+from .placement import open_placed
 from .plan import Plan, open_samples, read_plan
 from .shard_task import ShardTask
 from .teacher import Teacher
 from .weights_record import require_same_weights
 
 WAIT_S = 0.5
-LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 
 Report = Callable[[int, int], None]
 """Called with (shards finished by this worker, token-forwards) since the last call."""
@@ -61,7 +60,7 @@ def work(root: Path, config: RunConfig, *, report: Report = lambda shards, token
 
 
 def open_task(root: Path, plan: Plan) -> ShardTask:
-    """Load data, tokenizers and the teacher for this worker's device.
+    """Load data, tokenizers and the teacher for this worker's devices.
 
     Raises: CacheMismatch: the teacher's weights are not those that earlier shards were made with. DataError: they
         cannot be loaded, or the data changed since the plan was made.
@@ -71,23 +70,9 @@ def open_task(root: Path, plan: Plan) -> ShardTask:
     if pairing.teacher_folder is None or pairing.spec is None or plan.teacher is None:
         return ShardTask(plan, conversations, pairing, None)
     folder = local_folder(config.teacher.path, plan.teacher["revision"] or config.teacher.revision)
-    device = worker_device()
-    if device.type == "cpu":
+    if torch.accelerator.current_accelerator() is None:
         torch.set_num_threads(config.shards.cpu_threads)
-    model = load_model(folder, dtype=config.teacher.dtype)
+    model = open_placed(config.teacher, folder)
     require_same_weights(root, folder)
-    model.to(device)  # type: ignore[arg-type]
     support = torch.from_numpy(pairing.student_id >= 0) if plan.signal_kind == "topk" else None
     return ShardTask(plan, conversations, pairing, Teacher(model, pairing.spec, support=support))
-
-
-def worker_device() -> torch.device:
-    """This worker's accelerator by its local rank, or the CPU.
-
-    accelerate's PartialState would also start a process group under torchrun, and ranks must not wait for each other.
-    """
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:
-        return torch.device("cpu")
-    rank = next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name, "").isdigit()), "0")
-    return torch.device(accelerator.type, int(rank) % torch.accelerator.device_count())

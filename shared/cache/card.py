@@ -19,9 +19,10 @@ def card_text(manifest: Manifest) -> str:
     totals, signal, noise = manifest.totals, manifest.signal, manifest.noise
     teacher = "none (clean samples only)" if manifest.teacher is None else f"`{manifest.teacher.id}`"
     revision = "" if manifest.teacher is None else f" at `{manifest.teacher.revision}`"
+    precision = "" if manifest.teacher is None else f", {manifest.teacher.precision}"
     per_masked = totals.bytes / max(1, totals.masked_positions)
     rows = [
-        ("Teacher", teacher + revision),
+        ("Teacher", teacher + revision + precision),
         ("Data", ", ".join(f"`{s.source}` at `{s.revision}` (licence: {s.licence})" for s in manifest.sources)),
         ("Signal", f"{signal.kind}, k = {signal.top_k}, temperatures {', '.join(map(str, signal.temperatures))}"),
         ("Loss support", signal.support),

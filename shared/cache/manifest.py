@@ -56,15 +56,27 @@ class SignalInfo:
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """The model that was asked; `spec` holds its TeacherSpec as plain JSON."""
+    """The model that was asked; `spec` holds its TeacherSpec as plain JSON.
+
+    Args:
+        dtype: of weights and arithmetic.
+        quantization: "nf4" or "fp4": 4-bit weights; None: as stored.
+    """
 
     id: str
     revision: str
     weight_fingerprint: str
+    dtype: str
+    quantization: str | None
     tokenizer_fingerprint: str
     chat_template_fingerprint: str
     licence: str
     spec: Mapping[str, Any]
+
+    @property
+    def precision(self) -> str:
+        """dtype and quantization in words."""
+        return self.dtype + (f", {self.quantization} 4-bit weights" if self.quantization else "")
 
 
 @dataclass(frozen=True)

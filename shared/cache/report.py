@@ -45,6 +45,8 @@ def _origin(d: Mapping[str, Any]) -> Iterator[Text]:
         yield from _section("Teacher", {
             "model": f"{teacher['id']}, revision {teacher['revision']}, licence {teacher['licence']}",
             "weights": teacher["weight_fingerprint"],
+            "precision": teacher["dtype"],
+            **({"4-bit weights": teacher["quantization"]} if teacher["quantization"] else {}),
             "tokenizer": teacher["tokenizer_fingerprint"],
             "chat template": teacher["chat_template_fingerprint"],
             "spec": _settings(teacher["spec"]),

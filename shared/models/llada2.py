@@ -36,6 +36,8 @@ class LLaDA2MoeModelLM(Glm4MoeForCausalLM):
     config_class = LLaDA2Config
     # transformers looks for the decorator of grouped experts in this file's source, where it cannot be
     _can_set_experts_implementation_cached_value = True
+    # The router computes in float32: what a checkpoint stores of it in float32 is not rounded when the rest is
+    _keep_in_fp32_modules_strict = ("e_score_correction_bias", "mlp.gate.weight")
 
     def __init__(self, config: LLaDA2Config) -> None:
         super().__init__(config)

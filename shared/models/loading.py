@@ -5,6 +5,7 @@ found and every stored weight must be used; anything else is an error that lists
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def load_model(
     path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", revision: str | None = None,
-    random_seed: int | None = None,
+    random_seed: int | None = None, device_map: Mapping[str, torch.device] | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """Open a checkpoint with tide's own class for its architecture, in evaluation mode.
 
@@ -78,8 +79,9 @@ def load_model(
         dtype: `float32`, `bfloat16` or `float16`.
         attn_implementation: `sdpa`, or `flex_attention` on CUDA. `eager` is refused: it adds a bool mask as 0 and 1.
         random_seed: weights for a folder that holds a config.json only; None: such a folder is an error.
-    Raises: DataError: unknown architecture, missing or unexpected weights, damaged files. Unavailable: hub.
-        ConfigError: another dtype or attention implementation.
+        device_map: module name -> device that its weights are loaded to, "" for the whole model; None: the CPU.
+    Raises: DataError: unknown architecture, missing or unexpected weights, damaged files. Unavailable: hub, or
+        too little memory. ConfigError: another dtype or attention implementation.
     """
     for name, value, known in (
         ("dtype", dtype, ("float32", "bfloat16", "float16")),
@@ -90,8 +92,7 @@ def load_model(
     logging.disable_progress_bar()  # "Loading weights" here, "Writing model shards" when the model is saved
     folder = local_folder(path, revision)
     raw = read_config(folder)
-    family = family_of(raw, str(folder))
-    config, model_class = _native_config(raw, resolve(family.config_class), folder), resolve(family.model_class)
+    config, model_class = native_class(raw, str(folder))
     if not list(folder.glob("*.safetensors")):
         if random_seed is None:
             raise DataError(f"{folder}: no *.safetensors weights (pickled weights are not read); fetch them")
@@ -103,19 +104,28 @@ def load_model(
         model, info = model_class.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation,
             use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True, device_map=None if device_map is None else dict(device_map),
         )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise Unavailable(f"{folder}: the weights do not fit into the device's memory: {error}") from error
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{folder}: the weights cannot be loaded ({error}); fetch the checkpoint again") from error
     _require_all_weights(info, folder)
     return model
 
 
-def _native_config(raw: dict[str, Any], config_class: type[PretrainedConfig], folder: Path) -> PretrainedConfig:
+def native_class(raw: Mapping[str, Any], where: str) -> tuple[PretrainedConfig, Any]:
+    """The content of a config.json -> configuration and class of tide's own.
+
+    Raises: DataError: unknown architecture, or a field that the class refuses.
+    """
+    family = family_of(raw, where)
+    config_class, model_class = resolve(family.config_class), resolve(family.model_class)
     try:
-        return config_class.from_dict({name: value for name, value in raw.items() if name not in _NOT_OURS})
+        config = config_class.from_dict({name: value for name, value in raw.items() if name not in _NOT_OURS})
     except Exception as error:  # transformers raises whatever a field's type check raises
-        raise DataError(f"{folder}/config.json is not a valid configuration: {error}") from error
+        raise DataError(f"{where}/config.json is not a valid configuration: {error}") from error
+    return config, model_class
 
 
 def _require_all_weights(info: dict[str, Any], folder: Path) -> None:

@@ -45,7 +45,8 @@ class PrefixCache(Cache):
             keys, values = layer.stored()
             copy = _PrefixLayer()
             copy.lazy_initialization(keys, values)
-            copy.keys, copy.values = keys[index], values[index]
+            here = index.to(keys.device)  # a teacher's layers may lie on several devices
+            copy.keys, copy.values = keys[here], values[here]
             chosen.layers.append(copy)
         return chosen.freeze()
 

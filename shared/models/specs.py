@@ -5,6 +5,7 @@ it), blocks or none, the logit shift, the published special ids. A checkpoint wh
 the published ids must have them there; smaller ones (tests, demos) take their ids from the tokenizer.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -134,7 +135,7 @@ def register_families() -> None:
             resolve(family.config_class)
 
 
-def family_of(config: dict[str, Any], where: str) -> Family:
+def family_of(config: Mapping[str, Any], where: str) -> Family:
     """The table row of a config.json.
 
     Raises: DataError: no row for this model type, or a needed field is missing.

@@ -14,7 +14,8 @@ from tide.shared.errors import ConfigError
 from tide.shared.tokens import Dropped
 from tide.teacher_dump import pairing as pairing_module
 from tide.teacher_dump import plan as plan_module
-from tide.teacher_dump.dump import describe_plan, prepare_plan
+from tide.teacher_dump.cost import describe_plan
+from tide.teacher_dump.dump import prepare_plan
 from tide.teacher_dump.pairing import open_pairing
 from tide.teacher_dump.plan import Plan, chosen_rows, make_plan, read_plan, write_plan
 from tiny_runs import settings, tiny_config, write_model, write_pairs
@@ -36,7 +37,8 @@ def test_a_plan_needs_no_weights_and_says_what_a_dump_would_do(without_weights, 
         cli.main()
     assert not ended.value.code
     said = json.loads(capsys.readouterr().out)
-    plan = read_plan(without_weights / "cache")
+    cache = without_weights / "cache"
+    plan = read_plan(cache).at(load_config(overrides=settings(without_weights)), cache)
     assert said == describe_plan(plan)
     assert said["plan_hash"] == plan.hash
     assert said["samples"] == 8
