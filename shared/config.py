@@ -252,7 +252,7 @@ class TrainConfig:
     batch_size: int = 16
     """Samples of one optimiser step, over all processes and accumulation steps."""
     micro_batch_size: int | None = None
-    """Samples of one forward; None: `batch_size` split evenly over the processes."""
+    """Samples of one forward at most; None: all that a process has of `batch_size`. The gradient is the same."""
     views_per_row: int = 1
     """Views of one sample that share a training row [x_t1, ..., x_tK, x_0]."""
     ce_noise: Literal["cached", "fresh"] = "cached"
@@ -285,10 +285,7 @@ class TrainConfig:
         _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "a positive number or null")
         _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
         micro = self.micro_batch_size
-        _require(
-            micro is None or (micro > 0 and self.batch_size % micro == 0),
-            "train.micro_batch_size", micro, f"a divisor of train.batch_size = {self.batch_size}",
-        )  # fmt: skip
+        _require(micro is None or micro > 0, "train.micro_batch_size", micro, "at least 1, or null for no limit")
         for name in ("fresh_ratio", "warmup_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a share in [0, 1]")
         for name in ("lr", "muon_lr"):

@@ -35,8 +35,8 @@ from ..shared.tokens import Dropped
 from .pairing import Pairing, open_pairing
 from .portable import find_sources, planned_settings, portable_sources
 
-BYTES_PER_MASKED = {"none": 0.3, "chunk": 2.5, "topk": 8.0}
-BYTES_PER_TOP_ENTRY = 4.5
+BYTES_PER_MASKED = {"none": 0.3, "chunk": 3.0, "topk": 8.0}
+BYTES_PER_TOP_ENTRY = 2.5
 """Rough sizes for the estimate (docs/log.md has measurements); a dump reports the real ones."""
 
 

@@ -230,7 +230,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("train.precision=fp16", r"did you mean 'bf16'\?"),
         ("train.precision=no", r"train.precision = False: expected one of fp32, bf16"),
         ("train.report_to=[tensorbord]", r"train.report_to.0 = 'tensorbord'.*did you mean 'tensorboard'\?"),
-        ("train.micro_batch_size=3", "a divisor of train.batch_size = 16"),
+        ("train.micro_batch_size=0", "at least 1, or null for no limit"),
         ("train.batch_size=0", "train.batch_size"),
         ("train.lr=0", "a learning rate > 0"),
         ("train.betas=[0.9, 1.0]", "train.betas"),

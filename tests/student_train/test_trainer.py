@@ -41,7 +41,7 @@ def assert_same_gradient(found: dict, expected: dict, tolerance: float) -> None:
     assert difference <= tolerance * math.sqrt(sum(float(g.square().sum()) for g in expected.values()))
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
 def test_micro_batches_give_the_gradient_of_one_batch(tiny: SimpleNamespace, micro_batch_size: int) -> None:
     whole = gradient(tiny.config(), tiny.cache)
     parts = gradient(tiny.config(train__micro_batch_size=micro_batch_size), tiny.cache)
