@@ -108,8 +108,9 @@ def test_a_recipe_runs_at_the_real_vocabularies(root: Path, tmp_path: Path, name
 
 
 def test_a_shared_vocabulary_cache_holds_what_one_naive_forward_says(root: Path) -> None:
-    """WeDLM as trained: x_0 causal, x_t causal by rank; the recipe `kl` asks in one pass per view."""
-    cache = open_cache(cache_of(root, of_recipe(root, "kl")))
+    """WeDLM as trained: x_0 causal, x_t causal by rank; the recipe `kl` asks in one pass per view, here in the
+    student's own ids."""
+    cache = open_cache(cache_of(root, of_recipe(root, "kl", **{"teacher.see": "student"})))
     folder = root / "WeDLM"
     spec, model = spec_of(folder, "native", mask_id=151665, eos_id=151645), load_model(folder)
     assert spec.block_size == 32

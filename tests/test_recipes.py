@@ -16,12 +16,12 @@ TABLE = {  # math.md: variants of the paper, by recipe; after the teacher: see, 
     "calm": ("LLaDA2", "own", "chunk", False, [LossConfig("calm", temperature=T)]),
     "tide-shared-llada2": ("LLaDA2", "own", "chunk", True, [LossConfig("calm", temperature=T, tidal=TidalConfig())]),
     "tide-shared": (
-        "WeDLM", "student", "topk", True,
+        "WeDLM", "own", "topk", True,
         [LossConfig("kl", temperature=T, tidal=TidalConfig(timestep_weight="midrange"))],
     ),
-    "kl": ("WeDLM", "student", "topk", False, [LossConfig("kl", temperature=T)]),
-    "reverse-kl": ("WeDLM", "student", "topk", False, [LossConfig("kl", temperature=T, reverse=True)]),
-    "hard-label": ("WeDLM", "student", "topk", False, [LossConfig("kl", temperature=T, target="clean")]),
+    "kl": ("WeDLM", "own", "topk", False, [LossConfig("kl", temperature=T)]),
+    "reverse-kl": ("WeDLM", "own", "topk", False, [LossConfig("kl", temperature=T, reverse=True)]),
+    "hard-label": ("WeDLM", "own", "topk", False, [LossConfig("kl", temperature=T, target="clean")]),
     "ce": ("", "own", None, None, []),
     "ce-fresh": ("", "own", None, None, []),
     "tide-hybrid": (
@@ -41,7 +41,10 @@ def test_a_recipe_is_the_row_of_the_papers_table(name: str) -> None:
     if signal:
         assert (config.signal.kind, config.noise.comp_demo) == (signal, comp_demo)
         assert all(loss.name == "ce" or loss.temperature in config.signal.temperatures for loss in config.losses)
-    assert config.train.epochs == 10
+    if teacher:
+        assert config.data.teacher_max_length == {"LLaDA2": 1024, "WeDLM": 768}[teacher]
+    assert config.train.batch_size == 8 * (10 if teacher == "WeDLM" else 8)
+    assert (config.train.epochs, config.train.lr) == (10, 5e-5)
     assert config.noise.views == (1 if name == "ce-fresh" else 10)
     assert config.train.ce_noise == ("fresh" if name == "ce-fresh" else "cached")
     assert config.student.block_size == 32
@@ -84,7 +87,7 @@ def two_steps(root: Path, name: str, out: Path, *, shared: bool) -> list[dict]:
     return metrics(out)
 
 
-SHARED = [name for name in NAMES if load_config(name).teacher.see == "student"]
+SHARED = [name for name in NAMES if "WeDLM" in load_config(name).teacher.path]
 
 
 @pytest.mark.parametrize("name, shared", [*[(n, False) for n in NAMES], *[(n, True) for n in SHARED]])
