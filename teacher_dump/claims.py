@@ -55,14 +55,14 @@ def remove_claims(root: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Is there a process of this number on this host?"""
+    """Is there a process of this number on this host? One that was killed and not yet waited for is dead."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
         return True
-    return True
+    return _start_time(pid) is not None or not Path("/proc/self/stat").exists()
 
 
 def _create(path: Path) -> bool:

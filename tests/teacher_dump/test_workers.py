@@ -13,7 +13,7 @@ from tide.shared.cache import open_cache, read_manifest, shard_is_done
 from tide.shared.config import RunConfig
 from tide.shared.errors import DataError
 from tide.teacher_dump import dump
-from tide.teacher_dump.claims import claim
+from tide.teacher_dump.claims import claim, is_alive
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
@@ -223,6 +223,20 @@ def test_a_claim_keeps_others_away_until_its_owner_is_dead(tmp_path):
     assert (tmp_path / "claims" / "00000.json").exists()
     with claim(tmp_path, "00000") as mine:
         assert mine
+
+
+def test_a_killed_process_that_nobody_waited_for_is_dead():
+    """What it left behind is tidied up at once, not when its parent happens to look."""
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    assert is_alive(child)
+    assert is_alive(os.getpid())
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
+    assert not is_alive(child)
+    os.waitpid(child, 0)
+    assert not is_alive(child)
 
 
 def test_a_claim_of_a_silent_host_is_taken_over_after_its_lease(tmp_path):
