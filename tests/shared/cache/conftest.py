@@ -22,6 +22,14 @@ def make_layout(signal: str = "topk", **changes: Any) -> Layout:
     return Layout(signal=signal, **{**values, **changes})  # type: ignore[arg-type]
 
 
+def tail_mass(logp: np.ndarray, order: np.ndarray, kept: np.ndarray, temperature: float) -> np.ndarray:
+    """[n] log mass outside the kept entries, from the dense distribution."""
+    p = np.exp(logp / temperature)
+    outside = np.ones(p.shape, bool)
+    np.put_along_axis(outside, order, ~kept, axis=1)
+    return np.log((p * outside).sum(1) / p.sum(1))
+
+
 def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, prompt: int, layout: Layout) -> ViewRow:
     """One view with a dense random teacher, reduced to what the layout keeps; t = 0.001 masks nothing, mostly."""
     t = float(rng.choice([1e-3, rng.uniform(1e-3, 1), 1.0]))
@@ -40,7 +48,7 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
     order = np.argsort(-logp, axis=1)[:, :k].astype(np.int32)
     num_top = rng.integers(0, k + 1, n).astype(np.int32)
     kept = np.arange(k) < num_top[:, None]
-    log_z = [np.log(np.exp(logp / temperature).sum(1)) for temperature in layout.temperatures]
+    log_tail = [tail_mass(logp, order, kept, temperature) for temperature in layout.temperatures]
     return ViewRow(
         sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp,
         target_position=positions,
@@ -48,7 +56,7 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
         num_top=num_top,
         top_ids=order[kept],
         top_logp=np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
-        log_z=np.stack(log_z, axis=1).astype(np.float32),
+        log_tail=np.stack(log_tail, axis=1).astype(np.float32),
     )  # fmt: skip
 
 
@@ -71,7 +79,8 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
         tide_version="0.1.0",
         plan_hash=PLAN_HASH,
         signal=SignalInfo(
-            kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, top_k=layout.top_k, min_probability=0.0,
+            kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
+            top_k=layout.top_k, min_probability=0.0,
             temperatures=layout.temperatures, support="shared: all", codec_error={},
         ),
         teacher=None if layout.signal == "none" else teacher,

@@ -56,7 +56,7 @@ def write_words(tmp_path, synthetic):
             chunk_logp=np.array([-2.0, -0.5, -0.25], np.float32),
             target_position=np.array([7, 9], np.int32), gold_logp=np.log([0.5, 0.125]).astype(np.float32),
             num_top=np.array([3, 1], np.int32), top_ids=np.array([8, 2, 1, 6], np.int32),
-            top_logp=np.log([0.5, 0.25, 0.125, 0.5]).astype(np.float32), log_z=np.array([[0.0, 0.7], [0.0, 0.7]]),
+            top_logp=np.log([0.5, 0.25, 0.125, 0.5]).astype(np.float32), log_tail=np.log([[0.125, 0.3], [0.5, 0.6]]),
         )  # fmt: skip
         receipt = synthetic.write(tmp_path, [row], layout)
         write_vocabulary(tmp_path, words)
@@ -263,6 +263,8 @@ def test_the_documented_format_names_every_column_and_field(project_root, synthe
     text = (project_root / "docs" / "cache_format.md").read_text()
     kinds = (Manifest, SignalInfo, TeacherInfo, StudentInfo, DataSource, FileEntry, ShardEntry, Totals)
     names = {field.name for kind in (*kinds, ShardStatistics, Receipt) for field in dataclasses.fields(kind)}
-    names |= {"log_z_<T>" if c.name.startswith("log_z") else c.name for c in synthetic.make_layout("topk").columns}
+    names |= {
+        "log_tail_<T>" if c.name.startswith("log_tail") else c.name for c in synthetic.make_layout("topk").columns
+    }
     assert sorted(name for name in names if f"`{name}`" not in text) == []
     assert f"schema version {SCHEMA_VERSION}" in text
