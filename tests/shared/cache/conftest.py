@@ -1,5 +1,6 @@
 """A small synthetic cache: rows with every edge the format knows, and the manifest around them."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,5 +166,44 @@ def write_words(tmp_path, synthetic):
         tree = manifest.to_json() | {"student": {**manifest.to_json()["student"], "mask_id": 1, "eos_id": 0}}
         (tmp_path / "manifest.json").write_bytes(canonical_json(tree))
         return tmp_path
+
+    return write
+
+
+HOSTILE_WORDS = [
+    "</span></div><script>document.title='owned'</script>", "<img src=x onerror=document.title='owned'>",
+    "</svg></title></style><script>document.title='owned'</script>", "\" onmouseover=\"document.title='owned'\" '",
+    "<a href=javascript:document.title='owned'>x</a>", "\u202egnp.exe\u2066", "\x1b[2J\x1b]0;owned\x07\x9b31m",
+    "[red]bold[/red]", "<style>*{display:none}</style>url(https://evil.example/)", "<!-- &lt; &#60;script&#62;",
+]  # fmt: skip
+
+
+@pytest.fixture
+def write_hostile(write_words):
+    """write_hostile() -> a cache whose every text attacks, and the texts that a page must show as they are."""
+
+    def write() -> tuple[Path, list[str]]:
+        ids = [0, 1, 2, 3, 8, 9, 4, 6, 5, 0, 7, 8, 2, 0, 0, 0]
+        root = write_words([word.encode() for word in HOSTILE_WORDS], ids, sample_id="<b onclick=x>id</b>")
+        tree = json.loads((root / "manifest.json").read_text())
+        script = "</title><script>document.title='{}'</script>"
+        tree["teacher"] |= {"id": script.format("teacher"), "licence": "<i>", "spec": {"<u>": "</style>"}}
+        tree["signal"]["support"] = script.format("support")
+        tree["noise"] = {'"><svg onload=x>': "<svg onload=x>"}
+        tree["sources"] = [
+            {"source": "https://evil.example/<script>", "revision": "'\"", "licence": "<iframe src=//x>"}
+        ]
+        tree["dropped"] = {script.format("dropped"): 1}
+        tree["statistics"]["column_bytes"] = {"<script>alert(1)</script>": 50, '" onload="x': 40}
+        (root / "manifest.json").write_bytes(canonical_json(tree))
+        facts = [script.format("teacher"), script.format("support"), script.format("dropped"), "<svg onload=x>"]
+        facts += [
+            "https://evil.example/<script>",
+            "<iframe src=//x>",
+            "<b onclick=x>id</b>",
+            "<script>alert(1)</script>",
+        ]
+        words = [HOSTILE_WORDS[i] for i in (0, 1, 2, 3, 4, 7, 8, 9)]
+        return root, [*facts, *words, "\ufffdgnp.exe\ufffd"]
 
     return write
