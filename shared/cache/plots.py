@@ -17,7 +17,7 @@ MAX_COLUMNS = 32
 """Columns of a plot; longer distributions are grouped, or end with an "or more"."""
 MAX_ROWS = 24
 MAX_TICKS = 12
-MAX_NAME_CHARS = 32
+MAX_NAME_CHARS = 24
 HEAD_OF_DISTRIBUTION = 0.995
 """A distribution of which this share lies in few columns shows them one by one, and the rest as one."""
 FLATTEST_AXIS = 0.9
