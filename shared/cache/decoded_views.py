@@ -6,7 +6,7 @@ is inert (inert.py): it cannot act in a terminal. HTML needs escaping on top.
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from itertools import groupby
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,8 @@ class _Decoder:
 
     def padding_start(self, row: ViewRow) -> int:
         """Where the trailing run of EOS tokens starts, its first one (the answer's own end) excluded."""
-        end = len(row.x_0)
-        while end > row.prompt_tokens and row.x_0[end - 1] == self.eos_id:
-            end -= 1
+        words = np.flatnonzero(row.x_0[row.prompt_tokens :] != self.eos_id)
+        end = row.prompt_tokens + (int(words[-1]) + 1 if len(words) else 0)
         return min(end + 1, len(row.x_0))
 
     def summary(self, row: ViewRow) -> dict[str, Any]:
@@ -123,17 +122,21 @@ class _Decoder:
         for number, (start, length) in enumerate(zip(row.chunk_start, row.chunk_len, strict=True)):
             label[start : start + length] = number
         kinds = {-3: "prompt", -2: "clean", -1: "masked"}
+        # A stranger's tokens may be empty and a row of theirs very long: tokens are bounded too, without a list of all.
+        label = label[: min(self.padding_start(row), row.prompt_tokens + MAX_TEXT_CHARS)]
+        edges = [0, *(np.flatnonzero(np.diff(label)) + 1).tolist(), len(label)]
         segments, room = [], MAX_TEXT_CHARS
-        for value, positions in groupby(range(self.padding_start(row)), key=lambda position: int(label[position])):
-            where = list(positions)
+        for first, end in pairwise(edges) if len(label) else ():
+            value = int(label[first])
             # The end of a prompt says most about the answer.
-            text = self.words.text(row.x_0[where[-MAX_TEXT_CHARS:] if value == -3 else where[:MAX_TEXT_CHARS]])
+            shown = slice(max(first, end - MAX_TEXT_CHARS), end) if value == -3 else slice(first, end)
+            text = self.words.text(row.x_0[shown])
             if value == -3 and len(text) > MAX_TEXT_CHARS // 2:
                 text = "…" + text[-MAX_TEXT_CHARS // 2 :]
             segment: dict[str, Any] = {"kind": kinds.get(value, "chunk"), "text": terminal_text(text, max_chars=room)}
             if value >= 0:
                 segment["logp"] = float(row.chunk_logp[value])
-            segments.append({**segment, "positions": (where[0], where[-1])})
+            segments.append({**segment, "positions": (first, end - 1)})
             room -= len(segment["text"])
             if room <= 0:
                 break

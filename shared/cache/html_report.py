@@ -79,11 +79,9 @@ def report_html(description: Mapping[str, Any], views: Sequence[Mapping[str, Any
 def _lead(d: Mapping[str, Any]) -> str:
     """One sentence: who said what about which data, and under which licences."""
     teacher = d["teacher"]
-    says = (
-        f"What {teacher['id']} (licence {teacher['licence']}) says about"
-        if teacher
-        else "Clean samples, no teacher, of"
-    )
+    says = "Clean samples, no teacher, of"
+    if teacher:
+        says = f"What {teacher['id']} (licence {teacher['licence']}) says about"
     sources = " + ".join(f"{source['source']} (licence {source['licence']})" for source in d["sources"]) or "no data"
     return html_text(f"{says} {sources}; signal {d['signal']['kind']}", max_chars=MAX_VALUE_CHARS)
 

@@ -47,13 +47,14 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 
 dt, dd { font-size: 13px; }
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; unicode-bidi: isolate; }
-@media (max-width: 760px) { .grid { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 760px) { .grid { grid-template-columns: minmax(0, 1fr); } .wide { overflow-x: auto; } }
 """
 
 _PLOTS = """\
 figure { min-width: 0; }
 figcaption { margin-bottom: 10px; }
 svg { display: block; width: 100%; height: auto; }
+@media (max-width: 760px) { .wide svg { min-width: 720px; } }
 svg text { font-size: 12px; fill: var(--text); unicode-bidi: isolate; }
 svg .tick, svg .axis { fill: var(--muted); font-size: 11.5px; }
 svg .number { font-variant-numeric: tabular-nums; }

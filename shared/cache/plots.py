@@ -118,7 +118,7 @@ def _histogram(
         return Absent(name, title, "it has no views")
     total = sum(counts)
     return Plot(
-        name, title, f"{total:,} views.", "noise", "columns",
+        name, title, f"{total:,} view{'' if total == 1 else 's'}.", "noise", "columns",
         labels=_bin_names(edges, symbol),
         values=_drawn(counts),
         shown=tuple(f"{count:,} views ({count / total:.1%})" for count in counts),
@@ -152,19 +152,34 @@ def _distribution(name: str, title: str, note: str, counts: Sequence[int], x_lab
     groups = _groups(counts, first)
     total, values = sum(counts), [sum(counts[low:high]) for low, high in groups]
     names = [f"{low:,}" if high == low + 1 else f"{low:,} to {high - 1:,}" for low, high in groups]
-    ticks = [f"{low}" for low, _ in groups]
-    if len(groups) > 1 and groups[-1][1] - groups[-1][0] > groups[0][1] - groups[0][0]:
-        names[-1], ticks[-1] = f"{groups[-1][0]:,} or more", f"{groups[-1][0]}+"
-    stride = next(s for s in (1, 2, 5, 10) if len(groups) <= s * MAX_TICKS)
+    if _has_rest(groups):
+        names[-1] = f"{groups[-1][0]:,} or more"
     return Plot(
         name, title, note, "teacher", "columns",
         labels=tuple(f"{label} {'token' if label == '1' else 'tokens'}" for label in names),
         values=_drawn(values),
         shown=tuple(f"{value:,} {unit} ({value / total:.1%})" for value in values),
         x_label=x_label, y_label=unit,
-        ticks=tuple((place + 0.5, ticks[place]) for place in range(len(groups)) if not (place + 1) % stride),
-        y_ticks=axis_ticks(0, max(values), whole=True),
+        ticks=tuple(_group_ticks(groups)), y_ticks=axis_ticks(0, max(values), whole=True),
     )  # fmt: skip
+
+
+def _has_rest(groups: Sequence[tuple[int, int]]) -> bool:
+    """Does the last column stand for all that is left?"""
+    widths = [high - low for low, high in groups]
+    return len(widths) > 1 and widths[-1] > widths[-2]
+
+
+def _group_ticks(groups: Sequence[tuple[int, int]]) -> Iterator[tuple[float, str]]:
+    """Round values below their columns, so few that they stay apart; the column of all that is left has its own."""
+    stride = next(s for s in (1, 2, 5, 10) if len(groups) <= s * MAX_TICKS)
+    last, rest = len(groups) - 1, _has_rest(groups)
+    for place, (low, high) in enumerate(groups):
+        is_round = not (low if high == low + 1 else place) % stride
+        if rest and place == last:
+            yield place + 0.5, f"{low}+"
+        elif is_round and not (rest and place > last - stride and stride > 1):
+            yield place + 0.5, f"{low}"
 
 
 def _groups(counts: Sequence[int], first: int) -> list[tuple[int, int]]:
@@ -186,9 +201,9 @@ def _one_to_one(chunks: Mapping[str, Any], targets: Mapping[str, Any]) -> Plot:
     """Which chunks carry a token-level target: those of one token on each side, inside the loss support."""
     count, matched = chunks["count"], targets["count"]
     lone = [*chunks["length_counts"], 0, 0][1]
-    labels = ["one to one: a token-level target", "one student token, several of the teacher's or none in the support"]
+    labels = ["one to one: a token-level target"]
+    labels += ["one student token, several of the teacher's or none in the support", "several student tokens"]
     values = [matched, lone - matched, count - lone]
-    labels.append("several student tokens")
     if min(values) < 0:  # chunks of a stranger need not be cut as ours are
         labels, values = [labels[0], "all others"], [min(matched, count), max(0, count - matched)]
     return Plot(

@@ -194,14 +194,14 @@ def write_hostile(write_words):
             {"source": "https://evil.example/<script>", "revision": "'\"", "licence": "<iframe src=//x>"}
         ]
         tree["dropped"] = {script.format("dropped"): 1}
-        tree["statistics"]["column_bytes"] = {"<script>alert(1)</script>": 50, '" onload="x': 40}
+        tree["statistics"]["column_bytes"] = {"<script>1</script>": 50, '" onload="x': 40}
         (root / "manifest.json").write_bytes(canonical_json(tree))
         facts = [script.format("teacher"), script.format("support"), script.format("dropped"), "<svg onload=x>"]
         facts += [
             "https://evil.example/<script>",
             "<iframe src=//x>",
             "<b onclick=x>id</b>",
-            "<script>alert(1)</script>",
+            "<script>1</script>",
         ]
         words = [HOSTILE_WORDS[i] for i in (0, 1, 2, 3, 4, 7, 8, 9)]
         return root, [*facts, *words, "\ufffdgnp.exe\ufffd"]

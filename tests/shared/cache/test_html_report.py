@@ -10,13 +10,18 @@ from html.parser import HTMLParser
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
-from tide.shared.cache.decoded_views import SPREAD_T, spread_views
+from tide.shared.cache import ViewRow, write_vocabulary
+from tide.shared.cache.decoded_views import MAX_TEXT_CHARS, SPREAD_T, spread_views
 from tide.shared.cache.files import canonical_json
 from tide.shared.cache.html_report import POLICY, report_html
 from tide.shared.cache.inspect import describe_cache
+from tide.shared.cache.manifest import file_entry
 from tide.shared.cache.plots import MAX_COLUMNS, MAX_TICKS, Absent, axis_ticks, make_plots
 from tide.shared.cache.reader import open_cache
+from tide.shared.cache.vocabulary import VOCABULARY_NAME
+from tide.shared.config import to_tree
 
 PLOTS = {
     "none": {"t", "mask_ratio", "column_bytes"},
@@ -171,6 +176,18 @@ def test_views_go_from_little_to_nearly_all_masked(make_cache):
     assert max(len(says["top"]) for view in views for s in view["segments"] for says in s["teacher"]) == 5
 
 
+def test_a_view_of_empty_tokens_is_shown_in_part(tmp_path, synthetic):
+    layout = synthetic.make_layout("none")
+    x_0 = np.full(200_000, 2, np.int32)
+    row = ViewRow("long", 0, 0.5, x_0, 100_000, np.arange(100_000) % 2 == 0)
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, [row], layout)])
+    write_vocabulary(tmp_path, [b""] * synthetic.VOCAB)
+    rewrite(tmp_path, vocabulary=to_tree(file_entry(tmp_path, VOCABULARY_NAME)))
+    (view,) = spread_views(open_cache(tmp_path))
+    assert (view["tokens"], len(view["segments"])) == (200_000, 1 + MAX_TEXT_CHARS)
+    assert len(page_of(tmp_path).find("span", class_="masked")) == MAX_TEXT_CHARS // 2 + 1  # one of them in the key
+
+
 def test_a_page_of_a_stranger_is_inert(write_hostile):
     root, texts = write_hostile()
     html = report_html(describe_cache(root), spread_views(open_cache(root)))
@@ -232,22 +249,24 @@ def test_an_axis_encloses_its_values_with_few_round_ticks(low, high):
 
 
 @pytest.mark.parametrize(
-    "counts, columns, last",
+    "counts, columns, last, ticks",
     [
-        ([0, 5, 3], 2, "2 tokens"),
-        ([2, 5, 3], 3, "2 tokens"),
-        ([0] * 128 + [9], 32, "125 to 128 tokens"),
-        ([0, 900, 95, 4] + [0] * 90 + [1], 3, "3 or more tokens"),
-        ([0, *range(1, 129)], 32, "125 to 128 tokens"),
+        ([0, 5, 3], 2, "2 tokens", ["1", "2"]),
+        ([2, 5, 3], 3, "2 tokens", ["0", "1", "2"]),
+        ([1] * 24, 24, "23 tokens", [str(value) for value in range(0, 24, 2)]),
+        ([0] * 128 + [9], 32, "125 to 128 tokens", ["1", "21", "41", "61", "81", "101", "121"]),
+        ([0, 900, 95, 4] + [0] * 90 + [1], 3, "3 or more tokens", ["1", "2", "3+"]),
+        ([0, *[100] * 30, 5, 4, 3], 31, "31 or more tokens", ["5", "10", "15", "20", "25", "31+"]),
     ],
 )  # fmt: skip
-def test_long_distributions_are_grouped_and_nothing_is_lost(make_cache, counts, columns, last):
+def test_long_distributions_are_grouped_and_nothing_is_lost(make_cache, counts, columns, last, ticks):
     description = describe_cache(make_cache("chunk"))
     description["chunks"]["length_counts"] = counts
     (plot,) = [plot for plot in make_plots(description) if plot.name == "chunk_length"]
     assert not isinstance(plot, Absent)
     assert (len(plot.values), plot.labels[-1], sum(plot.values)) == (columns, last, sum(counts))
     assert 1 <= len(plot.ticks) <= MAX_TICKS
+    assert [text for _, text in plot.ticks] == ticks
 
 
 def test_the_command_writes_a_page_and_pictures_and_names_them(make_cache, tide, tmp_path, signal):
