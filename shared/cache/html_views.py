@@ -31,11 +31,10 @@ def _key(views: Sequence[Mapping[str, Any]]) -> str:
     if "chunk" in kinds:
         names = [f"up to {SHADE_EDGES[0]:g}", *(f"to {edge:g}" for edge in SHADE_EDGES[1:]), "to 1"]
         keys = "".join(f'<span class="key chunk shade-{n}">{name}</span>' for n, name in enumerate(names))
-        parts.append(f"Masked chunks, by the teacher's probability of the clean text per token: {keys}")
+        parts.append(f"The teacher's probability of a masked chunk, per token: {keys} Point at one for more.")
     if "masked" in kinds:
-        parts.append('<span class="key masked">masked</span> without an answer of a teacher')
-    hint = "; point at a chunk for what the teacher would have said." if "chunk" in kinds else "."
-    return f'<p class="quiet key-line">{" ".join(parts)}{hint}</p>' if parts else ""
+        parts.append('<span class="key masked">masked</span> without an answer of a teacher.')
+    return f'<p class="quiet key-line">{" ".join(parts)}</p>' if parts else ""
 
 
 def _view(view: Mapping[str, Any]) -> str:

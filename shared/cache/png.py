@@ -65,7 +65,7 @@ def _columns(axes: "Axes", plot: Plot) -> None:
 def _line(axes: "Axes", plot: Plot) -> None:
     places = [place + 0.5 for place in range(len(plot.values))]
     values = [float("nan") if value is None else value for value in plot.values]
-    axes.plot(places, values, "o-", color=COLOURS[plot.theme], markersize=4, linewidth=1.6, clip_on=False)
+    axes.plot(places, values, "o-", color=COLOURS[plot.theme], markersize=4, linewidth=1.6, clip_on=False, zorder=3)
     _name_axes(axes, plot)
 
 

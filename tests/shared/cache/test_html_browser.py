@@ -33,6 +33,17 @@ if (document.documentElement.scrollWidth > innerWidth) found.push('the page is w
 document.title = `${boxes.length} plots: ${found.join('; ')}`;
 </script>"""
 
+ANSWER = """<script>
+const chunk = document.querySelector('.words .chunk:last-of-type'), answer = chunk.querySelector('.answer');
+const before = getComputedStyle(answer).display;
+chunk.focus();
+const box = answer.getBoundingClientRect(), line = chunk.getClientRects()[0];
+const beside = box.left > document.querySelector('.words').getBoundingClientRect().right && box.right < innerWidth
+  && Math.abs(box.top - line.top) < 40;
+document.title = `${before}, then ${getComputedStyle(answer).display}, beside ${beside}`;
+</script>"""
+"""Focus and the mouse share one rule of the style sheet; focus is what a script can give."""
+
 
 @pytest.fixture
 def browse(tmp_path) -> Callable[..., str]:
@@ -90,6 +101,13 @@ def test_labels_do_not_lie_on_each_other(browse, make_cache, signal, width, tmp_
     page.write_text(text.replace(POLICY, "").replace("</body>", f"{OVERLAPS}</body>"))
     number = {"none": 3, "chunk": 4, "topk": 8}[signal]
     assert title(browse(page, "--dump-dom", f"--window-size={width},2000")) == f"{number} plots: "
+
+
+def test_an_answer_opens_beside_its_line_and_covers_no_text(browse, make_cache, tmp_path):
+    text = report_of(make_cache("topk", samples=12), tmp_path).read_text()
+    page = tmp_path / "focused.html"
+    page.write_text(text.replace(POLICY, "").replace("</body>", f"{ANSWER}</body>"))
+    assert title(browse(page, "--dump-dom", "--window-size=1200,2000")) == "none, then block, beside true"
 
 
 def test_the_page_is_painted(browse, make_cache, tmp_path):
