@@ -3,10 +3,10 @@
 Simulated peaked distributions (Zipf-like logits; the student is the teacher plus noise) -> cosine and norm ratio of
 d KL / d logits, summed over positions, for what a cache might hold:
 
-    k + tail          exact log_z at the training temperature and a tail category (what tide stores, SparseLogits)
-    ... float16       the same with log-probabilities and log_z rounded to float16, as the cache does by default
+    k + tail          the exact mass of the tail at the training temperature, as a category (SparseLogits)
+    ... as cached     the same with log-probabilities rounded to 1/16 nat and tails to float16, as caches do by default
     renormalised      the top k renormalised to mass 1, no tail, on both sides
-    log_z guessed     top k and tail from temperature-1 probabilities alone: the tail's mass at T from a uniform tail
+    tail guessed      top k and tail from temperature-1 probabilities alone: the tail's mass at T from a uniform tail
 
 Run: python benchmarks/sparse_gradient.py [--vocab 20000]. Takes seconds on one core.
 """
@@ -15,7 +15,7 @@ import argparse
 import math
 
 import torch
-from tide.shared.sparse_logits import tail_from_top
+from tide.shared.sparse_logits import log_z_from_tail
 from tide.student_train.losses import kl_loss
 from torch import Tensor
 
@@ -48,14 +48,15 @@ def stored_teacher(teacher: Tensor, temperature: float, k: int, stored: str) -> 
     """(ids [n, k], log-probabilities [n, k + 1] at `temperature`) of what `stored` keeps."""
     logp = torch.log_softmax(teacher, 1)
     top_logp, top_ids = logp.topk(k, 1)
-    log_z = torch.logsumexp(logp / temperature, 1, keepdim=True)
-    if stored == "... float16":
-        top_logp, log_z = top_logp.half().double(), log_z.half().double()
-    if stored == "log_z guessed":
+    log_tail = simplex(teacher, top_ids, temperature)[:, -1:]
+    if stored == "... as cached":
+        top_logp, log_tail = torch.round(top_logp * 16) / 16, log_tail.half().double()
+    if stored == "tail guessed":
         tail, num = 1 - top_logp.exp().sum(1, keepdim=True), teacher.shape[1] - k
         uniform = num * torch.exp((tail / num).log() / temperature)
-        log_z = (torch.exp(top_logp / temperature).sum(1, keepdim=True) + uniform).log()
-    return top_ids, torch.cat([top_logp / temperature - log_z, tail_from_top(top_logp, log_z, (temperature,))], 1)
+        log_tail = torch.log(uniform / (torch.exp(top_logp / temperature).sum(1, keepdim=True) + uniform))
+    log_z = log_z_from_tail(top_logp, log_tail, (temperature,))
+    return top_ids, torch.cat([top_logp / temperature - log_z, log_tail], 1)
 
 
 def sparse_gradient(student: Tensor, teacher: Tensor, temperature: float, k: int, reverse: bool, stored: str) -> Tensor:
@@ -79,7 +80,7 @@ def main() -> None:
         head = torch.log_softmax(teacher / temperature, 1).topk(arguments.k, 1)[0].exp().sum(1).mean()
         print(f"V = {arguments.vocab:,}, k = {arguments.k}, T = {temperature:g}: the top k hold {head:.0%} of the mass")
         print(f"  {'stored':<14} {'KL cosine':>10} {'norm':>6} {'rev. KL cosine':>16} {'norm':>6}")
-        for stored in ("k + tail", "... float16", "renormalised", "log_z guessed"):
+        for stored in ("k + tail", "... as cached", "renormalised", "tail guessed"):
             cells = []
             for reverse in (False, True):
                 dense = dense_gradient(student, teacher, temperature, reverse)

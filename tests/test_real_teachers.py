@@ -124,7 +124,7 @@ def test_a_shared_vocabulary_cache_holds_what_one_naive_forward_says(root: Path)
         first = np.cumsum(row.num_top) - row.num_top
         kept = row.num_top > 0
         best = logp[row.target_position[kept], :151_646].max(axis=1)
-        np.testing.assert_allclose(row.top_logp[first[kept]], best, atol=1e-4, rtol=FLOAT16)
+        np.testing.assert_allclose(row.top_logp[first[kept]], best, atol=1 / 32 + 1e-4, rtol=0)  # signal.logp_step
         compared += len(expected)
     assert compared > 200
 

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tide.shared.cache import open_cache
-from tide.shared.config import LossConfig, RunConfig
+from tide.shared.config import RunConfig
 from tide.shared.errors import CacheMismatch, ConfigError, OutputError, TideError, Unavailable
-from tide.student_train.trainer import Run, own_accelerator_state, warn_of_coarse_tails
+from tide.student_train.trainer import Run, own_accelerator_state
 from tiny_runs import make_cache, tiny_config
 
 STEP = 3
@@ -262,16 +262,6 @@ def test_losses_that_the_cache_cannot_serve_are_refused(tiny: SimpleNamespace) -
         tiny.train(tiny.config(), cache=chunk)
     with pytest.raises(ConfigError, match="losses.calm needs the teacher's chunks"):
         tiny.train(tiny.config(losses=[{"name": "calm"}]), cache=clean)
-
-
-def test_reverse_kl_near_temperature_one_on_a_float16_cache_warns(recwarn: pytest.WarningsRecorder) -> None:
-    reverse = RunConfig(losses=(LossConfig("ce"), LossConfig("kl", reverse=True)))
-    with pytest.warns(UserWarning, match="its tail is rounding noise.*logp_dtype=float32"):
-        warn_of_coarse_tails(reverse, "float16")
-    warn_of_coarse_tails(reverse, "float32")
-    warn_of_coarse_tails(RunConfig(losses=(LossConfig("kl", reverse=True, temperature=2.0),)), "float16")
-    warn_of_coarse_tails(RunConfig(losses=(LossConfig("kl"),)), "float16")
-    assert not len(recwarn)
 
 
 def test_an_incomplete_or_damaged_cache_is_refused(tiny: SimpleNamespace, tmp_path: Path) -> None:
