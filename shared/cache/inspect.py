@@ -116,10 +116,15 @@ def _sample(cache: Cache) -> dict[str, Any] | None:
     first = cache.row_groups[0]
     batch = cache.read_row_group(first.shard, first.group)
     check_batch(batch, cache.layout)
-    words = _Words(cache.vocabulary() if cache.manifest.vocabulary else None)
+    words = Words(cache.vocabulary() if cache.manifest.vocabulary else None)
     informative = np.minimum(batch.counts.get("num_targets", batch.counts["num_masked"]), 2)
     row = batch[int(np.lexsort((np.abs(batch.t - NEATEST_T), -informative))[0])]
-    end = _padding_start(row, cache.manifest.student.eos_id)
+    return describe_view(row, words, cache.manifest.student.eos_id)
+
+
+def describe_view(row: ViewRow, words: "Words", eos_id: int) -> dict[str, Any]:
+    """One view in text that cannot act: its pieces by kind, and what the teacher says at a few positions."""
+    end = _padding_start(row, eos_id)
     return {
         "sample_id": _inert(row.sample_id),
         "view": row.view,
@@ -133,7 +138,7 @@ def _sample(cache: Cache) -> dict[str, Any] | None:
     }
 
 
-class _Words:
+class Words:
     """Student ids -> inert text."""
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -159,7 +164,7 @@ def _padding_start(row: ViewRow, eos_id: int) -> int:
     return min(end + 1, len(row.x_0))
 
 
-def _segments(row: ViewRow, end: int, words: _Words) -> list[dict[str, Any]]:
+def _segments(row: ViewRow, end: int, words: Words) -> list[dict[str, Any]]:
     """x_0 up to `end` in pieces of one kind: prompt, clean, chunk (masked, with its log-probability), masked."""
     label = np.full(len(row.x_0), -2)  # -3 prompt, -2 clean, -1 masked outside chunks, >= 0 number of a chunk
     label[: row.prompt_tokens] = -3
@@ -184,7 +189,7 @@ def _segments(row: ViewRow, end: int, words: _Words) -> list[dict[str, Any]]:
     return segments
 
 
-def _teacher_says(row: ViewRow, end: int, words: _Words) -> list[dict[str, Any]]:
+def _teacher_says(row: ViewRow, end: int, words: Words) -> list[dict[str, Any]]:
     """Probability of the clean token and the teacher's top tokens, at a few targets spread over the answer."""
     before_end = int(np.searchsorted(row.target_position, end))
     if not before_end:
