@@ -3,6 +3,7 @@
 What cannot be found or read is None, never an error: a manifest then says that the licence is unknown.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,5 +53,6 @@ def hub_fields(licences: list[str]) -> dict[str, Any]:
     if not names:
         return {"license": "unknown"}
     if any(name not in HUB_LICENCES for name in names):
-        return {"license": "other", "license_name": ", ".join(names)}
+        slug = re.sub(r"[^a-z0-9.]+", "-", " ".join(names).lower()).strip("-")[:96]  # all that the Hub takes there
+        return {"license": "other", "license_name": slug or "custom"}
     return {"license": names[0] if len(names) == 1 else names}

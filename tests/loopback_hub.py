@@ -11,12 +11,10 @@ A commit is a tree {path: File}; branches and tags are names of commits.
 
 import base64
 import hashlib
-import itertools
 import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -385,9 +383,3 @@ _ROUTES: list[tuple[str, Any]] = [
     (r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
     (rf"/datasets/{_NAME}/resolve/([^/]+)/{_REST}", _Handler.resolve),
 ]
-
-
-def uploads(hub: LoopbackHub) -> Iterator[tuple[str, int]]:
-    """How often each large file was sent: SHA-256, count."""
-    sent = sorted(request.split("/")[-1] for request in hub.asked("^PUT /lfs/"))
-    yield from ((oid, len(list(group))) for oid, group in itertools.groupby(sent))

@@ -28,6 +28,7 @@ _ADDRESS = re.compile(rf"(?:hf://datasets/)?({_NAME}/{_NAME})(?:@([A-Za-z0-9][A-
 _QUOTA_STATUS = {402, 413, 507}
 _QUOTA_WORDS = re.compile(r"quota|storage (limit|patterns)|more storage|billing|payment", re.IGNORECASE)
 _STATUS_WORDS = re.compile(r"\b(401|403|429|50[0234])\b")
+_CLIENTS_ADVICE = ("For more ", "Make sure ", "Please make sure ", "If you are trying ", " make sure you ")
 _OWN_FAULT = {"LocalProtocolError", "UnsupportedProtocol", "InvalidURL"}  # another try would end the same way
 
 
@@ -151,7 +152,8 @@ def _told(error: BaseException) -> str:
 
     chain = _chain(error)
     chosen = next((e for e in chain if isinstance(e, HfHubHTTPError)), chain[-1])
-    text = " ".join(terminal_text(redacted(str(chosen))).split()) or type(chosen).__name__
+    lines = [line for line in redacted(str(chosen)).splitlines() if not line.startswith(_CLIENTS_ADVICE)]
+    text = " ".join(terminal_text(" ".join(lines)).split()).rstrip(".") or type(chosen).__name__
     return text if len(text) <= MAX_MESSAGE_CHARS else text[:MAX_MESSAGE_CHARS] + "…"
 
 
@@ -193,7 +195,12 @@ def _final(error: Exception, what: str, why: str) -> TideError | None:
         )
     if status == 403:
         return Unavailable(
-            f"{what}: this token may not do that: {why}. Use a token with write permission for the repository's owner"
+            f"{what}: this token may not do that: {why}. Use one that may: a push needs write permission for the "
+            "repository's owner, a gated repository its owner's consent"
+        )
+    if status == 404:
+        return Unavailable(
+            f"{what}: not found: {why}. Check owner/name and the revision; a private repository also needs a login"
         )
     if status is None and any(isinstance(e, OfflineModeIsEnabled) for e in _chain(error)):
         return Unavailable(f"{what}: HF_HUB_OFFLINE is set, and this needs the Hub; unset it")
