@@ -320,6 +320,28 @@ def load_datasets(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     return out
 
 
+def train(hub: LoopbackHub, work: Path) -> dict[str, Any]:
+    """A dump, pushed, and a student trained from its folder and from the Hub."""
+    from tide.shared.cache.push import push_cache
+    from tide.student_train.trainer import train_student
+    from tiny_runs import hybrid, make_cache
+
+    config = hybrid(work, train__steps=2)
+    root = make_cache(work, "cache", config)
+    done = push_cache(root, "me/cache", teacher_licence="mit", data_licence="mit")
+    hub.requests.clear()
+    students = [
+        train_student(config, cache, work / out) / "model.safetensors"
+        for cache, out in [(str(root), "local"), (f"hf://datasets/me/cache@{done.tag}", "remote")]
+    ]
+    return {
+        "same": students[0].read_bytes() == students[1].read_bytes(),
+        "fetched": [request.split("/")[-1] for request in hub.asked("^GET .*/resolve/")],
+        "pushed": sorted(hub.repositories["me/cache"].head.tree),
+        "shards": sorted(path.name for path in (root / "data").iterdir()),
+    }
+
+
 def run_program(name: str, folder: Path) -> dict[str, Any]:
     """What a program found; it must not have shown the token, nor written it anywhere below `folder`."""
     done = subprocess.run(
@@ -336,7 +358,7 @@ def assert_without_token(output: str, folder: Path) -> None:
     assert [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
 
 
-PROGRAMS = {function.__name__: function for function in (push, pull, remote, load_datasets)}
+PROGRAMS = {function.__name__: function for function in (push, pull, remote, load_datasets, train)}
 
 if __name__ == "__main__":
     program, folder = PROGRAMS[sys.argv[1]], Path(sys.argv[2])
