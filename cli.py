@@ -319,7 +319,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end the command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
+    warnings.formatwarning = lambda message, category, *_, **__: redacted(f"{category.__name__}: {message}\n")
     try:
         app()
     except TideError as error:

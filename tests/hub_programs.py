@@ -107,6 +107,8 @@ def push(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     hub.repositories["me/stray"] = stray = Repository(private=False)
     stray.commit("theirs", {"data/views-00000-of-00001.parquet": File(b"x", "0" * 64)}, [])
     out["stray"] = pushes("me/stray")
+    stray.commit("a data set", {".gitattributes": File(b""), "README.md": File(b"# Mine"), "a.csv": File(b"1")}, [])
+    out["data set"] = pushes("me/stray")
     del os.environ["HF_TOKEN"]
     out["no login"] = pushes("me/anonymous")
     return out

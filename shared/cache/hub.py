@@ -93,8 +93,8 @@ class Hub:
         for attempt in range(tries):
             try:
                 return request()
-            except TideError:
-                raise
+            except (TideError, TypeError, AttributeError, NameError, AssertionError, ImportError):
+                raise  # ours, or a mistake in a program
             except Exception as error:  # the client passes on errors of three libraries, without a common base
                 wait = FIRST_WAIT_S * 2**attempt
                 why = _told(error)
@@ -171,6 +171,8 @@ def _is_broken_connection(error: BaseException) -> bool:
 
     http_error = HfHubHTTPError.__bases__[0]  # of httpx, or of what the client's version uses in its place
     kinds = (http_error, ConnectionError, TimeoutError)
+    if type(_chain(error)[-1]) is RuntimeError:  # how the Xet client says that its connection broke
+        return True
     return any(isinstance(e, kinds) and type(e).__name__ not in _OWN_FAULT for e in _chain(error))
 
 
@@ -188,7 +190,7 @@ def _final(error: Exception, what: str, why: str) -> TideError | None:
         )
     if status in (409, 412):
         return TryAgain(f"{what}: somebody changed the repository meanwhile: {why}. Run the same command again")
-    if status == 401:
+    if status == 401 or any(type(e).__name__ == "XetAuthenticationError" for e in _chain(error)):
         return Unavailable(
             f"{what}: the Hub does not accept this login, or shows the repository to others only: {why}. Run "
             "`hf auth login`, or set HF_TOKEN to a token that is valid"
@@ -203,7 +205,9 @@ def _final(error: Exception, what: str, why: str) -> TideError | None:
             f"{what}: not found: {why}. Check owner/name and the revision; a private repository also needs a login"
         )
     if status is None and any(isinstance(e, OfflineModeIsEnabled) for e in _chain(error)):
-        return Unavailable(f"{what}: HF_HUB_OFFLINE is set, and this needs the Hub; unset it")
+        return Unavailable(
+            f"{what}: HF_HUB_OFFLINE is set, and this asks the Hub; unset it, or use a folder that pull-cache made"
+        )
     if status is None and _is_broken_connection(error):
         return None
     if status is None and isinstance(error, OSError) and error.errno is not None:

@@ -21,10 +21,12 @@ from .preview import PREVIEW_NAME, preview_bytes
 from .pull import fetched_manifest
 from .reader import Cache
 from .verify import verify_cache
+from .vocabulary import VOCABULARY_NAME
 
 FILES_PER_COMMIT = 32
 BYTES_PER_COMMIT = 8 << 30
 """Shards go up in commits of at most this size, so that a kill costs little and the Hub's limit on commits is far."""
+_BESIDE_SHARDS = {"README.md", VOCABULARY_NAME, PLAN_NAME, PREVIEW_NAME, ".gitattributes", ".gitignore", "LICENSE"}
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -143,28 +145,17 @@ class _Push:
                 f"{self.repository} holds another cache: its manifest is {theirs.hash:.12}…, this one's "
                 f"{self.manifest.hash:.12}…. Push to a new repository: mixed shards would be taken for one cache"
             )
-        named = {shard.name for shard in self.manifest.shards}
-        stray = next((path for path in self._data_files() if path not in named), None)
+        named = {shard.name for shard in self.manifest.shards} | _BESIDE_SHARDS
+        tree = self.hub.ask(f"looking at the files of {self.repository}", lambda: list(self.hub.api.list_repo_tree(
+            self.repository, recursive=True, repo_type="dataset", revision=self.head)))  # fmt: skip
+        files = [entry.path for entry in tree if hasattr(entry, "size")]
+        stray = next((path for path in files if path not in named and not path.startswith("audit/")), None)
         if stray is not None:
             raise CacheMismatch(
-                f"{self.repository} holds {stray!r:.150}, which is not of this cache, and readers would mix it in. "
+                f"{self.repository} holds {stray!r:.150}, which is not of this cache: its readers would mix the two. "
                 "Push to a new repository, or remove it there"
             )
         return False
-
-    def _data_files(self) -> Iterator[str]:
-        from huggingface_hub.errors import EntryNotFoundError
-
-        def listed() -> list[str]:
-            try:
-                entries = self.hub.api.list_repo_tree(
-                    self.repository, "data", recursive=True, repo_type="dataset", revision=self.head
-                )
-                return [entry.path for entry in entries if hasattr(entry, "size")]
-            except EntryNotFoundError:
-                return []
-
-        yield from self.hub.ask(f"looking at the files of {self.repository}", listed)
 
     def _manifest_at(self, commit: str) -> Manifest | None:
         """The repository's manifest at a commit; None if it has none."""

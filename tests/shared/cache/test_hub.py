@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import hf_xet
 import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -73,7 +74,7 @@ class Patient:
     [
         answered(429), answered(500), answered(503), wrapped(answered(502)), httpx2.ConnectError("refused"),
         httpx2.ReadTimeout("slow"), wrapped(httpx2.RemoteProtocolError("peer closed")), ConnectionResetError("reset"),
-        RuntimeError("xet: 503 Service Unavailable"),
+        RuntimeError("xet: 503 Service Unavailable"), RuntimeError("xet: connection reset"),
     ],
 )  # fmt: skip
 def test_what_may_pass_is_tried_again_after_growing_waits(error):
@@ -108,6 +109,7 @@ def test_tries_are_bounded():
         (answered(401, "Unauthorized"), Unavailable, "hf auth login"),
         (wrapped(answered(401)), Unavailable, "hf auth login"),
         (answered(403, "Forbidden"), Unavailable, "write permission"),
+        (hf_xet.XetAuthenticationError("token expired"), Unavailable, "hf auth login"),
         (RuntimeError("xet: 403 Forbidden"), Unavailable, "write permission"),
         (answered(404, "Not Found"), Unavailable, "not found"),
         (answered(400, "bad card"), Unavailable, "refused by the Hub: 400 bad card"),

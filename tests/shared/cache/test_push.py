@@ -67,10 +67,12 @@ def test_the_same_push_again_changes_nothing(pushed):
 
 
 def test_another_cache_is_never_mixed_in(pushed):
-    assert pushed["other cache"]["error"] == pushed["stray"]["error"] == "CacheMismatch"
+    names = ("other cache", "stray", "data set")
+    assert [pushed[name]["error"] for name in names] == ["CacheMismatch"] * 3
     assert "holds another cache" in pushed["other cache"]["message"]
     assert "'data/views-00000-of-00001.parquet', which is not of this cache" in pushed["stray"]["message"]
-    assert posts(pushed["other cache"], "/preupload/main") == posts(pushed["stray"], "/preupload/main") == 0
+    assert "'a.csv', which is not of this cache" in pushed["data set"]["message"]
+    assert [posts(pushed[name], "/preupload/main") for name in names] == [0] * 3
 
 
 def test_a_tag_is_added_to_a_complete_cache_but_never_moved(pushed):
