@@ -150,6 +150,7 @@ def edited(hub: LoopbackHub, name: str, source: str, **changes: File | None) -> 
 
 def pull(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     """Everything that may happen to a pull."""
+    from tide.shared.cache import open_cache
     from tide.shared.cache import pull as pulling
     from tide.shared.cache.pull import pull_cache
 
@@ -177,10 +178,17 @@ def pull(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     out["moved on"] = pulled("me/cache", "a")
     out["tag"] = pulled("hf://datasets/me/cache@v1", "b")
     out["revision"] = pulled("me/cache", "c", Fault("GET", "00004-of", status=403), revision=first)
+    out["opened half"] = attempt(lambda: open_cache(work / "c"))
     out["continued"] = pulled("me/cache", "c", revision=first)
     for name in ("manifest.json", "vocabulary.parquet"):
         (work / "c" / name).unlink()  # as if killed while files were moved
     out["half moved"] = pulled("me/cache", "c", revision="v1")
+    bent = work / "c" / "data" / "views-00003-of-00006.parquet"
+    bent.write_bytes(bent.read_bytes()[:-9] + b"damaged!!")
+    out["damaged"] = pulled("me/cache", "c", revision="v1")
+    (work / "mine" / "data").mkdir(parents=True)
+    (work / "mine" / "data" / "mine.parquet").write_bytes(b"mine")
+    out["my data"] = pulled("me/cache", "mine")
     out["cut"] = pulled("me/cache", "d", Fault("GET", "00002-of", times=1, cut_after=1000), revision="v1")
     publish(hub, "me/base", root)
     edited(hub, "me/incomplete", "me/base", **{"manifest.json": None})

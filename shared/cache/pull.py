@@ -15,13 +15,20 @@ from typing import Any
 from ..errors import CacheError, CacheMismatch, OutputError
 from .files import atomic_write, fsync_folder, output_errors, readable_json, sha256_file
 from .hub import Hub, HubAddress, parse_address
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest, ShardEntry, read_manifest
+from .manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    STAGING_NAME,
+    FileEntry,
+    Manifest,
+    ShardEntry,
+    read_manifest,
+)
 from .verify import verify_cache
 from .vocabulary import VOCABULARY_NAME
 
 RECORD_NAME = "hub.json"
 """Where a pulled cache came from: `repository`, `commit` and `manifest_hash`. Nothing in tide depends on it."""
-STAGING_NAME = ".pull"
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def pull_cache(
     address: str, out: str | Path, *, revision: str | None = None,
     say: Callable[[str], None] = lambda line: None, sleep: Callable[[float], None] = time.sleep,
 ) -> PullReport:  # fmt: skip
-    """Fetch a cache from the Hub into a new folder and verify it in full.
+    """Fetch a cache from the Hub into a new folder and verify it in full; mends a folder that holds it damaged.
 
     Args: address: owner/name, owner/name@revision or hf://datasets/owner/name@revision.
     Raises:
@@ -115,7 +122,7 @@ def pull_cache(
     manifest = fetched_manifest(hub, wanted.repository, commit)
     entries = named_files(manifest, str(wanted))
     counts: dict[str, Any] = {"downloaded_files": 0, "downloaded_bytes": 0, "files_already_there": len(entries)}
-    if _holds(out, manifest, entries):
+    if _holds(out, manifest, entries, hub):
         say(f"{out} holds this cache already; verifying it")
         verify_cache(out, mode="full")
     else:
@@ -132,8 +139,8 @@ def pull_cache(
     return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts)
 
 
-def _holds(out: Path, manifest: Manifest, entries: list[ShardEntry | FileEntry]) -> bool:
-    """Is this cache in `out` already? Raises: CacheMismatch, OutputError: something else is."""
+def _holds(out: Path, manifest: Manifest, entries: list[ShardEntry | FileEntry], hub: Hub) -> bool:
+    """Is all of this cache in `out` already? Raises: CacheMismatch, OutputError: something else is."""
     if (out / MANIFEST_NAME).exists():
         ours = read_manifest(out)
         if ours.hash != manifest.hash:
@@ -141,19 +148,25 @@ def _holds(out: Path, manifest: Manifest, entries: list[ShardEntry | FileEntry])
                 f"{out} holds another cache: its manifest is {ours.hash:.12}…, that on the Hub {manifest.hash:.12}…. "
                 "Give a new folder"
             )
-        return True
-    own = {STAGING_NAME, RECORD_NAME, *(entry.name.split("/")[0] for entry in entries)}
-    stray = next((path for path in sorted(out.iterdir()) if path.name not in own), None) if out.is_dir() else None
+        damaged = [entry.name for entry in entries if not is_whole(out / entry.name, entry)]
+        if damaged:
+            hub.say(f"{out}: {len(damaged)} files are missing or damaged ({damaged[0]}, ...) and are fetched again")
+        return not damaged
+    named = {entry.name for entry in entries}
+    own = {STAGING_NAME, RECORD_NAME, "data", *named}
+    held = [*(out.glob("*")), *(out / "data").glob("*")]
+    stray = next((path for path in held if path.relative_to(out).as_posix() not in own), None)
     if stray is not None:
-        raise OutputError(f"{out}: is not empty: it holds {stray.name!r:.100}; give a new folder")
+        raise OutputError(f"{out}: is not empty: it holds {str(stray.relative_to(out))!r:.100}; give a new folder")
     return False
 
 
 def _prepare(out: Path, staging: Path, entries: list[ShardEntry | FileEntry]) -> None:
-    """Gather in `staging` what an interrupted pull left behind, and drop there what this cache does not name."""
+    """Gather in `staging` what is there already, and drop there what this cache does not name."""
     named = {entry.name for entry in entries}
     with output_errors(staging):
         (staging / "data").mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST_NAME).unlink(missing_ok=True)  # from here on `out` is incomplete, and says so
         for name in named:
             if (out / name).is_file() and not (out / name).is_symlink():
                 (out / name).replace(staging / name)

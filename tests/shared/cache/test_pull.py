@@ -41,9 +41,16 @@ def test_a_folder_that_holds_the_cache_is_verified_and_nothing_is_fetched(pulled
 
 def test_what_was_interrupted_continues(pulled):
     assert (pulled["revision"]["error"], pulled["revision"]["held"]) == ("Unavailable", [])
+    assert "incomplete: a pull was interrupted; run the same pull-cache" in pulled["opened half"]["message"]
     assert pulled["continued"]["fetched"] == ["manifest.json", *SHARDS[4:], "vocabulary.parquet"]
     assert pulled["half moved"]["fetched"] == ["manifest.json", "vocabulary.parquet"]
     assert pulled["half moved"]["held"] == HELD
+
+
+def test_a_damaged_file_alone_is_fetched_again(pulled):
+    assert pulled["damaged"]["fetched"] == ["manifest.json", SHARDS[3]]
+    assert pulled["damaged"]["held"] == HELD
+    assert pulled["damaged"]["done"]["downloaded_files"] == 1
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(pulled):
@@ -74,5 +81,6 @@ def test_what_is_not_a_sound_cache_is_refused_and_leaves_nothing(pulled, name, e
 def test_other_things_in_the_folder_are_left_alone(pulled):
     assert pulled["moved on"]["error"] == "CacheMismatch"
     assert pulled["moved on"]["held"] == HELD
-    assert pulled["not empty"]["error"] == "OutputError"
+    assert pulled["not empty"]["error"] == pulled["my data"]["error"] == "OutputError"
+    assert pulled["my data"]["held"] == ["data/mine.parquet"]
     assert pulled["not empty"]["held"] == ["notes.txt"]

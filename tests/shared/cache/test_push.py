@@ -1,5 +1,6 @@
 """Pushing a cache with the real client to a Hub on the loopback interface."""
 
+import json
 import os
 import subprocess
 import sys
@@ -155,4 +156,9 @@ def test_a_killed_command_is_continued_by_the_same_command(tmp_path):
             "receipts",
             "vocabulary.parquet",
         ]
-        assert_without_token(output + done.stdout + done.stderr, tmp_path)
+        pull = [*command[:3], "pull-cache", "hf://datasets/me/cache", str(tmp_path / "pulled"), "--json"]
+        pulled = subprocess.run(pull, capture_output=True, timeout=60, check=False, **options)
+        assert pulled.returncode == 0, pulled.stderr
+        pushed_as = json.loads(done.stdout)
+        assert json.loads(pulled.stdout)["commit"] == pushed_as["commit"] == repository.tags[pushed_as["tag"]]
+        assert_without_token(output + done.stdout + done.stderr + pulled.stdout + pulled.stderr, tmp_path)
