@@ -7,10 +7,11 @@ manifest last. A kill leaves OUT without a manifest, and the same command contin
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import CacheError, CacheMismatch, OutputError
 from .files import atomic_write, fsync_folder, output_errors, readable_json, sha256_file
@@ -27,6 +28,10 @@ from .manifest import (
 from .verify import verify_cache
 from .vocabulary import VOCABULARY_NAME
 
+T = TypeVar("T")
+
+NUM_DOWNLOADS = 4
+"""Files fetched at the same time."""
 RECORD_NAME = "hub.json"
 """Where a pulled cache came from: `repository`, `commit` and `manifest_hash`. Nothing in tide depends on it."""
 
@@ -178,20 +183,38 @@ def _prepare(out: Path, staging: Path, entries: list[ShardEntry | FileEntry]) ->
 def _fetch_all(
     hub: Hub, repository: str, commit: str, entries: list[ShardEntry | FileEntry], staging: Path
 ) -> dict[str, int]:
-    files = num_bytes = 0
-    for number, entry in enumerate(entries, 1):
+    missing = [entry for entry in entries if not is_whole(staging / entry.name, entry)]
+
+    def bring(entry: ShardEntry | FileEntry) -> None:
         path = staging / entry.name
-        if is_whole(path, entry):
-            continue
         fetch(hub, repository, entry.name, commit, staging, again=True)
         if not is_whole(path, entry):
             path.unlink(missing_ok=True)
             raise CacheError(
                 f"{repository} at {commit:.12}: {entry.name} arrived with another size or SHA-256; refused"
             )
-        files, num_bytes = files + 1, num_bytes + entry.bytes
-        hub.say(f"{number} of {len(entries)} files are here, {num_bytes / 1e6:,.1f} MB fetched")
-    return {"downloaded_files": files, "downloaded_bytes": num_bytes, "files_already_there": len(entries) - files}
+
+    num_bytes = 0
+    for number, entry in enumerate(in_parallel(bring, missing), 1):
+        num_bytes += entry.bytes
+        hub.say(f"{number} of {len(missing)} files have arrived, {num_bytes / 1e6:,.1f} MB")
+    return {
+        "downloaded_files": len(missing), "downloaded_bytes": num_bytes,
+        "files_already_there": len(entries) - len(missing),
+    }  # fmt: skip
+
+
+def in_parallel(action: Callable[[T], None], items: Sequence[T]) -> Iterator[T]:
+    """Do something with every item, a few at a time; gives each item back, in order, when it is done.
+
+    Raises: the first error; what had not begun by then does not begin.
+    """
+    pool = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="tide-fetch")
+    try:
+        for item, _ in zip(items, pool.map(action, items), strict=True):
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def is_whole(path: Path, entry: ShardEntry | FileEntry) -> bool:

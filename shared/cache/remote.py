@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import CacheError
 from .hub import Hub, HubAddress, is_address, parse_address
 from .manifest import MANIFEST_NAME, FileEntry, Manifest, ShardEntry, read_manifest
-from .pull import is_whole, named_files, require_files, require_manifest
+from .pull import in_parallel, is_whole, named_files, require_files, require_manifest
 from .reader import Cache, CacheIndex
 from .schema import ViewRow
 from .verify import VerifyReport, verify_cache, verify_shard
@@ -129,6 +129,10 @@ class RemoteCache(Cache):
             f"{self.address}: {entry.name} arrived twice with another size or SHA-256 than the manifest's; refused"
         )
 
+    def _bring_all(self) -> None:
+        for _ in in_parallel(self._bring, named_files(self.manifest, str(self.address))):
+            pass
+
     def fetch_all(self) -> None:
         """Bring every file here and run all checks, those that need every shard included; once per object.
 
@@ -136,16 +140,14 @@ class RemoteCache(Cache):
         """
         if self._all_checked:
             return
-        for entry in named_files(self.manifest, str(self.address)):
-            self._bring(entry)
+        self._bring_all()
         if self.checked:
             verify_cache(self.root, mode="full")
         self._all_checked = True
 
     def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
         """Fetch everything, then check it. Raises: CacheError: the first check that fails."""
-        for entry in named_files(self.manifest, str(self.address)):
-            self._bring(entry)
+        self._bring_all()
         report = verify_cache(self.root, mode=mode)
         self._all_checked = self._all_checked or mode == "full"
         return report
