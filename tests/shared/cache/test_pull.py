@@ -66,7 +66,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(pulled):
         ("incomplete", "CacheError", "is incomplete: it holds no manifest.json", 0),
         ("hole", "CacheError", "data/views-00001-of-00006.parquet is missing there", 1),
         ("bent", "CacheError", "is not the file that the manifest names", 1),
-        ("liar", "CacheError", "arrived with another size or hash", None),
+        ("liar", "CacheError", "arrived with another size or SHA-256", None),
         ("wrong", "CacheError", "statistics.t_histogram is", NUM_SHARDS + 2),
         ("escape", "CacheError", "vocabulary.name is '../../escaped.parquet'", 1),
         ("nowhere", "Unavailable", "looking up me/nowhere: not found", 0),
