@@ -162,20 +162,42 @@ def convert(
 @app.command()
 def inspect_cache(
     path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    report_file: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write plots and decoded views as one page.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="FOLDER", help="Write the plots as PNG.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a cache holds: teacher, data, noise, sizes, distributions and one decoded sample.
 
-    Loads no model and no tokenizer. File sizes and structure are checked; verify-cache checks every byte.
+    With --report or --plots, pictures are written instead, and their names printed. Loads no model and no tokenizer.
+    File sizes and structure are checked; verify-cache checks every byte.
     """
     from .shared.cache.inspect import describe_cache
-    from .shared.cache.report import report
 
     description = describe_cache(path)
-    if as_json:
+    if report_file or plots:
+        _print(_write_pictures(description, report_file, plots), as_json)
+    elif as_json:
         typer.echo(json.dumps(description))
     else:
+        from .shared.cache.report import report
+
         _print_text(report(description))
+
+
+def _write_pictures(description: dict[str, Any], page: Path | None, folder: Path | None) -> dict[str, Any]:
+    """A page, PNG files or both; what was written where."""
+    written: dict[str, Any] = {"cache": description["cache"], "manifest_hash": description["manifest_hash"]}
+    if page:
+        from .shared.cache.html_report import write_report
+
+        written["report"] = str(write_report(description, page))
+    if folder:
+        from .shared.cache.png import write_pngs
+
+        written["plots"] = [str(path) for path in write_pngs(description, folder)]
+    return written
 
 
 @app.command()
@@ -296,7 +318,7 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         return
     width = max(len(name) for name in result)
     for name, value in result.items():
-        shown = f"{value:,}" if isinstance(value, int) else value
+        shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
         typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
 
 

@@ -104,7 +104,9 @@ def head_mass(cache: Path) -> list[float]:
         begin = 0
         for target, num in enumerate(row.num_top):
             for column, temperature in enumerate(opened.manifest.signal.temperatures):
-                logs = row.top_logp[begin : begin + num] / temperature - row.log_z[target, column]
+                scaled = row.top_logp[begin : begin + num] / temperature
+                head = np.log1p(-np.exp(row.log_tail[target, column]))
+                logs = scaled - np.logaddexp.reduce(scaled) + head
                 sums[column] += sum(math.exp(value) for value in logs)
             begin += num
             count += 1

@@ -69,7 +69,7 @@ def synthetic_view(number: int, length: int, vocab: int, t: float) -> ViewRow:
         f"s{number}", 0, t, x_0, prompt, masked[prompt:], starts, ends - starts,
         -rng.exponential(1.0, len(starts)).astype(np.float32), target,
         np.full(len(target), -1.0, np.float32), np.full(len(target), TOP_K, np.int32), ids.ravel().astype(np.int32),
-        np.log(logp).ravel().astype(np.float32), np.tile([0.0, 2.0], (len(target), 1)).astype(np.float32),
+        np.log(logp).ravel().astype(np.float32), np.tile(np.log([0.1, 0.6]), (len(target), 1)).astype(np.float32),
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def make_batch(num_samples: int, length: int, vocab: int) -> tuple[Batch, Global
     rows = [synthetic_view(i, length, vocab, float(timesteps(i, "", noise)[0])) for i in range(num_samples)]
     batch = collate(
         [views_of(Item(i, (0,)), [row], 0) for i, row in enumerate(rows)], mask_id=vocab - 1, block_size=BLOCK,
-        top_k=TOP_K, temperatures=TEMPERATURES, num_support=vocab,
+        top_k=TOP_K, temperatures=TEMPERATURES,
     )  # fmt: skip
     maskable = sum(len(row.masked) for row in rows)
     targets, chunks = len(batch.target), len(batch.chunk_logp)

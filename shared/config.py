@@ -6,6 +6,7 @@ What changes a byte of the cache (data, student tokenizer, teacher, noise, signa
 plan and the manifest; training reads it from there, never from its own configuration.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -143,10 +144,13 @@ class SignalConfig:
     min_probability: float = 0.0
     """Entries of the top-k below this probability are left to the tail (adaptive k); 0 keeps all k."""
     temperatures: tuple[float, ...] = (1.0, 2.0)
-    """Training temperatures whose log-sum-exp is stored; token-level losses may use no other."""
+    """Training temperatures whose tail mass is stored; token-level losses may use no other."""
     support: Literal["shared"] | int = "shared"
     """Tokens that token-level losses range over: all with equal bytes in both vocabularies, or ids below a number."""
     logp_dtype: Literal["float32", "float16"] = "float16"
+    """Precision of stored log-probabilities of chunks and tails."""
+    logp_step: float | None = 1 / 16
+    """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
 
     def __post_init__(self) -> None:
         _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
@@ -154,6 +158,11 @@ class SignalConfig:
             self.support == "shared" or self.support > 0, "signal.support", self.support, "shared, or a number of ids"
         )
         _require(0 <= self.min_probability < 1, "signal.min_probability", self.min_probability, "0 <= p < 1")
+        step = self.logp_step
+        _require(
+            step is None or (0 < step <= 1 and math.frexp(step)[0] == 0.5), "signal.logp_step", step,
+            "a power of two up to 1 (1/16, 1/32, ...), whose multiples are exact in float32, or null",
+        )  # fmt: skip
         ascending = sorted(set(self.temperatures)) == list(self.temperatures)
         _require(
             len(self.temperatures) > 0 and min(self.temperatures) > 0 and ascending,

@@ -71,19 +71,24 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return torch.where(near_zero, near, far)
 
 
-def tail_from_top(
-    top_logp: Float[Tensor, "n k"], log_z: Float[Tensor, "n m"], temperatures: Sequence[float], floor: float = 1e-7
+SMALLEST_HEAD = 1e-12
+"""Probability of the kept tokens below which a stored tail counts as everything."""
+
+
+def log_z_from_tail(
+    top_logp: Float[Tensor, "n k"], log_tail: Float[Tensor, "n m"], temperatures: Sequence[float]
 ) -> Float[Tensor, "n m"]:
-    """The tail of stored distributions, log(1 - sum_top p_T), in nats; it needs no gradient.
+    """log_z of stored distributions, so that the top tokens and the tail add up to one; it needs no gradient.
+
+    log_z(T) = logsumexp(top_logp / T) - log(1 - exp(log_tail(T)))
 
     Args:
-        top_logp: nats at temperature 1; -inf for absent entries. log_z: of each temperature.
-        floor: smallest tail mass told apart from rounding in the stored values.
+        top_logp: nats at temperature 1; -inf for absent entries. log_tail: of each temperature, nats.
+    Returns: 0 where no entry was kept, and the tail is everything.
     """
-    log_tail = torch.empty_like(log_z)
-    # A tail of 1e-6 is the difference of two numbers near 1: float64 adds no error to the stored values' own.
-    most = torch.tensor(-floor, dtype=torch.float64, device=log_z.device).log1p()
+    log_z = torch.zeros_like(log_tail)
     for column, temperature in enumerate(temperatures):
-        head = torch.logsumexp(top_logp.double() / temperature, dim=1) - log_z[:, column].double()
-        log_tail[:, column] = log1mexp(torch.minimum(head, most)).to(log_z.dtype)
-    return log_tail
+        head = torch.logsumexp(top_logp.double() / temperature, dim=1)
+        tail = log_tail[:, column].double().clamp(max=-SMALLEST_HEAD)
+        log_z[:, column] = torch.where(head > -torch.inf, head - log1mexp(tail), 0.0)
+    return log_z

@@ -23,7 +23,7 @@ from ..shared.config import EPS_T, TrainConfig
 from ..shared.errors import CacheError
 from ..shared.noising import keyed_generator
 from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
-from ..shared.sparse_logits import SparseLogits, tail_from_top
+from ..shared.sparse_logits import SparseLogits, log_z_from_tail
 
 WINDOW_GROUPS = 32
 """Row groups that are shuffled together, and held decoded: 32 of about 4 MiB."""
@@ -195,7 +195,7 @@ def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[View]:
 
 def collate(
     samples: Sequence[Sequence[View]], *, mask_id: int, block_size: int, top_k: int,
-    temperatures: tuple[float, ...], num_support: int,
+    temperatures: tuple[float, ...],
 ) -> Batch:  # fmt: skip
     """Views -> tensors.
 
@@ -203,8 +203,7 @@ def collate(
         samples: the rows of the batch, each the views of one sample that share its x_0.
         mask_id, block_size: of the student.
         top_k: width of the padded top-k; 0 if the cache has no token-level signal.
-        temperatures: of the cache's log_z columns.
-        num_support: tokens in the loss support; a row that holds all of them has no tail.
+        temperatures: of the cache's log_tail columns.
     """
     pieces, layouts = [], []
     for views in samples:
@@ -234,7 +233,7 @@ def collate(
         t=float_t.repeat_interleave(repeats),
         maskable=maskable.repeat_interleave(repeats),
         target=_int64([s.target for s in signal]),
-        teacher=_teacher_logits(signal, top_k, temperatures, num_support),
+        teacher=_teacher_logits(signal, top_k, temperatures),
         target_t=torch.from_numpy(target_t),
         chunk_token=_int64([s.chunk_token for s in signal]),
         chunk_of_token=torch.from_numpy(np.repeat(np.arange(len(chunk_len)), chunk_len)),
@@ -263,9 +262,7 @@ class _ViewSignal:
         self.unmatched = ~np.isin(row.chunk_start, row.target_position)
 
 
-def _teacher_logits(
-    signal: Sequence[_ViewSignal], top_k: int, temperatures: tuple[float, ...], num_support: int
-) -> SparseLogits:
+def _teacher_logits(signal: Sequence[_ViewSignal], top_k: int, temperatures: tuple[float, ...]) -> SparseLogits:
     """The views' flat top tokens, padded to [m, top_k] with -1 and -inf."""
     num_top = np.concatenate([s.row.num_top for s in signal] or [_NO_INTS]).astype(np.int64)
     row = np.repeat(np.arange(len(num_top)), num_top)
@@ -275,11 +272,10 @@ def _teacher_logits(
     if len(row):
         top_ids[row, column] = np.concatenate([s.row.top_ids for s in signal])
         top_logp[row, column] = np.concatenate([s.row.top_logp for s in signal])
-    no_z = np.zeros((0, len(temperatures)), np.float32)
-    log_z = np.concatenate([no_z, *(s.row.log_z.reshape(len(s.target), len(temperatures)) for s in signal)])
-    log_z, top = torch.from_numpy(log_z), torch.from_numpy(top_logp)
-    log_tail = tail_from_top(top, log_z, temperatures)
-    log_tail[torch.from_numpy(num_top >= num_support)] = -torch.inf
+    none = np.zeros((0, len(temperatures)), np.float32)
+    tails = np.concatenate([none, *(s.row.log_tail.reshape(len(s.target), len(temperatures)) for s in signal)])
+    log_tail, top = torch.from_numpy(tails), torch.from_numpy(top_logp)
+    log_z = log_z_from_tail(top, log_tail, temperatures)
     gold = np.concatenate([s.row.gold_logp for s in signal] or [_NO_FLOATS])
     return SparseLogits(torch.from_numpy(gold.copy()), torch.from_numpy(top_ids), top, log_z, log_tail, temperatures)
 

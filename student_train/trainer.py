@@ -12,7 +12,6 @@ follow from the step.
 import contextlib
 import signal
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,7 +109,6 @@ class Run:
         train, manifest = config.train, cache.manifest
         require_trackers(train.report_to)
         self.encoder = open_encoder(config, cache)
-        warn_of_coarse_tails(config, manifest.signal.logp_dtype)
         self.objective = Objective(
             config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
         )
@@ -129,9 +127,8 @@ class Run:
         self.num_steps = train.steps or max(1, round(train.epochs * self.order.num_samples / train.batch_size))
         self.first_step = checkpoint.step if checkpoint else 0
         in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
-        self.num_support = int(in_support.sum())
         model = open_model(config, cache, checkpoint.folder if checkpoint else None)
-        self.student = Student(model, in_support if self.num_support else None)
+        self.student = Student(model, in_support if in_support.any() else None)
         # autocast and DDP wrap what the step calls; self.student stays the bare module
         self.forward = self.accelerator.prepare(self.student)
         self.optimizers = build_optimizers(self.student.model, train)
@@ -184,7 +181,7 @@ class Run:
                 for item in mine[start : start + micro]
             ]
             batch = collate(
-                samples, mask_id=self.encoder.mask_id, block_size=block_size, num_support=self.num_support,
+                samples, mask_id=self.encoder.mask_id, block_size=block_size,
                 top_k=signal.top_k if signal.kind == "topk" else 0, temperatures=tuple(signal.temperatures),
             )  # fmt: skip
             batches.append(batch)
@@ -319,20 +316,6 @@ def own_accelerator_state() -> Iterator[None]:
     finally:
         state.clear()
         state.update(saved)
-
-
-def warn_of_coarse_tails(config: RunConfig, logp_dtype: str) -> None:
-    """Reverse KL weighs the teacher's tail by the student's: 1 - head of float16 values is too coarse for a sharp one.
-
-    At T = 1 and a tail of 1e-5 the gradient of such rows is off by a third; at T = 2 by 0.1 % (docs/log.md).
-    """
-    coarse = any(loss.name == "kl" and loss.reverse and loss.temperature <= 1 for loss in config.losses)
-    if coarse and logp_dtype == "float16":
-        warnings.warn(
-            "reverse KL at temperature <= 1 on a float16 cache: where the teacher is nearly certain, its tail is "
-            "rounding noise. Use temperature 2, or dump with signal.logp_dtype=float32",
-            stacklevel=2,
-        )
 
 
 def _fresh_ratio(train: TrainConfig, objective: Objective) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import __version__
 from ..shared.cache import Manifest, shard_is_done, write_manifest, write_vocabulary
 from ..shared.cache.card import write_card
+from ..shared.cache.codec_error import summary as codec_error_summary
 from ..shared.cache.files import leftovers
 from ..shared.cache.manifest import (
     UNKNOWN,
@@ -24,6 +25,7 @@ from ..shared.cache.manifest import (
 )
 from ..shared.cache.receipts import Receipt, read_receipt, receipt_path
 from ..shared.cache.schema import SCHEMA_VERSION
+from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
@@ -45,11 +47,12 @@ def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest
         return None
     pairing = pairing or open_pairing(plan.config, teacher_revision=(plan.teacher or {}).get("revision"))
     write_vocabulary(root, pairing.student.token_bytes, pairing.teacher_id())
+    parts = manifest_parts(receipts)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tide_version=__version__,
         plan_hash=plan.hash,
-        signal=_signal(plan, pairing.num_support if plan.signal_kind == "topk" else 0),
+        signal=_signal(plan, pairing.num_support if plan.signal_kind == "topk" else 0, parts["statistics"]),
         teacher=_teacher(root, plan),
         student=StudentInfo(
             tokenizer_fingerprint=plan.student["tokenizer"], chat_template_fingerprint=plan.student["chat_template"],
@@ -63,7 +66,7 @@ def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest
         ),
         vocabulary=file_entry(root, VOCABULARY_NAME),
         dropped=dict(plan.dropped),
-        **manifest_parts(receipts),
+        **parts,
     )  # fmt: skip
     write_card(root, manifest)
     write_manifest(root, manifest)
@@ -103,12 +106,15 @@ def _receipts(root: Path, plan: Plan) -> list[Receipt | None]:
     return [r if r and r.plan_hash == plan.hash and r.shard == i else None for i, r in enumerate(receipts)]
 
 
-def _signal(plan: Plan, num_support: int) -> SignalInfo:
+def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> SignalInfo:
     signal = plan.config.signal
+    error = codec_error_summary(
+        statistics.codec_kl, statistics.codec_kl_counts, statistics.targets, signal.temperatures
+    )
     return SignalInfo(
-        kind=plan.signal_kind, codec="plain", logp_dtype=signal.logp_dtype, top_k=signal.top_k,
-        min_probability=signal.min_probability, temperatures=signal.temperatures,
-        support=f"{signal.support}: {num_support} tokens", codec_error={},
+        kind=plan.signal_kind, codec="plain", logp_dtype=signal.logp_dtype, logp_step=signal.logp_step,
+        top_k=signal.top_k, min_probability=signal.min_probability, temperatures=signal.temperatures,
+        support=f"{signal.support}: {num_support} tokens", codec_error=error,
     )  # fmt: skip
 
 

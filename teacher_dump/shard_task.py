@@ -106,13 +106,21 @@ class ShardTask:
         top_ids = targets.top_ids.cpu().numpy()
         if self._top_k:
             top_ids = self.pairing.student_id[top_ids]
-        top_logp, log_z = targets.top_logp.cpu().numpy(), targets.log_z.cpu().numpy()
+        top_logp = targets.top_logp.cpu().numpy()
+        log_z, log_tail = targets.log_z.cpu().numpy(), targets.log_tail.cpu().numpy()
         gold_end = target_end = 0
         for view, one in batch:
             gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
             target_start, target_end = target_end, target_end + int(one.target.sum())
             of_pass = slice(target_start, target_end)
-            view.keep(one, gold_logp[gold_start:gold_end], top_ids[of_pass], top_logp[of_pass], log_z[of_pass])
+            view.keep(
+                one,
+                gold_logp[gold_start:gold_end],
+                top_ids[of_pass],
+                top_logp[of_pass],
+                log_z[of_pass],
+                log_tail[of_pass],
+            )
 
 
 def cache_layout(plan: Plan) -> Layout:
@@ -121,6 +129,7 @@ def cache_layout(plan: Plan) -> Layout:
     return Layout(
         signal=plan.signal_kind, vocab_size=plan.student["vocab_size"], block_size=plan.config.student.block_size,
         top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
+        logp_step=signal.logp_step,
     )  # fmt: skip
 
 

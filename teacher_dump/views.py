@@ -50,6 +50,7 @@ class View:
         self.top_ids = np.full((num_targets, k), -1, np.int32)
         self.top_logp = np.full((num_targets, k), np.nan, np.float32)
         self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
+        self.log_tail = np.full((num_targets, num_temperatures), np.nan, np.float32)
 
     def passes(self, place: int) -> Iterator[Pass]:
         """What the teacher has to be asked; `place`: index of the sample in the teacher's context."""
@@ -62,8 +63,9 @@ class View:
             yield Pass(place, masked, answered, target)
 
     def keep(
-        self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray
-    ) -> None:
+        self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray,
+        log_tail: np.ndarray,
+    ) -> None:  # fmt: skip
         """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
 
         Raises: DataError: an answer is not a finite number.
@@ -75,7 +77,7 @@ class View:
             )
         self.gold_logp[asked.answered] = gold_logp
         at = np.searchsorted(self.targets[:, 0], np.flatnonzero(asked.target))
-        self.top_ids[at], self.top_logp[at], self.log_z[at] = top_ids, top_logp, log_z
+        self.top_ids[at], self.top_logp[at], self.log_z[at], self.log_tail[at] = top_ids, top_logp, log_z, log_tail
 
     def row(self) -> ViewRow:
         """The cache row, on student positions and ids."""
@@ -100,7 +102,7 @@ class View:
             num_top=kept.sum(axis=1).astype(np.int32),
             top_ids=self.top_ids[kept],
             top_logp=self.top_logp[kept],
-            log_z=self.log_z,
+            log_tail=self._log_tail(kept),
         )
 
     def _kept(self, min_probability: float) -> np.ndarray:
@@ -108,6 +110,15 @@ class View:
         kept = self.top_logp >= (math.log(min_probability) if min_probability else -math.inf)
         kept[:, :1] = True
         return kept
+
+    def _log_tail(self, kept: np.ndarray) -> np.ndarray:
+        """[n, #T] log mass outside the kept entries: the teacher's tail, and the entries that were left out."""
+        assert self.signal is not None
+        out, log_tail = np.where(kept, -np.inf, self.top_logp), self.log_tail.copy()
+        for column, temperature in enumerate(self.signal.temperatures):
+            dropped = np.logaddexp.reduce(out / temperature, axis=1) - self.log_z[:, column]
+            log_tail[:, column] = np.logaddexp(log_tail[:, column], dropped)
+        return np.minimum(log_tail, 0.0)
 
 
 def draw_views(

@@ -73,14 +73,17 @@ def _random_signal(rng: np.random.Generator, x_0: np.ndarray, active: np.ndarray
     order = np.argsort(-logp, axis=1)[:, :TOP_K].astype(np.int32)
     num_top = rng.integers(1, TOP_K + 1, len(target)).astype(np.int32)
     kept = np.arange(TOP_K) < num_top[:, None]
-    log_z = np.stack([np.log(np.exp(logp / temperature).sum(1)) for temperature in TEMPERATURES], axis=1)
+    outside = np.ones(logp.shape, bool)
+    np.put_along_axis(outside, order, ~kept, axis=1)
+    dense = [np.exp(logp / temperature) for temperature in TEMPERATURES]
+    log_tail = np.stack([np.log((p * outside).sum(1) / p.sum(1)) for p in dense], axis=1)
     return values | {
         "target_position": target,
         "gold_logp": logp[np.arange(len(target)), x_0[target]].astype(np.float32),
         "num_top": num_top,
         "top_ids": order[kept],
         "top_logp": np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
-        "log_z": log_z.astype(np.float32),
+        "log_tail": log_tail.astype(np.float32),
     }
 
 
@@ -102,7 +105,7 @@ def random_cache(
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, tide_version="0.1.0", plan_hash=PLAN_HASH,
         signal=SignalInfo(
-            kind=layout.signal, codec="plain", logp_dtype="float32", top_k=TOP_K, min_probability=0.0,
+            kind=layout.signal, codec="plain", logp_dtype="float32", logp_step=None, top_k=TOP_K, min_probability=0.0,
             temperatures=TEMPERATURES, support="shared: all", codec_error={},
         ),
         teacher=None if signal == "none" else teacher, student=StudentInfo("1f3a" * 16, "44", VOCAB, MASK, 0),

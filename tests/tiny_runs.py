@@ -74,7 +74,7 @@ def settings(root: Path, *, shared: bool = False, **more: object) -> list[str]:
         "teacher.path": teacher, "teacher.dtype": "float32", "teacher.see": "student" if shared else "own",
         "teacher.mask_token": None, "teacher.eos_token": None,
         "student.path": student, "student.block_size": BLOCK, "student.mask_token": None, "student.eos_token": None,
-        "signal.logp_dtype": "float32", "signal.support": "shared",
+        "signal.logp_dtype": "float32", "signal.logp_step": None, "signal.support": "shared",
         "train.precision": "fp32", "noise.views": 3, "train.batch_size": 4,
         **{name.replace("__", "."): value for name, value in more.items()},
     }  # fmt: skip

@@ -60,7 +60,7 @@ class RowBatch(Sequence[ViewRow]):
         where: file that errors name; first_row: number of row 0 within that file.
         counts: the `num_*` columns as stored, int32 [rows] each; `checks.py` compares them with the lists.
         lists: x_0, masked and, as the layout says, chunk_* and target columns.
-        log_z: float32 [all targets, temperatures].
+        log_tail: float32 [all targets, temperatures].
     """
 
     where: str
@@ -71,7 +71,7 @@ class RowBatch(Sequence[ViewRow]):
     prompt_tokens: np.ndarray
     counts: dict[str, np.ndarray]
     lists: dict[str, Lists]
-    log_z: np.ndarray
+    log_tail: np.ndarray
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -92,7 +92,7 @@ class RowBatch(Sequence[ViewRow]):
             view=int(self.view[row]),
             t=float(self.t[row]),
             prompt_tokens=int(self.prompt_tokens[row]),
-            log_z=self.log_z[offsets[row] : offsets[row + 1]],
+            log_tail=self.log_tail[offsets[row] : offsets[row + 1]],
             **values,
         )
 
@@ -102,7 +102,7 @@ class RowBatch(Sequence[ViewRow]):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self.log_z.nbytes + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
+        return self.log_tail.nbytes + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
 
     def error(self, row: int, field: str, message: str) -> CacheError:
         """A CacheError that names file, row, sample and field."""
@@ -112,7 +112,7 @@ class RowBatch(Sequence[ViewRow]):
     def update_digest(self, digest: "hashlib._Hash") -> None:
         """Feed every value and every boundary into `digest`: equal digests mean equal rows."""
         digest.update("\0".join(self.sample_id).encode())
-        for array in (self.view, self.t, self.prompt_tokens, *self.counts.values(), self.log_z):
+        for array in (self.view, self.t, self.prompt_tokens, *self.counts.values(), self.log_tail):
             digest.update(np.ascontiguousarray(array).data)
         for column in self.lists.values():
             digest.update(np.ascontiguousarray(column.offsets).data)
@@ -122,7 +122,11 @@ class RowBatch(Sequence[ViewRow]):
 def row_bytes(row: ViewRow) -> int:
     """Uncompressed size of a row on disk, about."""
     return 64 + 4 * (
-        len(row.x_0) + 3 * len(row.chunk_start) + 3 * len(row.target_position) + 2 * len(row.top_ids) + row.log_z.size
+        len(row.x_0)
+        + 3 * len(row.chunk_start)
+        + 3 * len(row.target_position)
+        + 2 * len(row.top_ids)
+        + row.log_tail.size
     )
 
 
@@ -136,7 +140,7 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
     views = np.array([row.view for row in rows])
     # A batch without lists: errors below name rows by it.
     none = np.zeros(len(rows))
-    bare = RowBatch(where, first_row, ids, view=views, t=none, prompt_tokens=none, counts={}, lists={}, log_z=none)
+    bare = RowBatch(where, first_row, ids, view=views, t=none, prompt_tokens=none, counts={}, lists={}, log_tail=none)
     lists = {
         "x_0": _join(bare, [row.x_0 for row in rows], "x_0", "i"),
         "masked": _join(bare, [row.masked for row in rows], "masked", "b"),
@@ -164,7 +168,7 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
         prompt_tokens=np.array([row.prompt_tokens for row in rows], np.int32),
         counts=_counts(lists),
         lists=lists,
-        log_z=_join_log_z(bare, rows, layout),
+        log_tail=_join_log_tail(bare, rows, layout),
     )
 
 
@@ -201,7 +205,10 @@ def _join(bare: RowBatch, arrays: list[np.ndarray], name: str, kind: str) -> Lis
     return Lists(np.concatenate(converted) if converted else np.zeros(0, target), offsets)
 
 
-def _round(values: np.ndarray, layout: Layout) -> np.ndarray:
+def rounded(values: np.ndarray, layout: Layout, name: str) -> np.ndarray:
+    """Values of one column in the precision that the layout gives it, as float32."""
+    if name == "top_logp" and layout.logp_step is not None:
+        return (np.round(values / layout.logp_step) * layout.logp_step).astype(np.float32)  # exact: a power of two
     if layout.logp_dtype == "float16":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
             values = values.astype(np.float16)
@@ -210,7 +217,7 @@ def _round(values: np.ndarray, layout: Layout) -> np.ndarray:
 
 def _rounded(bare: RowBatch, column: Lists, name: str, layout: Layout) -> Lists:
     """Round to the precision on disk and take rounding above 0 back to 0; refuse what is not a log-probability."""
-    values = _round(column.values, layout)
+    values = rounded(column.values, layout, name)
     bad = ~np.isfinite(values) | (column.values > POSITIVE_ROUNDING)
     if bad.any():
         index = int(np.argmax(bad))
@@ -222,36 +229,37 @@ def _rounded(bare: RowBatch, column: Lists, name: str, layout: Layout) -> Lists:
     return Lists(np.minimum(values, np.float32(0)) + np.float32(0), column.offsets)  # and -0.0 becomes 0.0
 
 
-def _join_log_z(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
-    width = len(layout.log_z_names)
+def _join_log_tail(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
+    width = len(layout.log_tail_names)
     blocks = [np.zeros((0, width), np.float32)]
     for row, view in enumerate(rows):
-        log_z, num_targets = np.asarray(view.log_z), len(view.target_position)
-        if log_z.size == 0 and num_targets * width == 0:
+        log_tail, num_targets = np.asarray(view.log_tail), len(view.target_position)
+        if log_tail.size == 0 and num_targets * width == 0:
             continue
-        if log_z.shape != (num_targets, width) or log_z.dtype.kind != "f":
+        if log_tail.shape != (num_targets, width) or log_tail.dtype.kind != "f":
             raise bare.error(
                 row,
-                "log_z",
-                f"expected floats of shape {[num_targets, width]}, got {log_z.dtype} of shape {list(log_z.shape)}",
+                "log_tail",
+                f"expected floats of shape {[num_targets, width]}, got {log_tail.dtype} of {list(log_tail.shape)}",
             )
-        block = _round(log_z, layout)
-        if not np.isfinite(block).all():
-            raise bare.error(row, "log_z", f"holds a value that is not finite in {layout.logp_dtype}")
-        blocks.append(block + np.float32(0))  # -0.0 becomes 0.0: one byte pattern for the usual log_z at temperature 1
+        if np.isnan(log_tail).any() or (log_tail > POSITIVE_ROUNDING).any():
+            raise bare.error(row, "log_tail", "holds a value that is not a log-probability <= 0")
+        blocks.append(np.minimum(rounded(log_tail, layout, "log_tail"), np.float32(0)) + np.float32(0))  # no -0.0
     return np.concatenate(blocks)
 
 
 def batch_to_table(batch: RowBatch, layout: Layout, schema: pa.Schema) -> pa.Table:
     """The Arrow table of a batch, in the layout's column order."""
     scalars = {name: getattr(batch, name) for name in ("sample_id", "view", "t", "prompt_tokens")} | batch.counts
-    log_z = dict(zip(layout.log_z_names, np.ascontiguousarray(batch.log_z.T), strict=True))
+    log_tail = dict(zip(layout.log_tail_names, np.ascontiguousarray(batch.log_tail.T), strict=True))
     arrays = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         if name in scalars:
             arrays.append(pa.array(scalars[name], kind))
             continue
-        column = Lists(log_z[name], batch.lists["target_position"].offsets) if name in log_z else batch.lists[name]
+        column = (
+            Lists(log_tail[name], batch.lists["target_position"].offsets) if name in log_tail else batch.lists[name]
+        )
         offsets = pa.array(column.offsets.astype(np.int32))
         arrays.append(pa.ListArray.from_arrays(offsets, pa.array(column.values, kind.value_type), type=kind))
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -267,7 +275,7 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
         raise CacheError(f"{where}: columns are {_describe(table.schema)}; expected {_describe(expected)}")
     columns = {name: _single(table.column(name), where, name) for name in table.schema.names}
     lists = {name: _lists(array) for name, array in columns.items() if pa.types.is_list(array.type)}
-    log_z_lists = [lists.pop(name) for name in layout.log_z_names]
+    log_tail_lists = [lists.pop(name) for name in layout.log_tail_names]
     scalars = {
         name: _frozen(array.to_numpy(zero_copy_only=False))
         for name, array in columns.items()
@@ -282,12 +290,12 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
         prompt_tokens=scalars.pop("prompt_tokens"),
         counts=scalars,
         lists=lists,
-        log_z=np.zeros((0, 0), np.float32),
+        log_tail=np.zeros((0, 0), np.float32),
     )
-    check_lengths(batch, log_z_lists)
-    log_z = [column.values for column in log_z_lists]
-    stacked = np.stack(log_z, axis=1) if log_z else np.zeros((0, 0), np.float32)
-    object.__setattr__(batch, "log_z", _frozen(stacked))
+    check_lengths(batch, log_tail_lists)
+    log_tail = [column.values for column in log_tail_lists]
+    stacked = np.stack(log_tail, axis=1) if log_tail else np.zeros((0, 0), np.float32)
+    object.__setattr__(batch, "log_tail", _frozen(stacked))
     return batch
 
 
@@ -300,7 +308,7 @@ def read_group(
     return batch_from_table(table, layout, where=where, first_row=first_row)
 
 
-def check_lengths(batch: RowBatch, log_z: Sequence[Lists] = ()) -> None:
+def check_lengths(batch: RowBatch, log_tail: Sequence[Lists] = ()) -> None:
     """Lists that belong together have equal lengths, and the `num_*` columns say the same: slicing is then safe."""
     lists, same = batch.lists, []
     if "chunk_start" in lists:
@@ -308,7 +316,7 @@ def check_lengths(batch: RowBatch, log_z: Sequence[Lists] = ()) -> None:
     if "target_position" in lists:
         same += [("target_position", "gold_logp"), ("target_position", "num_top"), ("top_ids", "top_logp")]
     pairs = [(name, lists[other].lengths, lists[name].lengths) for other, name in same]
-    pairs += [("log_z", lists["target_position"].lengths, column.lengths) for column in log_z]
+    pairs += [("log_tail", lists["target_position"].lengths, column.lengths) for column in log_tail]
     pairs += [("masked", batch.counts["num_tokens"] - batch.prompt_tokens, lists["masked"].lengths)]
     pairs += [(name, batch.counts[name], count) for name, count in _counts(lists).items()]
     if "num_top" in lists:

@@ -148,8 +148,9 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
     sources = zip(manifest.sources, licences.data, strict=True)
     data_rows = {f"Source {number}": _source(*pair) for number, pair in enumerate(sources, 1)}
     data_rows["Left out"] = _settings(manifest.dropped) or "nothing"
+    step = f", top tokens in steps of {signal.logp_step:g} nats" if signal.logp_step else ""
     signal_rows = {
-        "Kind": signal.kind, "Codec": f"{signal.codec}, {signal.logp_dtype}",
+        "Kind": signal.kind, "Codec": f"{signal.codec}, {signal.logp_dtype}{step}",
         "Codec's measured error": _settings(signal.codec_error) or "not measured",
     }  # fmt: skip
     if signal.kind == "topk":

@@ -125,24 +125,16 @@ def _check_targets(batch: RowBatch, layout: Layout) -> None:
             top_ids.row_of(int(np.argmax(rising)) + 1), "top_logp", "a target's entries are not in order of probability"
         )
     _check_distinct(batch, counts, position)
-    if not np.isfinite(batch.log_z).all():
-        index = int(np.argmin(np.isfinite(batch.log_z).all(axis=1)))
-        raise batch.error(position.row_of(index), "log_z", "not finite")
-    for column, temperature in enumerate(layout.temperatures):
-        with np.errstate(over="ignore"):
-            head = np.exp(top_logp.values / np.float32(temperature) - batch.log_z[target, column])
-        mass = segment_sums(head, counts)
-        bad = ~(mass <= 1 + layout.mass_tolerance)
-        if bad.any():
-            index = int(np.argmax(bad))
-            row = position.row_of(index)
-            raise batch.error(
-                row,
-                f"log_z_{temperature!r}",
-                f"target {index - position.offsets[row]}: the kept entries hold {mass[index]:.4f} of the probability "
-                f"at temperature {temperature}; expected at most 1",
-            )
+    bad = ~(batch.log_tail <= 0).all(axis=1)
+    if bad.any():
+        raise batch.error(position.row_of(int(np.argmax(bad))), "log_tail", "not a log-probability <= 0")
+    empty = (counts == 0)[:, None] & (batch.log_tail < np.log(1 - layout.mass_tolerance))
+    if empty.any():
+        index = int(np.argmax(empty.any(axis=1)))
+        raise batch.error(position.row_of(index), "log_tail", "a target without kept entries has all its mass outside")
     mass = segment_sums(np.exp(top_logp.values), counts)
+    if 1.0 in layout.temperatures:  # there, kept entries and tail share the support's mass, which is at most 1
+        mass = mass + np.exp(batch.log_tail[:, layout.temperatures.index(1.0)]) * np.minimum(mass, 1)
     if (mass > 1 + layout.mass_tolerance).any():
         index = int(np.argmax(mass))
         raise batch.error(

@@ -1,12 +1,10 @@
 """`tide inspect-cache`: a cache folder -> what is in it, as plain JSON with text that cannot act.
 
 Manifest, sizes and footers are checked first (verify.py, "quick"). Numbers come from the manifest's statistics; the
-sample is one view of the first row group, decoded through vocabulary.parquet and checked for meaning like any other.
-Neither the student's tokenizer nor torch is needed. report.py turns the answer into lines for people.
+sample is one decoded view (decoded_views.py). Neither the student's tokenizer nor torch is needed. report.py turns the
+answer into lines for a terminal, html_report.py into a page.
 """
 
-from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +12,11 @@ import numpy as np
 
 from ..config import to_tree
 from ..errors import CacheError
-from .checks import check_batch
-from .inert import terminal_text
+from .decoded_views import sample_view
 from .manifest import Manifest, read_manifest
 from .reader import Cache
-from .schema import ViewRow
 from .statistics import NUM_BINS, ShardStatistics
 from .verify import verify_cache
-from .vocabulary import Vocabulary
-
-MAX_TEXT_CHARS = 2000
-"""Characters, and tokens, of the decoded text that are shown."""
-MAX_TOKEN_BYTES = 256
-MAX_TOKEN_CHARS = 40
-NUM_SHOWN_POSITIONS = 8
-NUM_SHOWN_TOKENS = 5
-NEATEST_T = 0.4
-"""The sample is the view whose t is closest to this: enough masked, enough left to read."""
 
 
 def describe_cache(root: str | Path) -> dict[str, Any]:
@@ -60,7 +46,7 @@ def describe_cache(root: str | Path) -> dict[str, Any]:
         },
         "chunks": _chunks(statistics) if manifest.signal.kind != "none" else None,
         "targets": _targets(statistics) if manifest.signal.kind == "topk" else None,
-        "sample": _sample(Cache(root, manifest)),
+        "sample": sample_view(Cache(root, manifest)),
     }
 
 
@@ -107,108 +93,3 @@ def _targets(statistics: ShardStatistics) -> dict[str, Any]:
 
 def _mean(total: float, count: int) -> float | None:
     return total / count if count else None
-
-
-def _sample(cache: Cache) -> dict[str, Any] | None:
-    """One view of the first row group, decoded."""
-    if not cache.row_groups:
-        return None
-    first = cache.row_groups[0]
-    batch = cache.read_row_group(first.shard, first.group)
-    check_batch(batch, cache.layout)
-    words = Words(cache.vocabulary() if cache.manifest.vocabulary else None)
-    informative = np.minimum(batch.counts.get("num_targets", batch.counts["num_masked"]), 2)
-    row = batch[int(np.lexsort((np.abs(batch.t - NEATEST_T), -informative))[0])]
-    return describe_view(row, words, cache.manifest.student.eos_id)
-
-
-def describe_view(row: ViewRow, words: "Words", eos_id: int) -> dict[str, Any]:
-    """One view in text that cannot act: its pieces by kind, and what the teacher says at a few positions."""
-    end = _padding_start(row, eos_id)
-    return {
-        "sample_id": _inert(row.sample_id),
-        "view": row.view,
-        "t": row.t,
-        "tokens": len(row.x_0),
-        "prompt_tokens": row.prompt_tokens,
-        "masked_positions": int(row.masked.sum()),
-        "segments": _segments(row, end, words),
-        "padding": {"tokens": len(row.x_0) - end, "masked": int(row.masked[end - row.prompt_tokens :].sum())},
-        "teacher": _teacher_says(row, end, words),
-    }
-
-
-class Words:
-    """Student ids -> inert text."""
-
-    def __init__(self, vocabulary: Vocabulary | None) -> None:
-        self.token_bytes = vocabulary.token_bytes if vocabulary else []
-
-    def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Ids that the vocabulary does not hold appear as <id>."""
-        known = len(self.token_bytes)
-        raw = b"".join(self.token_bytes[i][:MAX_TOKEN_BYTES] if i < known else b"<%d>" % i for i in map(int, ids))
-        return _inert(raw.decode("utf-8", "replace"))
-
-
-def _inert(text: str) -> str:
-    """terminal_text, and no line breaks but the newline."""
-    return terminal_text(text.replace("\u2028", "\n").replace("\u2029", "\n"))
-
-
-def _padding_start(row: ViewRow, eos_id: int) -> int:
-    """Where the trailing run of EOS tokens starts, its first one (the answer's own end) excluded."""
-    end = len(row.x_0)
-    while end > row.prompt_tokens and row.x_0[end - 1] == eos_id:
-        end -= 1
-    return min(end + 1, len(row.x_0))
-
-
-def _segments(row: ViewRow, end: int, words: Words) -> list[dict[str, Any]]:
-    """x_0 up to `end` in pieces of one kind: prompt, clean, chunk (masked, with its log-probability), masked."""
-    label = np.full(len(row.x_0), -2)  # -3 prompt, -2 clean, -1 masked outside chunks, >= 0 number of a chunk
-    label[: row.prompt_tokens] = -3
-    label[row.prompt_tokens :][row.masked] = -1
-    for number, (start, length) in enumerate(zip(row.chunk_start, row.chunk_len, strict=True)):
-        label[start : start + length] = number
-    kinds = {-3: "prompt", -2: "clean", -1: "masked"}
-    segments, room = [], MAX_TEXT_CHARS
-    for value, positions in groupby(range(end), key=lambda position: int(label[position])):
-        where = list(positions)
-        # The end of a prompt says most about the answer.
-        text = words.text(row.x_0[where[-MAX_TEXT_CHARS:] if value == -3 else where[:MAX_TEXT_CHARS]])
-        if value == -3 and len(text) > MAX_TEXT_CHARS // 2:
-            text = "…" + text[-MAX_TEXT_CHARS // 2 :]
-        segment: dict[str, Any] = {"kind": kinds.get(value, "chunk"), "text": terminal_text(text, max_chars=room)}
-        if value >= 0:
-            segment["logp"] = float(row.chunk_logp[value])
-        segments.append(segment)
-        room -= len(segment["text"])
-        if room <= 0:
-            break
-    return segments
-
-
-def _teacher_says(row: ViewRow, end: int, words: Words) -> list[dict[str, Any]]:
-    """Probability of the clean token and the teacher's top tokens, at a few targets spread over the answer."""
-    before_end = int(np.searchsorted(row.target_position, end))
-    if not before_end:
-        return []
-    chosen = np.unique(np.linspace(0, before_end - 1, NUM_SHOWN_POSITIONS).round().astype(int))
-    starts = np.concatenate([[0], np.cumsum(row.num_top)])
-    says = []
-    for target in chosen:
-        kept = slice(starts[target], starts[target] + min(int(row.num_top[target]), NUM_SHOWN_TOKENS))
-        position = int(row.target_position[target])
-        says.append(
-            {
-                "position": position,
-                "token": words.text(row.x_0[position : position + 1])[:MAX_TOKEN_CHARS],
-                "probability": float(np.exp(row.gold_logp[target])),
-                "top": [
-                    {"token": words.text([token])[:MAX_TOKEN_CHARS], "probability": float(np.exp(logp))}
-                    for token, logp in zip(row.top_ids[kept], row.top_logp[kept], strict=True)
-                ],
-            }
-        )
-    return says

@@ -43,12 +43,14 @@ class SignalInfo:
     Args:
         codec: "plain": values as columns, no further transformation.
         support: the loss support in words, for example "shared: 148,903 tokens of equal bytes" or "ids < 151646".
-        codec_error: measured error of the codec by name (nats), {} for none.
+        logp_step: nats; log-probabilities of top tokens are multiples of it; None: numbers of `logp_dtype`.
+        codec_error: what rounding costs, measured while writing: see `codec_error.summary`; {}: not measured.
     """
 
     kind: Signal
     codec: str
     logp_dtype: LogpDtype
+    logp_step: float | None
     top_k: int
     min_probability: float
     temperatures: tuple[float, ...]
@@ -170,6 +172,7 @@ class Manifest:
             top_k=self.signal.top_k,
             temperatures=self.signal.temperatures,
             logp_dtype=self.signal.logp_dtype,
+            logp_step=self.signal.logp_step,
         )
 
     @property

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .checks import check_batch
-from .inspect import Words, describe_view
+from .decoded_views import first_views
 from .reader import Cache
 
 PREVIEW_NAME = "preview/views.parquet"
@@ -53,16 +52,13 @@ def _rows(cache: Cache) -> Iterator[dict[str, Any]]:
     if not num_shards:
         return
     chosen = np.unique(np.linspace(0, num_shards - 1, min(num_shards, MAX_PREVIEW_SHARDS)).round().astype(int))
-    words = Words(cache.vocabulary() if cache.manifest.vocabulary else None)
     quota = -(-MAX_PREVIEW_ROWS // len(chosen))
     for shard in map(int, chosen):
-        batch = cache.read_row_group(shard, 0)
-        check_batch(batch, cache.layout)
-        for number in range(min(len(batch), quota)):
-            yield _row(describe_view(batch[number], words, cache.manifest.student.eos_id), float(batch.t[number]))
+        for view in first_views(cache, shard, quota):
+            yield _row(view)
 
 
-def _row(view: dict[str, Any], t: float) -> dict[str, Any]:
+def _row(view: dict[str, Any]) -> dict[str, Any]:
     prompt = "".join(s["text"] for s in view["segments"] if s["kind"] == "prompt")
     response = ""
     for segment in view["segments"]:
@@ -71,7 +67,7 @@ def _row(view: dict[str, Any], t: float) -> dict[str, Any]:
             response += opening + segment["text"] + closing
     response_tokens = view["tokens"] - view["prompt_tokens"]
     return {
-        "sample_id": view["sample_id"], "view": view["view"], "t": t,
+        "sample_id": view["sample_id"], "view": view["view"], "t": view["t"],
         "masked_share": view["masked_positions"] / response_tokens if response_tokens else 0.0,
         "prompt": prompt, "response": response, "teacher": view["teacher"],
     }  # fmt: skip

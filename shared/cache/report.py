@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
+from .facts import means, origin, sizes
 from .inert import terminal_text
+from .number_text import bytes_text, number_text
 
 BAR_WIDTH = 24
 MAX_VALUE_CHARS = 200
@@ -19,7 +21,8 @@ _MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
 
 def report(description: Mapping[str, Any]) -> Text:
     """The report of `describe_cache`'s answer, one section after another."""
-    lines = [*_origin(description), *_numbers(description), *_by_t(description)][1:]
+    lines = [line for title, rows in origin(description) for line in _section(title, rows)][1:]
+    lines += [*_numbers(description), *_by_t(description)]
     chunks, targets = description["chunks"], description["targets"]
     if chunks:
         lines += _distribution("Chunk length in tokens", chunks["length_counts"])
@@ -30,78 +33,17 @@ def report(description: Mapping[str, Any]) -> Text:
     return Text("\n").join(lines)
 
 
-def _origin(d: Mapping[str, Any]) -> Iterator[Text]:
-    """Which cache, teacher, student, data, noise and signal."""
-    teacher, student, signal, noise = d["teacher"], d["student"], d["signal"], dict(d["noise"])
-    yield from _section("Cache", {
-        "folder": d["cache"],
-        "made by": f"tide {d['tide_version']}, schema {d['schema_version']}",
-        "manifest": d["manifest_hash"],
-        "plan": d["plan_hash"],
-    })  # fmt: skip
-    if teacher is None:
-        yield from _section("Teacher", {"model": "none: clean samples only"})
-    else:
-        yield from _section("Teacher", {
-            "model": f"{teacher['id']}, revision {teacher['revision']}, licence {teacher['licence']}",
-            "weights": teacher["weight_fingerprint"],
-            "precision": teacher["dtype"],
-            **({"4-bit weights": teacher["quantization"]} if teacher["quantization"] else {}),
-            "tokenizer": teacher["tokenizer_fingerprint"],
-            "chat template": teacher["chat_template_fingerprint"],
-            "spec": _settings(teacher["spec"]),
-        })  # fmt: skip
-    yield from _section("Student", {
-        "tokenizer": student["tokenizer_fingerprint"],
-        "chat template": student["chat_template_fingerprint"],
-        "ids": f"{student['vocab_size']:,}, mask {student['mask_id']}, end of text {student['eos_id']}",
-        "block size": str(d["block_size"]),
-    })  # fmt: skip
-    sources = [f"{s['source']}, revision {s['revision']}, licence {s['licence']}" for s in d["sources"]]
-    yield from _section("Data", {
-        **{f"source {number}" if len(sources) > 1 else "source": text for number, text in enumerate(sources, 1)},
-        "left out": ", ".join(f"{count:,} ({reason})" for reason, count in d["dropped"].items()) or "nothing",
-    })  # fmt: skip
-    yield from _section("Noise", {"settings": _settings(noise)})
-    error = _settings(signal["codec_error"])
-    kept = {"codec": f"{signal['codec']}, {signal['logp_dtype']}" + (f"; measured error {error}" if error else "")}
-    if signal["kind"] == "topk":
-        kept |= {
-            "k": f"at most {signal['top_k']}, probability at least {signal['min_probability']:g}",
-            "temperatures": ", ".join(f"{t:g}" for t in signal["temperatures"]),
-            "support": signal["support"],
-        }
-    yield from _section(f"Signal: {signal['kind']}", kept)
-
-
 def _numbers(d: Mapping[str, Any]) -> Iterator[Text]:
     """Sizes, bytes by column, means of the signal."""
-    size, chunks, targets = d["size"], d["chunks"], d["targets"]
-    yield from _section("Size", {
-        "samples": f"{size['samples']:,} in {size['rows']:,} views",
-        "tokens": f"{size['tokens']:,} over all views, {size['response_tokens']:,} of them may be masked",
-        "masked": f"{size['masked_positions']:,} positions",
-        "bytes": f"{_bytes(size['bytes'])} in {size['shards']:,} shards, "
-        f"{_number(size['bytes_per_masked_position'], 1)} per masked position",
-    })  # fmt: skip
+    size = d["size"]
+    yield from _section(*sizes(d))
     columns = sorted(size["column_bytes"].items(), key=lambda item: -item[1])
     per_position = max(1, size["masked_positions"])
     yield from _bars("Bytes by column, and per masked position", [
-        (name, count, f"{_bytes(count):>9} {count / per_position:8.2f}") for name, count in columns[:32]
+        (name, count, f"{bytes_text(count):>9} {count / per_position:8.2f}") for name, count in columns[:32]
     ])  # fmt: skip
-    if chunks:
-        yield from _section("Chunks", {
-            "active": f"{chunks['count']:,}, {_number(chunks['mean_length'])} tokens each on average",
-            "one to one": f"{_percent(chunks['one_to_one'])} carry a token-level target" if targets else None,
-            "teacher": f"log-probability {_number(chunks['mean_logp'])} nats on average",
-        })  # fmt: skip
-    if targets:
-        yield from _section("Token-level targets", {
-            "positions": f"{targets['count']:,}, {_percent(targets['share_of_masked'])} of the masked ones",
-            "kept": f"{_number(targets['mean_k'])} tokens each, head mass {_percent(targets['mean_head_mass'])}",
-            "entropy": f"{_number(targets['mean_entropy'])} nats on average, tokens not kept counted as one",
-            "clean token": f"log-probability {_number(targets['mean_gold_logp'])} nats on average",
-        })  # fmt: skip
+    for title, rows in means(d):
+        yield from _section(title, rows)
 
 
 def _by_t(d: Mapping[str, Any]) -> Iterator[Text]:
@@ -113,7 +55,7 @@ def _by_t(d: Mapping[str, Any]) -> Iterator[Text]:
         if targets:
             by_t = targets["by_t"]
             mass, entropy = by_t["head_mass"][number], by_t["entropy"][number]
-            numbers += f" {by_t['targets'][number]:>11,}  {_number(mass):>9}  {_number(entropy):>7}"
+            numbers += f" {by_t['targets'][number]:>11,}  {number_text(mass):>9}  {number_text(entropy):>7}"
         rows.append((f"{edges[number]:.2f} - {edges[number + 1]:.2f}", count, numbers))
     header = "    views" + ("     targets  head mass  entropy" if targets else "")
     yield from _bars("Diffusion time t", rows, header)
@@ -160,13 +102,12 @@ def _sample(sample: Mapping[str, Any]) -> Iterator[Text]:
         yield line
 
 
-def _section(title: str, rows: Mapping[str, str | None]) -> Iterator[Text]:
+def _section(title: str, rows: Mapping[str, str]) -> Iterator[Text]:
     yield Text()
     yield Text(title, "bold")
     width = max(len(name) for name in rows)
     for name, value in rows.items():
-        if value is not None:
-            yield Text(f"  {name:{width}}  ", "dim").append(_one_line(value))
+        yield Text(f"  {name:{width}}  ", "dim").append(_one_line(value))
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int, str]], header: str = "") -> Iterator[Text]:
@@ -190,23 +131,3 @@ def _one_line(text: str) -> str:
 def _quoted(token: str) -> str:
     """A token between quotes, so that its spaces are seen."""
     return f"'{_one_line(token)}'"
-
-
-def _settings(tree: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in tree.items())
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"

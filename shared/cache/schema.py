@@ -7,7 +7,7 @@ polars and pyarrow read a shard without tide:
     num_tokens, prompt_tokens, num_masked int32                   always
     x_0 list<int32>  [l]; masked list<bool>  [l - prompt_tokens]  always; Parquet packs booleans to a bitmap
     num_chunks int32; chunk_start, chunk_len list<int32>, chunk_logp list<float>            [c]   chunk, topk
-    num_targets int32; target_position, num_top list<int32>, gold_logp, log_z_<T> list<float> [n] topk
+    num_targets int32; target_position, num_top list<int32>, gold_logp, log_tail_<T> list<float> [n] topk
     top_ids list<int32>, top_logp list<float>                     [sum num_top], flat             topk
 
 The `num_*` columns repeat the lengths of the lists: an index of a million rows is then read from kilobytes.
@@ -15,9 +15,12 @@ The `num_*` columns repeat the lengths of the lists: an index of a million rows 
 Encodings, by measurement (docs/cache_format.md): ids and small counts by dictionary (as good as a rank remap by first
 appearance), positions by delta, floats by BYTE_STREAM_SPLIT, all under zstd-3. `logp_dtype: float16` rounds values to
 float16 and stores them as FLOAT: 8 % more bytes per position than a HALF column, which DuckDB 2.0 cannot read when
-split into byte streams.
+split into byte streams. `logp_step` rounds the top tokens' log-probabilities further, to multiples of a power of two:
+half the bytes of float16, and still plain numbers to every reader. What is outside the top is stored as its own mass at
+each temperature, so that the rounded top and the tail add up to one.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -68,7 +71,8 @@ class ViewRow:
         target_position: int32 [n], absolute masked positions with a token-level target, ascending.
         gold_logp: float32 [n], the teacher's log-probability of the clean token there.
         num_top: int32 [n]; top_ids: int32, top_logp: float32 [sum num_top], flat, each target's most probable first.
-        log_z: float32 [n, m], log sum exp(logp / temperature) over the loss support, one column per temperature.
+        log_tail: float32 [n, m], log mass of the loss support outside the kept entries, one column per temperature, as
+            a share of the support's mass at that temperature; -inf where nothing is outside.
     """
 
     sample_id: str
@@ -85,7 +89,7 @@ class ViewRow:
     num_top: np.ndarray = field(default_factory=_no_ints)
     top_ids: np.ndarray = field(default_factory=_no_ints)
     top_logp: np.ndarray = field(default_factory=_no_floats)
-    log_z: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    log_tail: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,9 @@ class Layout:
     Args:
         signal: "none" (clean samples only), "chunk" or "topk".
         vocab_size: student ids are below this; block_size: lengths are multiples of it.
-        top_k: upper bound of num_top; temperatures: one log_z column each (both unused unless signal is "topk").
-        logp_dtype: precision that log-probabilities and log_z are rounded to before they are stored as float32.
+        top_k: upper bound of num_top; temperatures: one log_tail column each (both unused unless signal is "topk").
+        logp_dtype: precision that log-probabilities are rounded to before they are stored as float32.
+        logp_step: nats; top_logp is rounded to multiples of it instead; None: to `logp_dtype`.
     """
 
     signal: Signal
@@ -119,6 +124,7 @@ class Layout:
     top_k: int
     temperatures: tuple[float, ...]
     logp_dtype: LogpDtype
+    logp_step: float | None = None
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
@@ -127,6 +133,8 @@ class Layout:
             raise ConfigError(f"logp_dtype {self.logp_dtype!r}: expected float32 or float16")
         if not 0 < self.vocab_size < 2**31 or self.block_size < 1:
             raise ConfigError(f"vocab_size {self.vocab_size}, block_size {self.block_size}: expected positive numbers")
+        if self.logp_step is not None and not (0 < self.logp_step <= 1 and math.frexp(self.logp_step)[0] == 0.5):
+            raise ConfigError(f"logp_step {self.logp_step!r}: expected a power of two up to 1, or none")
         ascending = sorted(set(self.temperatures)) == list(self.temperatures)
         if self.signal == "topk" and (
             self.top_k < 1 or not self.temperatures or not ascending or not 0 < self.temperatures[0] < float("inf")
@@ -137,9 +145,9 @@ class Layout:
             )
 
     @property
-    def log_z_names(self) -> tuple[str, ...]:
-        """Names of the log_z columns, in the order of `temperatures`."""
-        return tuple(f"log_z_{float(t)!r}" for t in self.temperatures) if self.signal == "topk" else ()
+    def log_tail_names(self) -> tuple[str, ...]:
+        """Names of the log_tail columns, in the order of `temperatures`."""
+        return tuple(f"log_tail_{float(t)!r}" for t in self.temperatures) if self.signal == "topk" else ()
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -148,8 +156,9 @@ class Layout:
 
     @property
     def mass_tolerance(self) -> float:
-        """How far above 1 the head mass may be: entropy x 2^-11 plus log_z's rounding for float16, sums for float32."""
-        return 2e-2 if self.logp_dtype == "float16" else 1e-4
+        """How far above 1 the head mass may be: half a step, or the entropy x 2^-11 for float16, sums for float32."""
+        rounding = 2e-2 if self.logp_dtype == "float16" else 1e-4
+        return rounding if self.logp_step is None else max(rounding, 0.55 * self.logp_step)
 
 
 def _columns(layout: Layout) -> Iterator[Column]:
@@ -176,7 +185,7 @@ def _columns(layout: Layout) -> Iterator[Column]:
         yield Column("num_top", int32, "count")
         yield Column("top_ids", int32, "id")
         yield Column("top_logp", float32, "float")
-        for name in layout.log_z_names:
+        for name in layout.log_tail_names:
             yield Column(name, float32, "float")
 
 

@@ -28,6 +28,7 @@ class ShardStatistics:
         num_top_counts, chunk_len_counts: how often each value 0, 1, 2, ... occurs.
         t_targets: targets by bin of t; t_head_mass, t_entropy: sums over these targets of the kept probability and of
             the entropy at temperature 1 with all tokens outside the kept ones as one (a lower bound of the entropy).
+        codec_kl, codec_kl_counts: what rounding cost, by temperature and bin (codec_error.py); only the writer knows.
         column_bytes: compressed bytes on disk by column.
     """
 
@@ -48,13 +49,15 @@ class ShardStatistics:
     t_targets: tuple[int, ...]
     t_head_mass: tuple[float, ...]
     t_entropy: tuple[float, ...]
+    codec_kl: tuple[float, ...]
+    codec_kl_counts: tuple[int, ...]
     column_bytes: dict[str, int]
 
     @classmethod
     def empty(cls) -> "ShardStatistics":
         """Of no rows: the zero of `+`."""
         counts, sums = (0,) * NUM_BINS, (0.0,) * NUM_BINS
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, counts, counts, (), (), counts, sums, sums, {})
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, counts, counts, (), (), counts, sums, sums, (), (), {})
 
     def __add__(self, other: "ShardStatistics") -> "ShardStatistics":
         values: dict[str, Any] = {}

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ..errors import CacheError, OutputError
 from .batch import batch_from_rows, batch_to_table, read_group, row_bytes
 from .checks import SampleOrder, check_batch
+from .codec_error import codec_kl
 from .files import fsync_folder, leftovers, output_errors, reading, sha256_file, temporary_name
 from .schema import ROW_GROUP_BYTES, Layout, ViewRow, arrow_schema, parquet_options, shard_metadata
 from .statistics import ShardStatistics, batch_statistics, leaf_bytes
@@ -76,7 +77,9 @@ def _write(
             batch = batch_from_rows(group, layout, where=str(path), first_row=num_rows)
             num_samples = len(order.seen)
             check_batch(batch, layout, order)
-            statistics = statistics + batch_statistics(batch, len(order.seen) - num_samples)
+            kl, kl_counts = codec_kl(group, batch, layout)
+            of_batch = batch_statistics(batch, len(order.seen) - num_samples)
+            statistics = statistics + dataclasses.replace(of_batch, codec_kl=kl, codec_kl_counts=kl_counts)
             batch.update_digest(digest)
             num_rows += len(batch)
             with output_errors(path):

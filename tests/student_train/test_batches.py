@@ -9,9 +9,10 @@ import torch
 from tide.shared.cache import Cache
 from tide.shared.config import TrainConfig
 from tide.shared.errors import CacheError
+from tide.shared.sparse_logits import log_z_from_tail
 from tide.student_train import batches
 from tide.student_train.batches import Batch, Item, ViewOrder, collate, views_of
-from tiny_caches import BLOCK, MASK, TEMPERATURES, TOP_K, VOCAB, random_cache
+from tiny_caches import BLOCK, MASK, TEMPERATURES, TOP_K, random_cache
 
 
 def make_order(cache: Cache, *, fresh_ratio: float = 0.0, **train: object) -> ViewOrder:
@@ -26,10 +27,7 @@ def make_batch(cache: Cache, items: list[Item], seed: int = 0) -> tuple[Batch, l
     order = make_order(cache)
     samples = [views_of(item, cache.rows(order.row_numbers(item)), seed) for item in items]
     top_k = TOP_K if cache.manifest.signal.kind == "topk" else 0
-    batch = collate(
-        samples, mask_id=MASK, block_size=BLOCK, top_k=top_k, temperatures=TEMPERATURES,
-        num_support=VOCAB,
-    )  # fmt: skip
+    batch = collate(samples, mask_id=MASK, block_size=BLOCK, top_k=top_k, temperatures=TEMPERATURES)
     return batch, samples
 
 
@@ -175,7 +173,7 @@ def test_a_batch_says_what_its_rows_say(tmp_path: Path) -> None:
             top_logp = batch.teacher.top_logp[target]
             np.testing.assert_array_equal(top_logp[:num], view.row.top_logp[offset : offset + num])
             assert (top_logp[num:] == -torch.inf).all()
-            np.testing.assert_array_equal(batch.teacher.log_z[target], view.row.log_z[row_target])
+            np.testing.assert_array_equal(batch.teacher.log_tail[target], view.row.log_tail[row_target])
             assert batch.teacher.gold_logp[target].item() == view.row.gold_logp[row_target]
             target, offset = target + 1, offset + num
         for row_chunk in range(len(view.row.chunk_start) if view.has_signal else 0):
@@ -200,16 +198,18 @@ def test_the_teachers_simplex_has_mass_one_at_every_temperature(tmp_path: Path) 
         torch.testing.assert_close(mass, torch.ones_like(mass), rtol=0, atol=1e-5)
 
 
-def test_a_target_that_holds_the_whole_support_has_no_tail(tmp_path: Path) -> None:
-    cache = random_cache(tmp_path)
-    samples = [views_of(Item(s, (0, 1, 2)), cache.rows([3 * s, 3 * s + 1, 3 * s + 2]), 0) for s in range(11)]
-    for num_support in (3, 5, 6):
-        batch = collate(
-            samples, mask_id=MASK, block_size=BLOCK, top_k=TOP_K, temperatures=TEMPERATURES,
-            num_support=num_support,
-        )  # fmt: skip
-        whole = (batch.teacher.top_ids >= 0).sum(1) >= num_support
-        assert torch.equal(batch.teacher.log_tail == -torch.inf, whole[:, None].expand(-1, 2))
+def test_log_z_is_that_of_the_dense_distribution_even_for_a_tail_of_nothing_or_everything() -> None:
+    logp = torch.randn(4, 30, generator=torch.Generator().manual_seed(0)).mul(4).log_softmax(1).double()
+    logp[1] = torch.tensor([0.5, 0.5, *[0.0] * 28]).log()  # all of it in two tokens
+    top = logp.topk(6).values.float()
+    top[3] = -torch.inf  # nothing kept
+    dense = torch.stack([torch.logsumexp(logp / t, 1) for t in TEMPERATURES], 1)
+    scaled = torch.stack([torch.logsumexp(top.double() / t, 1) for t in TEMPERATURES], 1)
+    tail = torch.log1p(-torch.exp(scaled - dense).clamp(max=1.0)).float()
+    assert tail[1].tolist() == [-torch.inf, -torch.inf]
+    found = log_z_from_tail(top, tail, TEMPERATURES)
+    torch.testing.assert_close(found[:3], dense[:3].float(), rtol=0, atol=1e-5)
+    assert found[3].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("signal", ["none", "chunk"])

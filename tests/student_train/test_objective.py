@@ -14,7 +14,7 @@ from tide.student_train.batches import Batch, GlobalCounts, Item, ViewOrder, col
 from tide.student_train.losses import calm_loss, calm_tidal_loss, clean_token_loss, kl_loss, tidal_loss
 from tide.student_train.objective import Objective, chunk_logp
 from tide.student_train.student import Student, StudentOutput
-from tiny_caches import BLOCK, MASK, TEMPERATURES, TOP_K, VOCAB, random_cache, sharp_student
+from tiny_caches import BLOCK, MASK, TEMPERATURES, TOP_K, random_cache, sharp_student
 
 CE = LossConfig("ce")
 TIDAL = TidalConfig(timestep_weight="midrange")
@@ -40,7 +40,7 @@ def make_batch(cache: Cache, items: Sequence[Item]) -> Batch:
     samples = [
         views_of(item, cache.rows([item.sample * 3 + view for view in item.views or (0,)]), seed=0) for item in items
     ]
-    return collate(samples, mask_id=MASK, block_size=BLOCK, top_k=TOP_K, temperatures=TEMPERATURES, num_support=VOCAB)
+    return collate(samples, mask_id=MASK, block_size=BLOCK, top_k=TOP_K, temperatures=TEMPERATURES)
 
 
 def make_counts(cache: Cache, items: Sequence[Item]) -> GlobalCounts:

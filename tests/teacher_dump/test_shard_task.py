@@ -65,7 +65,7 @@ def twin_rows(plan: Plan) -> Iterator[ViewRow]:
             second = naive_answers(model, teacher.x_0, masks.teacher_a, pairing.teacher.mask_id)
             logp = np.where(masks.teacher_b[:, None], first, np.where(masks.teacher_a[:, None], second, np.nan))
             row = {"chunk_start": [], "chunk_len": [], "chunk_logp": [], "target_position": [], "gold_logp": []}
-            row |= {"num_top": [], "top_ids": [], "top_logp": [], "log_z": []}
+            row |= {"num_top": [], "top_ids": [], "top_logp": [], "log_tail": []}
             for t_start, t_end, s_start, s_end in sample.chunks:
                 if not masks.student[s_start:s_end].all():
                     assert not masks.student[s_start:s_end].any()
@@ -89,7 +89,10 @@ def twin_rows(plan: Plan) -> Iterator[ViewRow]:
                     row["num_top"].append(len(best))
                     row["top_ids"] += [student_of[support[i]] for i in best]
                     row["top_logp"] += inside[best].tolist()
-                    row["log_z"].append([np.log(np.exp(inside / T).sum()) for T in signal.temperatures])
+                    outside = np.delete(inside, best)
+                    row["log_tail"].append(
+                        [np.log(np.exp(outside / T).sum() / np.exp(inside / T).sum()) for T in signal.temperatures]
+                    )
             response = masks.student[student.prompt_tokens :]
             arrays = {name: np.array(values) for name, values in row.items()}
             yield ViewRow(sample_id, view, float(t), student.x_0, student.prompt_tokens, response, **arrays)
@@ -105,7 +108,7 @@ def check_rows(config: RunConfig, root: Path) -> list[ViewRow]:
         assert row.t == pytest.approx(twin.t)
         for name in ("x_0", "masked", "chunk_start", "chunk_len", "target_position", "num_top", "top_ids"):
             assert getattr(row, name).tolist() == getattr(twin, name).tolist(), name
-        for name in ("chunk_logp", "gold_logp", "top_logp", "log_z"):
+        for name in ("chunk_logp", "gold_logp", "top_logp", "log_tail"):
             got, expected = getattr(row, name), getattr(twin, name)
             np.testing.assert_allclose(got.ravel(), expected.ravel(), atol=ATOL, rtol=0, err_msg=name)
     return rows

@@ -1,5 +1,7 @@
 """A small synthetic cache: rows with every edge the format knows, and the manifest around them."""
 
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tide.cli import main
 from tide.shared.cache import Layout, Manifest, Receipt, ViewRow, shard_name, write_manifest, write_receipt, write_shard
+from tide.shared.cache.files import canonical_json
 from tide.shared.cache.manifest import DataSource, SignalInfo, StudentInfo, TeacherInfo, file_entry, manifest_parts
 from tide.shared.cache.schema import SCHEMA_VERSION
 from tide.shared.cache.vocabulary import VOCABULARY_NAME, write_vocabulary
@@ -20,6 +24,14 @@ PLAN_HASH = "ab" * 32
 def make_layout(signal: str = "topk", **changes: Any) -> Layout:
     values = {"vocab_size": VOCAB, "block_size": BLOCK, "top_k": 6, "temperatures": (1.0, 2.0), "logp_dtype": "float16"}
     return Layout(signal=signal, **{**values, **changes})  # type: ignore[arg-type]
+
+
+def tail_mass(logp: np.ndarray, order: np.ndarray, kept: np.ndarray, temperature: float) -> np.ndarray:
+    """[n] log mass outside the kept entries, from the dense distribution."""
+    p = np.exp(logp / temperature)
+    outside = np.ones(p.shape, bool)
+    np.put_along_axis(outside, order, ~kept, axis=1)
+    return np.log((p * outside).sum(1) / p.sum(1))
 
 
 def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, prompt: int, layout: Layout) -> ViewRow:
@@ -40,7 +52,7 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
     order = np.argsort(-logp, axis=1)[:, :k].astype(np.int32)
     num_top = rng.integers(0, k + 1, n).astype(np.int32)
     kept = np.arange(k) < num_top[:, None]
-    log_z = [np.log(np.exp(logp / temperature).sum(1)) for temperature in layout.temperatures]
+    log_tail = [tail_mass(logp, order, kept, temperature) for temperature in layout.temperatures]
     return ViewRow(
         sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp,
         target_position=positions,
@@ -48,7 +60,7 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
         num_top=num_top,
         top_ids=order[kept],
         top_logp=np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
-        log_z=np.stack(log_z, axis=1).astype(np.float32),
+        log_tail=np.stack(log_tail, axis=1).astype(np.float32),
     )  # fmt: skip
 
 
@@ -71,7 +83,8 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
         tide_version="0.1.0",
         plan_hash=PLAN_HASH,
         signal=SignalInfo(
-            kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, top_k=layout.top_k, min_probability=0.0,
+            kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
+            top_k=layout.top_k, min_probability=0.0,
             temperatures=layout.temperatures, support="shared: all", codec_error={},
         ),
         teacher=None if layout.signal == "none" else teacher,
@@ -123,3 +136,83 @@ def make_cache(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(params=["none", "chunk", "topk"])
 def signal(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def tide(monkeypatch, capsys):
+    """tide("verify-cache", path) -> exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tide", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0 if code is None else 1, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def write_words(tmp_path, synthetic):
+    """A cache of one view whose words are given: a chunk of two tokens, a lone masked token, two targets."""
+
+    def write(words: list[bytes], ids: list[int] | None = None, sample_id: str = "s-0"):
+        layout = synthetic.make_layout(vocab_size=len(words), top_k=3)
+        x_0 = np.array(ids or [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0], np.int32)
+        masked = np.zeros(13, bool)
+        masked[[1, 2, 4, 5, 6, 9]] = True
+        row = ViewRow(
+            sample_id, 0, 0.4, x_0, 3, masked,
+            chunk_start=np.array([4, 7, 9], np.int32), chunk_len=np.array([2, 1, 1], np.int32),
+            chunk_logp=np.array([-2.0, -0.5, -0.25], np.float32),
+            target_position=np.array([7, 9], np.int32), gold_logp=np.log([0.5, 0.125]).astype(np.float32),
+            num_top=np.array([3, 1], np.int32), top_ids=np.array([8, 2, 1, 6], np.int32),
+            top_logp=np.log([0.5, 0.25, 0.125, 0.5]).astype(np.float32), log_tail=np.log([[0.125, 0.3], [0.5, 0.6]]),
+        )  # fmt: skip
+        receipt = synthetic.write(tmp_path, [row], layout)
+        write_vocabulary(tmp_path, words)
+        manifest = synthetic.make_manifest(tmp_path, layout, [receipt])
+        tree = manifest.to_json() | {"student": {**manifest.to_json()["student"], "mask_id": 1, "eos_id": 0}}
+        (tmp_path / "manifest.json").write_bytes(canonical_json(tree))
+        return tmp_path
+
+    return write
+
+
+HOSTILE_WORDS = [
+    "</span></div><script>document.title='owned'</script>", "<img src=x onerror=document.title='owned'>",
+    "</svg></title></style><script>document.title='owned'</script>", "\" onmouseover=\"document.title='owned'\" '",
+    "<a href=javascript:document.title='owned'>x</a>", "\u202egnp.exe\u2066", "\x1b[2J\x1b]0;owned\x07\x9b31m",
+    "[red]bold[/red]", "<style>*{display:none}</style>url(https://evil.example/)", "<!-- &lt; &#60;script&#62;",
+]  # fmt: skip
+
+
+@pytest.fixture
+def write_hostile(write_words):
+    """write_hostile() -> a cache whose every text attacks, and the texts that a page must show as they are."""
+
+    def write() -> tuple[Path, list[str]]:
+        ids = [0, 1, 2, 3, 8, 9, 4, 6, 5, 0, 7, 8, 2, 0, 0, 0]
+        root = write_words([word.encode() for word in HOSTILE_WORDS], ids, sample_id="<b onclick=x>id</b>")
+        tree = json.loads((root / "manifest.json").read_text())
+        script = "</title><script>document.title='{}'</script>"
+        tree["teacher"] |= {"id": script.format("teacher"), "licence": "<i>", "spec": {"<u>": "</style>"}}
+        tree["signal"]["support"] = script.format("support")
+        tree["noise"] = {'"><svg onload=x>': "<svg onload=x>"}
+        tree["sources"] = [
+            {"source": "https://evil.example/<script>", "revision": "'\"", "licence": "<iframe src=//x>"}
+        ]
+        tree["dropped"] = {script.format("dropped"): 1}
+        tree["statistics"]["column_bytes"] = {"<script>1</script>": 50, '" onload="x': 40}
+        (root / "manifest.json").write_bytes(canonical_json(tree))
+        facts = [script.format("teacher"), script.format("support"), script.format("dropped"), "<svg onload=x>"]
+        facts += [
+            "https://evil.example/<script>",
+            "<iframe src=//x>",
+            "<b onclick=x>id</b>",
+            "<script>1</script>",
+        ]
+        words = [HOSTILE_WORDS[i] for i in (0, 1, 2, 3, 4, 7, 8, 9)]
+        return root, [*facts, *words, "\ufffdgnp.exe\ufffd"]
+
+    return write

@@ -10,14 +10,12 @@ import unicodedata
 import numpy as np
 import pytest
 from rich.console import Console
-from tide.cli import main
-from tide.shared.cache import Manifest, Receipt, ShardStatistics, ViewRow, open_cache, read_manifest
+from tide.shared.cache import Manifest, Receipt, ShardStatistics, open_cache, read_manifest
 from tide.shared.cache.files import canonical_json
 from tide.shared.cache.inspect import describe_cache
 from tide.shared.cache.manifest import DataSource, FileEntry, ShardEntry, SignalInfo, StudentInfo, TeacherInfo, Totals
 from tide.shared.cache.report import report
 from tide.shared.cache.schema import SCHEMA_VERSION
-from tide.shared.cache.vocabulary import write_vocabulary
 from tide.shared.errors import CacheError
 
 WORDS = [b"<end>", b"def", b" f", b"(", b")", b":", b"\n", b"return", b" 1", b" \xc3\xa9t\xc3\xa9"]
@@ -25,47 +23,6 @@ HOSTILE = [
     b"\x1b[2J\x1b]0;owned\x07", b"[red]", b"[/red][link=file:///x]", b"\nTeacher\n  model  trusted\r",
     b"\x9b31m\x08\x7f", "\u202egnp.exe\u2066".encode(), "a\u2028b\u2029c\x85d".encode(), b"\xff\xfe", b"\x1b", b"[31m",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def tide(monkeypatch, capsys):
-    """tide("verify-cache", path) -> exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tide", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        code = ended.value.code
-        return (code if isinstance(code, int) else 0 if code is None else 1, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def write_words(tmp_path, synthetic):
-    """A cache of one view whose words are given: a chunk of two tokens, a lone masked token, two targets."""
-
-    def write(words: list[bytes], ids: list[int] | None = None, sample_id: str = "s-0"):
-        layout = synthetic.make_layout(vocab_size=len(words), top_k=3)
-        x_0 = np.array(ids or [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0, 0, 0, 0, 0, 0], np.int32)
-        masked = np.zeros(13, bool)
-        masked[[1, 2, 4, 5, 6, 9]] = True
-        row = ViewRow(
-            sample_id, 0, 0.4, x_0, 3, masked,
-            chunk_start=np.array([4, 7, 9], np.int32), chunk_len=np.array([2, 1, 1], np.int32),
-            chunk_logp=np.array([-2.0, -0.5, -0.25], np.float32),
-            target_position=np.array([7, 9], np.int32), gold_logp=np.log([0.5, 0.125]).astype(np.float32),
-            num_top=np.array([3, 1], np.int32), top_ids=np.array([8, 2, 1, 6], np.int32),
-            top_logp=np.log([0.5, 0.25, 0.125, 0.5]).astype(np.float32), log_z=np.array([[0.0, 0.7], [0.0, 0.7]]),
-        )  # fmt: skip
-        receipt = synthetic.write(tmp_path, [row], layout)
-        write_vocabulary(tmp_path, words)
-        manifest = synthetic.make_manifest(tmp_path, layout, [receipt])
-        tree = manifest.to_json() | {"student": {**manifest.to_json()["student"], "mask_id": 1, "eos_id": 0}}
-        (tmp_path / "manifest.json").write_bytes(canonical_json(tree))
-        return tmp_path
-
-    return write
 
 
 def test_numbers_agree_with_the_rows(make_cache, signal):
@@ -263,6 +220,8 @@ def test_the_documented_format_names_every_column_and_field(project_root, synthe
     text = (project_root / "docs" / "cache_format.md").read_text()
     kinds = (Manifest, SignalInfo, TeacherInfo, StudentInfo, DataSource, FileEntry, ShardEntry, Totals)
     names = {field.name for kind in (*kinds, ShardStatistics, Receipt) for field in dataclasses.fields(kind)}
-    names |= {"log_z_<T>" if c.name.startswith("log_z") else c.name for c in synthetic.make_layout("topk").columns}
+    names |= {
+        "log_tail_<T>" if c.name.startswith("log_tail") else c.name for c in synthetic.make_layout("topk").columns
+    }
     assert sorted(name for name in names if f"`{name}`" not in text) == []
     assert f"schema version {SCHEMA_VERSION}" in text

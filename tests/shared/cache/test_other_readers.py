@@ -17,7 +17,7 @@ def test_load_dataset_opens_every_config_streamed_and_not(loaded):
         assert loaded[config]["same"]
         assert loaded[config]["ids"] == loaded["expected"]
     assert loaded["unnamed"] == len(loaded["expected"])  # without a name: the data, not the preview
-    assert {"x_0", "masked", "top_ids", "log_z_2.0"} <= set(loaded["default"]["columns"])
+    assert {"x_0", "masked", "top_ids", "log_tail_2.0"} <= set(loaded["default"]["columns"])
     assert {"prompt", "response", "teacher"} <= set(loaded["preview"]["columns"])
 
 
@@ -47,4 +47,4 @@ def assert_rows(found, cache):
         for name in names:
             assert row[name] == getattr(view, name).tolist(), name
         for number, temperature in enumerate(cache.manifest.signal.temperatures if "top_ids" in row else ()):
-            assert row[f"log_z_{temperature}"] == view.log_z[:, number].tolist()
+            assert row[f"log_tail_{temperature}"] == view.log_tail[:, number].tolist()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tide.shared.cache import Layout, ViewRow, open_cache, schema, shard_name, write_shard, writer
 from tide.shared.errors import CacheError
 
-FLOATS = ("chunk_logp", "gold_logp", "top_logp", "log_z")
+FLOATS = ("chunk_logp", "gold_logp", "top_logp", "log_tail")
 
 
 def assert_same(rows: Sequence[ViewRow], expected: Sequence[ViewRow], layout: Layout) -> None:
@@ -27,7 +27,7 @@ def assert_same(rows: Sequence[ViewRow], expected: Sequence[ViewRow], layout: La
                 wanted = wanted.astype(np.float16).astype(np.float32)
             if field.name == "t":
                 wanted = float(np.float32(wanted))
-            if field.name == "log_z" and wanted.size == value.size == 0:
+            if field.name == "log_tail" and wanted.size == value.size == 0:
                 continue
             np.testing.assert_array_equal(value, wanted, err_msg=f"{row.sample_id} {row.view} {field.name}")
             if isinstance(value, np.ndarray):
@@ -105,7 +105,7 @@ def test_the_index_of_a_cache_without_signal_counts_zero_targets(make_cache):
 
 def test_decoded_arrays_are_read_only(make_cache):
     row = open_cache(make_cache("topk"))[4]
-    for name in ("x_0", "masked", "chunk_logp", "top_ids", "top_logp", "log_z"):
+    for name in ("x_0", "masked", "chunk_logp", "top_ids", "top_logp", "log_tail"):
         assert not getattr(row, name).flags.writeable, name
 
 
@@ -149,7 +149,7 @@ def test_the_file_is_what_the_format_says(tmp_path, synthetic, monkeypatch):
     with pq.ParquetFile(path) as file:
         info = file.metadata
         assert info.metadata == {b"tide.schema_version": b"1", b"tide.plan_hash": b"feed", b"tide.shard": b"7"}
-        assert file.schema_arrow.names[-2:] == ["log_z_1.0", "log_z_2.0"]
+        assert file.schema_arrow.names[-2:] == ["log_tail_1.0", "log_tail_2.0"]
         assert not any(f.nullable or getattr(f.type, "value_field", f).nullable for f in file.schema_arrow)
         assert info.num_row_groups > 3
         for group in range(info.num_row_groups):
@@ -165,12 +165,14 @@ def test_the_file_is_what_the_format_says(tmp_path, synthetic, monkeypatch):
 
 
 def test_plain_pyarrow_reads_numbers_worked_by_hand(tmp_path, synthetic):
-    layout = Layout("topk", vocab_size=10, block_size=4, top_k=2, temperatures=(0.5, 2.0), logp_dtype="float16")
+    layout = Layout(
+        "topk", vocab_size=10, block_size=4, top_k=2, temperatures=(0.5, 2.0), logp_dtype="float16", logp_step=1 / 16
+    )
     row = ViewRow(
         "conversation-1", 3, 0.5, np.array([1, 2, 3, 4]), 1, np.array([True, True, False]),
         chunk_start=np.array([1]), chunk_len=np.array([2]), chunk_logp=np.array([-0.1]),
         target_position=np.array([2]), gold_logp=np.array([-2.0]), num_top=np.array([2]),
-        top_ids=np.array([9, 3]), top_logp=np.array([-0.25, -2.0]), log_z=np.array([[-0.25, 1.5]]),
+        top_ids=np.array([9, 3]), top_logp=np.array([-0.26, -2.02]), log_tail=np.array([[-np.inf, -1.5]]),
     )  # fmt: skip
     write_shard(tmp_path / "x.parquet", [row], layout, plan_hash="p", shard=0)
     table = pq.read_table(tmp_path / "x.parquet", page_checksum_verification=True)
@@ -180,7 +182,7 @@ def test_plain_pyarrow_reads_numbers_worked_by_hand(tmp_path, synthetic):
             "num_chunks": 1, "num_targets": 1, "x_0": [1, 2, 3, 4], "masked": [True, True, False],
             "chunk_start": [1], "chunk_len": [2], "chunk_logp": [-0.0999755859375],
             "target_position": [2], "gold_logp": [-2.0], "num_top": [2], "top_ids": [9, 3], "top_logp": [-0.25, -2.0],
-            "log_z_0.5": [-0.25], "log_z_2.0": [1.5],
+            "log_tail_0.5": [-float("inf")], "log_tail_2.0": [-1.5],
         }
     ]  # fmt: skip
     assert table.schema.field("top_logp").type == pa.list_(pa.field("element", pa.float32(), nullable=False))
@@ -207,9 +209,9 @@ def test_duckdb_reads_the_shards(make_cache):
 
     root = make_cache("topk")
     rows = list(open_cache(root))
-    query = f"SELECT x_0, masked, top_ids, top_logp, \"log_z_2.0\" FROM '{root}/data/*.parquet'"
+    query = f"SELECT x_0, masked, top_ids, top_logp, \"log_tail_2.0\" FROM '{root}/data/*.parquet'"
     for got, row in zip(duckdb.sql(query).fetchall(), rows, strict=True):
-        expected = [row.x_0, row.masked, row.top_ids, row.top_logp, row.log_z[:, 1]]
+        expected = [row.x_0, row.masked, row.top_ids, row.top_logp, row.log_tail[:, 1]]
         for values, wanted in zip(got, expected, strict=True):
             np.testing.assert_array_equal(np.array(values, wanted.dtype), wanted)
 

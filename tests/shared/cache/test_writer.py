@@ -18,7 +18,8 @@ ROW = ViewRow(
     "s-1", 2, 0.5, np.arange(8, dtype=np.int32), 2, np.array([True, True, True, False, True, True]),
     chunk_start=np.array([2, 4, 6]), chunk_len=np.array([2, 1, 2]), chunk_logp=np.array([-1.0, 0.0, -3.0]),
     target_position=np.array([4, 6]), gold_logp=np.array([-1.0, -2.0]), num_top=np.array([2, 1]),
-    top_ids=np.array([5, 9, 5]), top_logp=np.array([-1.0, -1.5, -0.5]), log_z=np.array([[0.0, 2.0], [0.0, 2.0]]),
+    top_ids=np.array([5, 9, 5]), top_logp=np.array([-1.0, -1.5, -0.5]),
+    log_tail=np.log(np.array([[0.4, 0.8], [0.3, 0.6]])),
 )  # fmt: skip
 
 
@@ -74,11 +75,15 @@ BAD = {
     "top id negative": (put("top_ids", 1, -2), "top_ids"),
     "top logp out of order": (put("top_logp", 1, -0.9), "top_logp"),
     "top logp not a number": (put("top_logp", 1, np.nan), "top_logp"),
-    "head mass above one": ({"top_logp": np.array([-0.1, -0.2, -1.0])}, "log_z_1.0"),
-    "head mass above one when tempered": (put("log_z", 1, 0.0), "log_z_2.0"),
-    "log_z not a number": (put("log_z", 3, np.nan), "log_z"),
-    "log_z of one temperature only": ({"log_z": np.zeros((2, 1))}, "log_z"),
-    "log_z for more targets": ({"log_z": np.ones((3, 2))}, "log_z"),
+    "head mass above one": ({"top_logp": np.array([-0.1, -0.2, -1.0])}, "top_logp"),
+    "head and tail above one": (put("log_tail", 0, -0.1), "top_logp"),
+    "tail above one": (put("log_tail", 1, 0.01), "log_tail"),
+    "nothing kept and no tail": (
+        {"num_top": np.array([3, 0]), "top_ids": np.array([5, 9, 6]), "top_logp": np.array([-1.0, -1.5, -3.0])},
+        "log_tail"),
+    "log_tail not a number": (put("log_tail", 3, np.nan), "log_tail"),
+    "log_tail of one temperature only": ({"log_tail": np.full((2, 1), -1.0)}, "log_tail"),
+    "log_tail for more targets": ({"log_tail": np.full((3, 2), -1.0)}, "log_tail"),
 }  # fmt: skip
 
 

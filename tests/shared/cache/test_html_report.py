@@ -1,0 +1,318 @@
+"""`tide inspect-cache --report` and `--plots`: pages that show true numbers and cannot act, pictures that open."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import unicodedata
+from html.parser import HTMLParser
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+from tide.shared.cache import ViewRow, write_vocabulary
+from tide.shared.cache.decoded_views import MAX_TEXT_CHARS, SPREAD_T, spread_views
+from tide.shared.cache.files import canonical_json
+from tide.shared.cache.html_report import POLICY, report_html
+from tide.shared.cache.inspect import describe_cache
+from tide.shared.cache.manifest import file_entry
+from tide.shared.cache.plots import MAX_COLUMNS, MAX_TICKS, Absent, axis_ticks, make_plots
+from tide.shared.cache.reader import open_cache
+from tide.shared.cache.vocabulary import VOCABULARY_NAME
+from tide.shared.config import to_tree
+
+PLOTS = {
+    "none": {"t", "mask_ratio", "column_bytes"},
+    "chunk": {"t", "mask_ratio", "chunk_length", "column_bytes"},
+    "topk": {"t", "mask_ratio", "entropy", "head_mass", "chunk_length", "k", "one_to_one", "column_bytes"},
+}
+VOID = {"meta", "link", "br"}
+HARMLESS = {
+    "html", "head", "meta", "title", "link", "style", "body", "header", "main", "section", "article", "aside", "div",
+    "span", "p", "h1", "h2", "h3", "b", "i", "code", "dl", "dt", "dd", "figure", "figcaption",
+    "svg", "g", "rect", "line", "polyline", "circle", "text",
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page: elements with attributes and text; refuses tags that do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[dict[str, Any]] = []
+        self.open: list[dict[str, Any]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "parents": list(self.open), "text": "", **dict(attrs)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append({"tag": tag, "parents": list(self.open), "text": "", **dict(attrs)})
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def find(self, tag: str = "", **attributes: str) -> list[dict[str, Any]]:
+        """Elements of a tag, and with these classes or ids."""
+        return [
+            e for e in self.elements
+            if (not tag or e["tag"] == tag) and all(value in (e.get(name) or "").split()
+            for name, value in ((name.rstrip("_"), value) for name, value in attributes.items()))
+        ]  # fmt: skip
+
+    def values(self, name: str) -> list[float]:
+        """The numbers of a plot's marks."""
+        (plot,) = self.find("svg", id=f"plot-{name}")
+        marks = [e for e in self.find("g", class_="mark") if plot in e["parents"]]
+        return [float(e["data-value"]) for e in marks]
+
+
+def page_of(root) -> Page:
+    return Page(report_html(describe_cache(root), spread_views(open_cache(root))))
+
+
+def rewrite(root, **changes: Any) -> None:
+    """Change fields of the manifest, as a stranger may."""
+    tree = json.loads((root / "manifest.json").read_text())
+    for path, value in changes.items():
+        place, *names = path.split("__")
+        tree[place] = value if not names else tree[place] | {names[0]: value}
+    (root / "manifest.json").write_bytes(canonical_json(tree))
+
+
+def test_the_page_holds_what_the_signal_has(make_cache, signal):
+    page = page_of(make_cache(signal))
+    assert {e["id"].removeprefix("plot-") for e in page.find("svg")} == PLOTS[signal]
+    for plot in page.find("svg"):
+        title = next(e for e in page.find("title") if plot in e["parents"])
+        assert (plot["role"], plot["aria-label"]) == ("img", title["text"])
+    left_out = [e["text"] for e in page.find("section") if e["text"].startswith("Left out")]
+    assert len(left_out) == (signal != "topk")
+    if left_out:
+        assert "Head mass by t" in left_out[0]
+        assert f"signal {signal} keeps no distributions over tokens" in left_out[0]
+    kinds = {name for e in page.find("span") for name in (e.get("class") or "").split()}
+    assert ("chunk" in kinds, "masked" in kinds, "choice" in kinds) == (
+        signal != "none", signal == "none", signal == "topk"
+    )  # fmt: skip
+
+
+def test_numbers_of_the_plots_are_those_of_the_description(make_cache, signal):
+    root = make_cache(signal, samples=8)
+    d, page = describe_cache(root), page_of(root)
+    assert page.values("t") == d["t"]["views"]
+    assert page.values("mask_ratio") == d["t"]["mask_ratio_views"]
+    assert page.values("column_bytes") == sorted(d["size"]["column_bytes"].values(), reverse=True)
+    if d["chunks"]:
+        assert page.values("chunk_length") == d["chunks"]["length_counts"][1:]
+    if d["targets"]:
+        for name in ("entropy", "head_mass"):  # a bin without targets has no mark
+            assert page.values(name) == [value for value in d["targets"]["by_t"][name] if value is not None]
+        assert page.values("k") == d["targets"]["k_counts"]
+        assert page.values("one_to_one")[0] == min(d["targets"]["count"], d["chunks"]["count"])
+        assert sum(page.values("one_to_one")) == d["chunks"]["count"]
+
+
+def test_bars_are_as_high_as_their_numbers(make_cache):
+    page = page_of(make_cache("topk"))
+    for name, side in (("t", "height"), ("chunk_length", "height"), ("column_bytes", "width")):
+        (plot,) = page.find("svg", id=f"plot-{name}")
+        sizes = [float(e[side]) for e in page.find("rect", class_="bar") if plot in e["parents"]]
+        values = page.values(name)
+        scale = max(sizes) / max(values)
+        assert sizes == pytest.approx([value * scale for value in values], abs=0.02)  # two decimals are written
+
+
+def test_the_header_says_what_this_is(make_cache):
+    root = make_cache("topk")
+    d, text = describe_cache(root), page_of(root).find("header")[0]["text"]
+    per_position = f"{d['size']['bytes_per_masked_position']:,.1f}"
+    for fact in ("org/teacher", "c0ffee", "licence apache-2.0", "stdlib", "licence unknown", "seed 0", "topk",
+                 d["manifest_hash"], d["plan_hash"], per_position, f"{d['size']['masked_positions']:,}"):  # fmt: skip
+        assert fact in text
+
+
+def test_a_page_names_no_path_and_is_the_same_every_time(make_cache):
+    first, second = (make_cache("topk", name=f"{folder}/cache") for folder in ("a", "b"))
+    pages = [report_html(describe_cache(root), spread_views(open_cache(root))) for root in (first, second)]
+    assert pages[0] == pages[1]
+    assert str(first.parent) not in pages[0]
+
+
+def test_masked_chunks_carry_the_teachers_candidates(write_words):
+    page = page_of(write_words([b"<end>", b"def", b" f", b"(", b")", b":", b"\n", b"return", b" 1", b" \xc3\xa9"]))
+    (words,) = page.find("div", class_="words")
+    pieces = [e for e in page.find("span", tabindex="0") if e["parents"][-1] is words]
+    shown = [(e["class"], e["text"]) for e in pieces]
+    assert [kind for kind, _ in shown] == ["chunk shade-2", "chunk shade-3", "masked", "chunk shade-3"]
+    assert shown[0][1].startswith(":↵\nChunk of 2 tokens")
+    assert "probability 0.135 (-2.00 nats)" in shown[0][1]  # exp(-2); exp(-1) per token gives the shade
+    assert shown[1][1].startswith(" 1Chunk of 1 token probability 0.607 (-0.50 nats) Clean token ' 1': 0.500")
+    assert [e["text"] for e in page.find("span", class_="choice") if pieces[1] in e["parents"]] == [
+        "' 1'0.500", "' f'0.250", "'def'0.125"
+    ]  # fmt: skip
+    assert [e["text"] for e in page.find("span", class_="clean")] == [")", "return", "' 1'0.500"]
+    assert "' 1'" not in shown[2][1]
+    assert "no answer of a teacher" in shown[2][1]
+    assert "'↵'0.500" in shown[3][1]
+
+
+def test_views_go_from_little_to_nearly_all_masked(make_cache):
+    views = spread_views(open_cache(make_cache("topk", num_shards=1, samples=20)))
+    assert len(views) == len(SPREAD_T)
+    assert len({view["sample_id"] for view in views}) == len(SPREAD_T)
+    assert [view["t"] for view in views] == sorted(view["t"] for view in views)
+    assert max(len(says["top"]) for view in views for s in view["segments"] for says in s["teacher"]) == 5
+
+
+def test_a_view_of_empty_tokens_is_shown_in_part(tmp_path, synthetic):
+    layout = synthetic.make_layout("none")
+    x_0 = np.full(200_000, 2, np.int32)
+    row = ViewRow("long", 0, 0.5, x_0, 100_000, np.arange(100_000) % 2 == 0)
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, [row], layout)])
+    write_vocabulary(tmp_path, [b""] * synthetic.VOCAB)
+    rewrite(tmp_path, vocabulary=to_tree(file_entry(tmp_path, VOCABULARY_NAME)))
+    (view,) = spread_views(open_cache(tmp_path))
+    assert (view["tokens"], len(view["segments"])) == (200_000, 1 + MAX_TEXT_CHARS)
+    assert len(page_of(tmp_path).find("span", class_="masked")) == MAX_TEXT_CHARS // 2 + 1  # one of them in the key
+
+
+def test_a_page_of_a_stranger_is_inert(write_hostile):
+    root, texts = write_hostile()
+    html = report_html(describe_cache(root), spread_views(open_cache(root)))
+    page = Page(html)
+    assert {e["tag"] for e in page.elements} <= HARMLESS
+    for element in page.elements:
+        attributes = {name: value for name, value in element.items() if name not in ("tag", "parents", "text")}
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset", "xlink:href")]
+        assert attributes.get("href", "data:,") == "data:,"
+        assert re.fullmatch(r"width:[0-9.]+%", attributes.get("style", "width:0%"))
+        assert not [v for v in attributes.values() if v and re.search(r"https?:|javascript:|url\(", v)]
+    (policy,) = [e["content"] for e in page.find("meta") if e.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == POLICY
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
+    (style,) = page.find("style")
+    assert not re.search(r"url\(|@import|https?:", style["text"])
+    shown = page.find("body")[0]["text"]
+    for text in texts:
+        assert text in shown
+    unsafe = {c for c in html if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")}
+    assert not unsafe
+
+
+def test_numbers_that_lie_still_give_a_page(make_cache):
+    root = make_cache("topk")
+    huge, tree = 2**62 - 1, json.loads((root / "manifest.json").read_text())["statistics"]
+    columns = tree["column_bytes"] | {f"column {number}": huge for number in range(100)}
+    lies = {
+        "t_histogram": [huge] * 20, "t_entropy": [-1e308] * 20, "t_head_mass": [1e308] * 20, "t_targets": [1] * 20,
+        "num_top_counts": [huge] * 5000, "chunk_len_counts": [0] * 5000 + [1], "targets": huge, "column_bytes": columns,
+    }  # fmt: skip
+    rewrite(root, statistics=tree | lies)
+    page = page_of(root)
+    assert len(page.values("k")) <= MAX_COLUMNS
+    assert not re.search(r"nan|inf", " ".join(v for e in page.find("rect") for v in (e["x"], e["y"], e["height"])))
+    rewrite(root, statistics=tree | {"t_targets": [0] * 20, "num_top_counts": [], "chunk_len_counts": []})
+    assert not page_of(root).find("svg", id="plot-entropy")
+
+
+def test_a_cache_without_rows_gives_a_page_and_no_picture_fails(tmp_path, synthetic):
+    layout = synthetic.make_layout()
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, [], layout)])
+    page = page_of(tmp_path)
+    assert page.find("svg") == []
+    assert "it has no views" in page.find("main")[0]["text"]
+    assert "This cache has no views." in page.find("main")[0]["text"]
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0, 7), (0, 12_345), (0, 2**62), (0.61, 1.0), (0.9, 1.0), (0, 1e-7)])
+def test_an_axis_encloses_its_values_with_few_round_ticks(low, high):
+    ticks = axis_ticks(low, high, whole=isinstance(high, int))
+    values = [value for value, _ in ticks]
+    assert values[0] <= low
+    assert values[-1] >= high * (1 - 1e-9)
+    assert values[-1] - high <= high - low
+    assert 2 <= len(ticks) <= 7
+    assert len({text for _, text in ticks}) == len(ticks)
+    assert max(len(text) for _, text in ticks) <= 7
+
+
+@pytest.mark.parametrize(
+    "counts, columns, last, ticks",
+    [
+        ([0, 5, 3], 2, "2 tokens", ["1", "2"]),
+        ([2, 5, 3], 3, "2 tokens", ["0", "1", "2"]),
+        ([1] * 24, 24, "23 tokens", [str(value) for value in range(0, 24, 2)]),
+        ([0] * 128 + [9], 32, "125 to 128 tokens", ["1", "21", "41", "61", "81", "101", "121"]),
+        ([0, 900, 95, 4] + [0] * 90 + [1], 3, "3 or more tokens", ["1", "2", "3+"]),
+        ([0, *[100] * 30, 5, 4, 3], 31, "31 or more tokens", ["5", "10", "15", "20", "25", "31+"]),
+    ],
+)  # fmt: skip
+def test_long_distributions_are_grouped_and_nothing_is_lost(make_cache, counts, columns, last, ticks):
+    description = describe_cache(make_cache("chunk"))
+    description["chunks"]["length_counts"] = counts
+    (plot,) = [plot for plot in make_plots(description) if plot.name == "chunk_length"]
+    assert not isinstance(plot, Absent)
+    assert (len(plot.values), plot.labels[-1], sum(plot.values)) == (columns, last, sum(counts))
+    assert 1 <= len(plot.ticks) <= MAX_TICKS
+    assert [text for _, text in plot.ticks] == ticks
+
+
+def test_the_command_writes_a_page_and_pictures_and_names_them(make_cache, tide, tmp_path, signal):
+    root, page, folder = make_cache(signal), tmp_path / "out" / "report.html", tmp_path / "plots"
+    code, out, err = tide("inspect-cache", root, "--report", page, "--plots", folder, "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["report"] == str(page)
+    assert answer["manifest_hash"] in page.read_text()
+    assert answer["plots"] == [str(folder / f"{name}.png") for name in
+        [plot.name for plot in make_plots(describe_cache(root)) if not isinstance(plot, Absent)]]  # fmt: skip
+    assert {path.stem for path in folder.iterdir()} == PLOTS[signal]
+    for path in folder.iterdir():
+        pixels = matplotlib.image.imread(path)
+        assert min(pixels.shape[:2]) > 200
+        assert pixels.std() > 0.02
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html"]
+    code, out, _ = tide("inspect-cache", root, "--report", page)
+    assert (code, "Signal" in out, str(page) in out) == (0, False, True)
+
+
+def test_names_of_a_stranger_are_drawn_as_they_are(write_hostile, tide, tmp_path):
+    root, _ = write_hostile()
+    tree = json.loads((root / "manifest.json").read_text())["statistics"]
+    rewrite(root, statistics=tree | {"column_bytes": {r"$\frac{1}{0$": 5, "東京": 3, "<b>": 2}})
+    code, _, err = tide("inspect-cache", root, "--plots", tmp_path / "plots")
+    assert (code, err) == (0, "")
+
+
+def test_a_page_that_cannot_be_written_is_an_error_that_says_so(make_cache, tide, tmp_path):
+    blocked = tmp_path / "folder.html"
+    (blocked / "inside").mkdir(parents=True)
+    code, out, err = tide("inspect-cache", make_cache(), "--report", blocked)
+    assert (code, out) == (74, "")
+    assert f"{blocked}: cannot be written" in err
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_a_page_needs_neither_models_nor_matplotlib(make_cache, tmp_path):
+    program = (
+        "import sys; from tide.cli import main\n"
+        "try: main()\n"
+        "finally: sys.stderr.write(' '.join({m.split('.')[0] for m in sys.modules}))"
+    )
+    command = [sys.executable, "-c", program, "inspect-cache", str(make_cache()), "--report"]
+    done = subprocess.run([*command, str(tmp_path / "r.html")], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "datasets", "tokenizers", "matplotlib", "PIL"}
+    assert not heavy & set(done.stderr.split())
+    assert os.path.getsize(tmp_path / "r.html") < 100_000
