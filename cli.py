@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .shared.errors import EXIT_INTERRUPTED, ConfigError, TideError, Unavailable
+from .shared.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -117,7 +118,7 @@ def dump_teacher(
 
 @app.command()
 def train_student(
-    cache: Annotated[str, typer.Option("--cache", help="Cache folder or hub id.")],
+    cache: Annotated[str, typer.Option("--cache", help="Cache folder, or hf://datasets/owner/name@revision.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder: metrics.jsonl, checkpoints/, student/.")],
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     student: StudentOption = None,
@@ -221,6 +222,44 @@ def verify_cache(
 
 
 @app.command()
+def push_cache(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    repository: Annotated[str, typer.Argument(help="Data set of the Hub: owner/name; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="For you and your organisation only.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Default: v- and the start of the manifest's hash.")] = None,
+    teacher_licence: Annotated[
+        str | None, typer.Option(help="Licence of the teacher, if the manifest says unknown.")
+    ] = None,
+    data_licence: Annotated[str | None, typer.Option(help="Licence of the data, if the manifest says unknown.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a cache and publish it on the Hub, with a card and a preview; the manifest goes up last, then a tag.
+
+    The same command again continues what was interrupted and uploads nothing twice.
+    """
+    from .shared.cache.push import push_cache as push
+
+    done = push(
+        path, repository, private=private, tag=tag, teacher_licence=teacher_licence, data_licence=data_licence,
+        say=_say,
+    )  # fmt: skip
+    _print(vars(done), as_json)
+
+
+@app.command()
+def pull_cache(
+    address: Annotated[str, typer.Argument(help="owner/name, owner/name@revision or hf://datasets/owner/name.")],
+    out: Annotated[Path, typer.Argument(help="New folder; the same command again continues it.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a cache from the Hub at one commit and verify it in full; OUT/hub.json says which commit."""
+    from .shared.cache.pull import pull_cache as pull
+
+    _print(vars(pull(address, out, revision=revision, say=_say)), as_json)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
     as_json: JsonOption = False,
@@ -283,6 +322,13 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
 
 
+def _say(line: str) -> None:
+    """A line of progress, on stderr."""
+    from .shared.cache.inert import terminal_text
+
+    typer.echo(terminal_text(redacted(line)), err=True)
+
+
 def _print_text(text: "Text") -> None:
     """Styled lines on a terminal, plain ones into a pipe or a file."""
     from rich.console import Console
@@ -295,19 +341,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end the command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
+    warnings.formatwarning = lambda message, category, *_, **__: redacted(f"{category.__name__}: {message}\n")
     try:
         app()
     except TideError as error:
         from .shared.cache.inert import terminal_text  # messages may quote what a stranger wrote
 
-        typer.echo(terminal_text(f"{type(error).__name__}: {error}"), err=True)
+        typer.echo(terminal_text(redacted(f"{type(error).__name__}: {error}")), err=True)
         sys.exit(error.exit_code)
     except (_Interrupted, KeyboardInterrupt):
         typer.echo("interrupted; what was finished is kept, and the same command continues", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception:
-        traceback.print_exc()
+        typer.echo(redacted(traceback.format_exc()), err=True, nl=False)
         typer.echo("This is a bug in tide, not a mistake of yours: please report it with the lines above.", err=True)
         sys.exit(1)
 

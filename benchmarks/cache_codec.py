@@ -37,7 +37,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from adapt_language_model import unpack_smollm2
 
-REMOVED = (0.1, 0.3, 0.5, 0.7, 0.9)
+REMOVED = (0.1, 0.3, 0.5, 0.7, 0.9) * 2
+"""Ten views of a document, as recipes have."""
 TEMPERATURES = (1.0, 2.0)
 BLOCK, STUDENT_CONTEXT, MAX_TOKENS = 32, 8, 256
 FIELDS = (("question", "answer"), ("prompt", "canonical_solution"), ("problem", "solution"))
@@ -185,8 +186,8 @@ def stored_answers(row: ViewRow, k: int) -> tuple[torch.Tensor, dict, dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="+", type=Path)
-    parser.add_argument("--documents", type=int, default=8, help="of each file")
-    parser.add_argument("--positions", type=int, default=40, help="of each document at each share of removed context")
+    parser.add_argument("--documents", type=int, default=2, help="of each file")
+    parser.add_argument("--positions", type=int, default=MAX_TOKENS, help="of each view, at most")
     parser.add_argument("--model", type=Path, default=Path("runs/smollm2"), help="folder of the unpacked model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

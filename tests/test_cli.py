@@ -12,7 +12,8 @@ from tide import __version__, cli
 from tide.shared.errors import CacheMismatch, OutputError, TryAgain
 from tide.shared.progress import dump_progress, train_progress
 
-COMMANDS = ["plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "demo", "doctor"]
+COMMANDS = ["plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "push-cache", "pull-cache",
+            "demo", "doctor"]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
 
 
@@ -98,6 +99,17 @@ def test_an_unexpected_error_shows_where_and_ends_with_1(tide, monkeypatch):
     assert "Traceback" in err
     assert "ZeroDivisionError: zero" in err
     assert "bug in tide" in err
+
+
+def test_no_message_shows_a_token(tide, monkeypatch):
+    token = "hf_" + "t" * 34
+    for error, ending in [(CacheMismatch(f"Bearer {token}"), 65), (ZeroDivisionError(f"Bearer {token}"), 1)]:
+        monkeypatch.setattr("tide.shared.doctor.examine", raising(error))
+        code, out, err = tide("doctor")
+        assert (code, out) == (ending, "")
+        assert "Bearer <token>" in err
+        assert token not in err
+    assert token not in warnings.formatwarning(UserWarning(token), UserWarning, "file.py", 1)
 
 
 def test_an_interruption_ends_with_130(tide, monkeypatch):

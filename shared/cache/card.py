@@ -1,12 +1,74 @@
-"""README.md of a cache: a data set card that says what it holds, made from the manifest alone.
+"""README.md of a cache: a data set card for people and for the Hub, made from the manifest alone.
 
-It is written before the manifest and read by people; nothing in tide parses it.
+The YAML front matter tells the Hub licence, tags, size and configs; the tables below say all that docs/cache_format.md
+asks a manifest to say. Names in a manifest may be a stranger's: they are quoted for YAML and inert in Markdown. Nothing
+in tide parses a card.
 """
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from ..errors import ConfigError
+from ..licences import hub_fields
 from .files import atomic_write
-from .manifest import Manifest
+from .inert import markdown_text, terminal_text
+from .manifest import UNKNOWN, DataSource, Manifest
+
+PREVIEW_CONFIG = "preview"
+DATA_GLOB, PREVIEW_GLOB = "data/*.parquet", "preview/*.parquet"
+MAX_CELL_CHARS = 500
+_SIZES = [(10**3, "1K"), (10**4, "10K"), (10**5, "100K"), (10**6, "1M"), (10**7, "10M"), (10**8, "100M"),
+          (10**9, "1B"), (10**10, "10B"), (10**11, "100B"), (10**12, "1T")]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Licences:
+    """What a card declares: the teacher's licence (None without a teacher), and every source's in order."""
+
+    teacher: str | None
+    data: tuple[str, ...]
+
+    @property
+    def all(self) -> list[str]:
+        """Teacher first."""
+        return [*([self.teacher] if self.teacher is not None else []), *self.data]
+
+
+def licences_of(manifest: Manifest) -> Licences:
+    """What the manifest says, "unknown" included."""
+    return Licences(manifest.teacher.licence if manifest.teacher else None, tuple(s.licence for s in manifest.sources))
+
+
+def required_licences(manifest: Manifest, *, teacher: str | None = None, data: str | None = None) -> Licences:
+    """The manifest's licences, its unknown ones replaced by what the publisher states.
+
+    Args: teacher, data: given as options; they fill in what is unknown and contradict nothing.
+    Raises: ConfigError: a licence is still unknown, or an option contradicts the manifest; names the option.
+    """
+    known = licences_of(manifest)
+    model = manifest.teacher.id if manifest.teacher else "no teacher"
+    found = []
+    for option, given, who, licences in (
+        ("--teacher-licence", teacher, f"the teacher ({model})", [known.teacher] if known.teacher is not None else []),
+        ("--data-licence", data, "the data", list(known.data)),
+    ):
+        if given is not None and (not given.strip() or given.strip() == UNKNOWN or not given.isprintable()):
+            raise ConfigError(f"{option} {given!r:.80}: expected the name of a licence, for example apache-2.0")
+        if given is not None and UNKNOWN not in licences and given not in licences:
+            raise ConfigError(
+                f"{option} {given}: the manifest declares {', '.join(licences) or 'none'} for {who}; leave it out"
+            )
+        if given is None and UNKNOWN in licences:
+            raise ConfigError(
+                f"the licence of {who} is unknown, and what is published needs one: find out, then give "
+                f"{option} NAME (for example {option} apache-2.0), or ask whoever owns the rights"
+            )
+        found.append([given.strip() if given and licence == UNKNOWN else licence for licence in licences])
+    return Licences(found[0][0] if found[0] else None, tuple(found[1]))
 
 
 def write_card(root: str | Path, manifest: Manifest) -> None:
@@ -14,32 +76,126 @@ def write_card(root: str | Path, manifest: Manifest) -> None:
     atomic_write(Path(root) / "README.md", card_text(manifest).encode())
 
 
-def card_text(manifest: Manifest) -> str:
-    """The card as Markdown with the Hub's YAML header."""
-    totals, signal, noise = manifest.totals, manifest.signal, manifest.noise
-    teacher = "none (clean samples only)" if manifest.teacher is None else f"`{manifest.teacher.id}`"
-    revision = "" if manifest.teacher is None else f" at `{manifest.teacher.revision}`"
-    precision = "" if manifest.teacher is None else f", {manifest.teacher.precision}"
-    per_masked = totals.bytes / max(1, totals.masked_positions)
-    rows = [
-        ("Teacher", teacher + revision + precision),
-        ("Data", ", ".join(f"`{s.source}` at `{s.revision}` (licence: {s.licence})" for s in manifest.sources)),
-        ("Signal", f"{signal.kind}, k = {signal.top_k}, temperatures {', '.join(map(str, signal.temperatures))}"),
-        ("Loss support", signal.support),
-        ("Noise", ", ".join(f"{name} = {value}" for name, value in sorted(noise.items()))),
-        ("Student tokenizer", f"`{manifest.student.tokenizer_fingerprint}`"),
-        ("Block size", str(manifest.block_size)),
-        ("Samples, views", f"{totals.samples:,}, {totals.rows:,}"),
-        ("Bytes", f"{totals.bytes:,} ({per_masked:.1f} per masked position)"),
-        ("Plan", f"`{manifest.plan_hash}`"),
+def card_text(manifest: Manifest, licences: Licences | None = None, *, repository: str | None = None) -> str:
+    """The card as Markdown with the Hub's YAML front matter.
+
+    Args:
+        licences: default: the manifest's.
+        repository: owner/name it is published as, where a preview lies beside the data; None: a local cache.
+    """
+    licences, has_preview = licences or licences_of(manifest), repository is not None
+    header = yaml.safe_dump(_front_matter(manifest, licences, has_preview), sort_keys=False, width=2**16)
+    shown = (
+        " The config `preview` shows some views as text, with the teacher's first choices; it is for people, and no "
+        "training reads it." if has_preview else ""
+    )  # fmt: skip
+    sections = [
+        f"---\n{header}---\n",
+        "# A teacher's answers, cached by tide\n",
+        "One row per view (sample x noise draw). docs/cache_format.md of tide-distill describes the columns, and "
+        f"`manifest.json` describes this cache completely; any Parquet reader opens it.{shown}\n",
+        _USE.replace("OWNER/NAME", repository) if repository else "",
+        *(f"## {title}\n\n{_table(rows)}\n" for title, rows in _sections(manifest, licences)),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return (
-        "---\npretty_name: tide cache\ntags: [tide, distillation, diffusion-language-model]\n"
-        "configs:\n- config_name: default\n  data_files: data/*.parquet\n---\n\n"
-        "# A teacher's answers, cached by tide\n\n"
-        "One row per view (sample x noise draw). The columns are described in docs/cache_format.md of tide-distill, "
-        "and "
-        "`manifest.json` describes this cache completely; any Parquet reader opens it.\n\n"
-        f"| | |\n|---|---|\n{table}\n"
+    return "\n".join(section for section in sections if section)
+
+
+_USE = """```sh
+tide pull-cache OWNER/NAME cache                      # fetch, pinned to a commit, and verify
+tide train-student --cache hf://datasets/OWNER/NAME --student STUDENT --out run
+```
+"""
+
+
+def _front_matter(manifest: Manifest, licences: Licences, has_preview: bool) -> dict[str, Any]:
+    configs: list[dict[str, Any]] = [
+        {"config_name": "default", "default": True, "data_files": [{"split": "train", "path": DATA_GLOB}]}
+    ]
+    if has_preview:
+        configs.append({"config_name": PREVIEW_CONFIG, "data_files": [{"split": "train", "path": PREVIEW_GLOB}]})
+    teacher = f" of {_one_line(manifest.teacher.id, 100)}" if manifest.teacher else ""
+    fields = hub_fields([_one_line(licence) for licence in licences.all])
+    return {
+        "pretty_name": f"tide cache{teacher}",
+        **fields,
+        "tags": ["tide", "distillation", "diffusion-language-model", f"signal-{manifest.signal.kind}"],
+        "size_categories": [size_category(manifest.totals.rows)],
+        "configs": configs,
+    }
+
+
+def size_category(num_rows: int) -> str:
+    """The Hub's name for a number of rows, for example "1K<n<10K"."""
+    below = None
+    for bound, name in _SIZES:
+        if num_rows < bound:
+            return f"n<{name}" if below is None else f"{below}<n<{name}"
+        below = name
+    return "n>1T"
+
+
+def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping[str, str]]]:
+    """Titles and rows of all tables, values as plain text."""
+    teacher, student, signal, totals = manifest.teacher, manifest.student, manifest.signal, manifest.totals
+    teacher_rows = {"Model": "none (clean samples only)"}
+    if teacher is not None:
+        teacher_rows = {
+            "Model": teacher.id, "Revision": teacher.revision, "Licence": licences.teacher or UNKNOWN,
+            "Weights (fingerprint)": teacher.weight_fingerprint, "Precision": teacher.precision,
+            "Tokenizer": teacher.tokenizer_fingerprint, "Chat template": teacher.chat_template_fingerprint,
+            "Spec": _settings(teacher.spec),
+        }  # fmt: skip
+    sources = zip(manifest.sources, licences.data, strict=True)
+    data_rows = {f"Source {number}": _source(*pair) for number, pair in enumerate(sources, 1)}
+    data_rows["Left out"] = _settings(manifest.dropped) or "nothing"
+    step = f", top tokens in steps of {signal.logp_step:g} nats" if signal.logp_step else ""
+    signal_rows = {
+        "Kind": signal.kind, "Codec": f"{signal.codec}, {signal.logp_dtype}{step}",
+        "Codec's measured error": _settings(signal.codec_error) or "not measured",
+    }  # fmt: skip
+    if signal.kind == "topk":
+        signal_rows |= {
+            "Kept tokens": f"at most {signal.top_k}, probability at least {signal.min_probability:g}",
+            "Temperatures": ", ".join(f"{t:g}" for t in signal.temperatures), "Loss support": signal.support,
+        }  # fmt: skip
+    per_masked = f"{totals.bytes / totals.masked_positions:.1f}" if totals.masked_positions else "no"
+    return [
+        ("Teacher", teacher_rows),
+        ("Student", {
+            "Tokenizer": student.tokenizer_fingerprint, "Chat template": student.chat_template_fingerprint,
+            "Ids": f"{student.vocab_size:,}, mask {student.mask_id}, end of text {student.eos_id}",
+            "Block size": str(manifest.block_size),
+        }),
+        ("Data", data_rows),
+        ("Noise", {name.replace("_", " "): str(value) for name, value in sorted(manifest.noise.items())}),
+        ("Signal", signal_rows),
+        ("Size", {
+            "Samples": f"{totals.samples:,}", "Views (rows)": f"{totals.rows:,}", "Tokens": f"{totals.tokens:,}",
+            "Masked positions": f"{totals.masked_positions:,}",
+            "Bytes": f"{totals.bytes:,} in {totals.shards:,} shards, {per_masked} per masked position",
+        }),
+        ("Identity", {
+            "Manifest": manifest.hash, "Plan": manifest.plan_hash,
+            "Made by": f"tide {manifest.tide_version}, schema {manifest.schema_version}",
+        }),
+    ]  # fmt: skip
+
+
+def _source(source: DataSource, licence: str) -> str:
+    return f"{source.source} at {source.revision} (licence: {licence})"
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in sorted(settings.items()))
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines: Iterable[str] = (
+        f"| {markdown_text(name, max_chars=MAX_CELL_CHARS)} | {markdown_text(value, max_chars=MAX_CELL_CHARS)} |"
+        for name, value in rows.items()
     )
+    return "| | |\n|---|---|\n" + "\n".join(lines)
+
+
+def _one_line(text: str, max_chars: int = MAX_CELL_CHARS) -> str:
+    return " ".join(terminal_text(text, max_chars=max_chars).split())

@@ -4,7 +4,7 @@ Views come from the first row group, decoded through vocabulary.parquet and chec
 is inert (inert.py): it cannot act in a terminal. HTML needs escaping on top.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Any
@@ -40,11 +40,19 @@ def sample_view(cache: Cache) -> dict[str, Any] | None:
     decoder = _Decoder(cache)
     if decoder.batch is None:
         return None
-    row = decoder.nearest(NEATEST_T)
-    targets = int(np.searchsorted(row.target_position, decoder.padding_start(row)))
-    spread = np.unique(np.linspace(0, targets - 1, NUM_SHOWN_POSITIONS).round().astype(int)) if targets else []
-    segments = [{k: v for k, v in s.items() if k != "positions"} for s in decoder.segments(row)]
-    return {**decoder.summary(row), "segments": segments, "teacher": [decoder.says(row, int(i)) for i in spread]}
+    return decoder.described(decoder.nearest(NEATEST_T))
+
+
+def first_views(cache: Cache, shard: int, limit: int) -> Iterator[dict[str, Any]]:
+    """At most `limit` views of a shard's first row group, in order; each as `sample_view`.
+
+    Raises: CacheError: a damaged row group.
+    """
+    decoder = _Decoder(cache, shard)
+    batch = decoder.batch
+    for number in range(min(limit, len(batch)) if batch is not None else 0):
+        assert batch is not None
+        yield decoder.described(batch[number])
 
 
 def spread_views(cache: Cache) -> list[dict[str, Any]]:
@@ -71,14 +79,14 @@ def spread_views(cache: Cache) -> list[dict[str, Any]]:
 
 
 class _Decoder:
-    """The first row group of a cache, and the words of its vocabulary."""
+    """The first row group of a cache, or of one of its shards, and the words of its vocabulary."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, shard: int | None = None) -> None:
         self.batch: RowBatch | None = None
         self.eos_id = cache.manifest.student.eos_id
         self.words = _Words(cache.vocabulary() if cache.manifest.vocabulary else None)
-        if cache.row_groups:
-            first = cache.row_groups[0]
+        first = next((group for group in cache.row_groups if shard in (None, group.shard)), None)
+        if first is not None:
             self.batch = cache.read_row_group(first.shard, first.group)
             check_batch(self.batch, cache.layout)
 
@@ -91,6 +99,13 @@ class _Decoder:
         places = zip(batch.sample_id, batch.view.tolist(), strict=True)
         repeated = np.array([2 if place in without else int(place[0] in samples) for place in places])
         return batch[int(np.lexsort((np.abs(batch.t - t), repeated, -informative))[0])]
+
+    def described(self, row: ViewRow) -> dict[str, Any]:
+        """The view, and the teacher's answers at a few positions spread over it."""
+        targets = int(np.searchsorted(row.target_position, self.padding_start(row)))
+        spread = np.unique(np.linspace(0, targets - 1, NUM_SHOWN_POSITIONS).round().astype(int)) if targets else []
+        segments = [{k: v for k, v in s.items() if k != "positions"} for s in self.segments(row)]
+        return {**self.summary(row), "segments": segments, "teacher": [self.says(row, int(i)) for i in spread]}
 
     def padding_start(self, row: ViewRow) -> int:
         """Where the trailing run of EOS tokens starts, its first one (the answer's own end) excluded."""

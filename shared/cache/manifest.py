@@ -27,6 +27,8 @@ from .statistics import NUM_BINS, ShardStatistics, merge
 
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
+STAGING_NAME = ".pull"
+"""Folder inside a cache folder where pull-cache gathers files."""
 CODEC = "plain"
 MAX_MANIFEST_BYTES = 64 << 20
 MAX_PLAN_BYTES = 1 << 30
@@ -296,6 +298,8 @@ def read_manifest(root: str | Path) -> Manifest:
 
 
 def _why_missing(root: Path) -> str:
+    if (root / STAGING_NAME).is_dir():
+        return f"{root} is incomplete: a pull was interrupted; run the same pull-cache command again"
     try:
         plan = read_json(root / PLAN_NAME, max_bytes=MAX_PLAN_BYTES)
     except FileNotFoundError:

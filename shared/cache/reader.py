@@ -4,7 +4,6 @@ A row group is decoded column by column into flat numpy arrays and sliced per ro
 all lists are checked on every read; hashes and meaning by `Cache.verify`.
 """
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import CacheError, CacheMismatch, Unavailable
+from ..errors import CacheError, CacheMismatch
 from .batch import RowBatch, read_group
 from .files import file_inside, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 CACHED_BYTES = 512 << 20
 """Decoded row groups kept in memory by `Cache.rows`."""
 OPEN_SHARDS = 32
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -72,43 +70,26 @@ def open_cache(
     """Open a cache folder, or a data set of the Hub that holds one.
 
     Args:
+        path_or_hub_id: a folder, owner/name, owner/name@revision or hf://datasets/owner/name@revision. Shards of the
+            Hub are fetched when they are read (remote.py).
         revision: branch, tag or commit on the Hub.
         verify: "full": all checks of docs/cache_format.md; "quick": manifest, sizes and footers only, for a cache made
-            here or verified before; True: full for the Hub, quick for a folder; False: the manifest alone.
+            here or verified before; True: quick for a folder, and for the Hub every shard in full before it is read;
+            False: the manifest alone (and, for the Hub, size and SHA-256 of what is read).
     Raises:
         CacheError: incomplete, damaged or not a cache. Unavailable: the Hub cannot be reached.
     """
-    root, is_remote = Path(path_or_hub_id), False
+    root = Path(path_or_hub_id)
     if not root.is_dir():
-        root, is_remote = _download(str(path_or_hub_id), revision), True
-    elif revision is not None:
+        from .remote import open_remote_cache
+
+        return open_remote_cache(str(path_or_hub_id), revision, verify)
+    if revision is not None:
         raise CacheError(f"{root} is a folder and has no revision {revision!r}; leave revision out")
     cache = Cache(root, read_manifest(root))
     if verify:
-        mode = verify if isinstance(verify, str) else "full" if is_remote else "quick"
-        verify_cache(root, mode=mode)
+        verify_cache(root, mode=verify if isinstance(verify, str) else "quick")
     return cache
-
-
-def _download(name: str, revision: str | None) -> Path:
-    """Fetch the manifest, then exactly the files it names."""
-    if not _HUB_ID.fullmatch(name):
-        raise CacheError(f"{name}: no such folder (and not an id of the Hub, which has the form owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    def fetch(files: list[str], commit: str | None) -> Path:
-        return Path(snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=files))
-
-    try:
-        root = fetch([MANIFEST_NAME], revision)
-        manifest = read_manifest(root)
-        files = [shard.name for shard in manifest.shards]
-        files += [manifest.vocabulary.name] if manifest.vocabulary else []
-        return fetch([MANIFEST_NAME, *files], root.name)
-    except (OSError, HFValidationError) as error:  # the Hub's errors are OSErrors
-        at = f" at revision {revision}" if revision else ""
-        raise Unavailable(f"{name} is not a folder here, and cannot be fetched from the Hub{at}: {error}") from error
 
 
 class Cache(Sequence[ViewRow]):

@@ -59,6 +59,15 @@ def verify_cache(root: str | Path, *, mode: Literal["quick", "full"] = "full") -
     return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes)
 
 
+def verify_shard(root: str | Path, shard: int) -> None:
+    """Checks 3 to 6 of one shard, for a cache whose other shards are not here yet; its hash is the caller's business.
+
+    What only all shards together show (a sample in two of them, the statistics) waits for `verify_cache`.
+    Raises: CacheError: the first check that fails; names file, row and field.
+    """
+    _check_in_child(Path(root), shard)
+
+
 def _check_files(root: Path, manifest: Manifest, *, full: bool) -> None:
     """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
     entries = [*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])]
@@ -79,10 +88,11 @@ def _check_files(root: Path, manifest: Manifest, *, full: bool) -> None:
             raise CacheError(f"{path}: the manifest does not name this file; remove it, readers would mix it in")
 
 
-def _check_in_child(root: Path) -> None:
+def _check_in_child(root: Path, shard: int | None = None) -> None:
     """Checks 3 to 6 in a process of their own, with `CHILD_BYTES` of memory."""
     # -P keeps the current folder, which a stranger may have filled, off the import path.
     command = [sys.executable, "-P", "-m", f"{__package__}.verify_shards", str(root.absolute()), str(CHILD_BYTES)]
+    command += [] if shard is None else [str(shard)]
     search_path = os.pathsep.join(folder for folder in sys.path if folder)
     environment = {**os.environ, "PYTHONPATH": search_path, "ARROW_DEFAULT_MEMORY_POOL": "system"}
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -1,7 +1,7 @@
 """Checks 3 to 6 of a cache: footers, pages, meaning. Also a program.
 
-`python -m tide.shared.cache.verify_shards ROOT BYTES` limits its own memory to BYTES above what it starts with,
-and prints one line of JSON:
+`python -m tide.shared.cache.verify_shards ROOT BYTES [SHARD]` limits its own memory to BYTES above what it starts with,
+checks all shards or the one of that number, and prints one line of JSON:
 {"kind": name of the error or null, "error": its message or null}. It imports numpy and pyarrow, and no torch.
 """
 
@@ -39,27 +39,45 @@ def check_shards(root: Path, manifest: Manifest, *, full: bool) -> None:
     Raises: CacheError: the first check that fails; names shard, row and field.
     """
     for shard in range(len(manifest.shards)):
-        path = file_inside(root, manifest.shards[shard].name)
-        with reading(path), pq.ParquetFile(path) as file:
-            check_footer(file, path, manifest, shard)
+        _check_one_footer(root, manifest, shard)
     if not full:
         return
     order, statistics = SampleOrder(), []
-    for entry in manifest.shards:
-        path = file_inside(root, entry.name)
-        with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            found = check_pages(file, path, manifest.layout, order)
+    for shard in range(len(manifest.shards)):
+        statistics.append(_check_one_shards_pages(root, manifest, shard, order))
         order.last = None  # a sample never continues in the next shard
-        if found.masked_positions != entry.masked_positions:
-            raise CacheError(
-                f"{path}: {found.masked_positions:,} masked positions, the manifest says {entry.masked_positions:,}"
-            )
-        statistics.append(found)
     _check_statistics(root, manifest.statistics, merge(statistics))
     if manifest.vocabulary is not None:
         num_tokens, limit = len(read_vocabulary(root).token_bytes), manifest.student.vocab_size
         if num_tokens > limit:
             raise CacheError(f"{root / manifest.vocabulary.name}: {num_tokens:,} tokens, the manifest says {limit:,}")
+
+
+def check_shard(root: Path, manifest: Manifest, shard: int) -> None:
+    """All that can be said of one shard while the others are not here: its footer, its pages and their meaning.
+
+    Raises: CacheError: the first check that fails; names shard, row and field.
+    """
+    _check_one_footer(root, manifest, shard)
+    _check_one_shards_pages(root, manifest, shard, SampleOrder())
+
+
+def _check_one_footer(root: Path, manifest: Manifest, shard: int) -> None:
+    path = file_inside(root, manifest.shards[shard].name)
+    with reading(path), pq.ParquetFile(path) as file:
+        check_footer(file, path, manifest, shard)
+
+
+def _check_one_shards_pages(root: Path, manifest: Manifest, shard: int, order: SampleOrder) -> ShardStatistics:
+    entry = manifest.shards[shard]
+    path = file_inside(root, entry.name)
+    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        found = check_pages(file, path, manifest.layout, order)
+    if found.masked_positions != entry.masked_positions:
+        raise CacheError(
+            f"{path}: {found.masked_positions:,} masked positions, the manifest says {entry.masked_positions:,}"
+        )
+    return found
 
 
 def check_footer(file: pq.ParquetFile, path: Path, manifest: Manifest, shard: int) -> None:
@@ -164,13 +182,16 @@ def _limit_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(root: str, more_bytes: str) -> None:
+def main(root: str, more_bytes: str, shard: str | None = None) -> None:
     """Run the full checks under a memory limit and print the answer."""
     answer: dict[str, str | None] = {"kind": None, "error": None}
     try:
         manifest = read_manifest(root)
         _limit_memory(int(more_bytes))
-        check_shards(Path(root), manifest, full=True)
+        if shard is None:
+            check_shards(Path(root), manifest, full=True)
+        else:
+            check_shard(Path(root), manifest, int(shard))
     except (MemoryError, pa.ArrowMemoryError):
         answer = {"kind": "CacheError", "error": f"{root}: needs more than {more_bytes} bytes to check; refused"}
     except TideError as error:

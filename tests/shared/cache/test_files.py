@@ -1,17 +1,14 @@
-"""Small files: atomic, bounded, inert; the vocabulary; a cache that lies on the Hub."""
+"""Small files: atomic, bounded, inert; the vocabulary."""
 
 import os
-from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 from tide.shared.cache import files, open_cache, read_vocabulary, write_vocabulary
 from tide.shared.cache.inert import html_text, terminal_text
-from tide.shared.errors import CacheError, OutputError, Unavailable
+from tide.shared.errors import CacheError, OutputError
 
 
 def test_an_atomic_write_replaces_and_leaves_nothing_else(tmp_path):
@@ -108,53 +105,3 @@ def test_text_for_html_is_escaped_and_cut():
     assert html_text("<script>'\"&\x1b[1m") == "&lt;script&gt;&#x27;&quot;&amp;"
     assert terminal_text("abcdef", max_chars=4) == "abc…"
     assert html_text("<<<<", max_chars=2) == "&lt;…"
-
-
-@pytest.fixture
-def hub(make_cache, tmp_path, monkeypatch) -> list[dict]:
-    """The Hub, holding one cache: snapshots are links into a folder of blobs, as huggingface_hub makes them."""
-    root, calls = make_cache("chunk", name="remote"), []
-    store = tmp_path / "datasets--me--cache"
-
-    def snapshot_download(name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
-        calls.append({"name": name, "revision": revision, "files": allow_patterns})
-        if name != "me/cache" or repo_type != "dataset":
-            raise LocalEntryNotFoundError("cannot find it")
-        snapshot = store / "snapshots" / "c0ffee"
-        (store / "blobs").mkdir(parents=True, exist_ok=True)
-        for pattern in allow_patterns:
-            blob, link = store / "blobs" / files.sha256_file(root / pattern), snapshot / pattern
-            blob.write_bytes((root / pattern).read_bytes())
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(blob)
-        return str(snapshot)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.chdir(tmp_path)
-    return calls
-
-
-def test_a_cache_on_the_hub_is_fetched_file_by_file_and_verified(hub):
-    cache = open_cache("me/cache", revision="v1")
-    assert len(list(cache)) == 30
-    assert hub[0] == {"name": "me/cache", "revision": "v1", "files": ["manifest.json"]}
-    assert hub[1]["revision"] == "c0ffee"  # the commit of the first answer
-    shards = [f"data/views-{shard:05d}-of-00002.parquet" for shard in range(2)]
-    assert hub[1]["files"] == ["manifest.json", *shards, "vocabulary.parquet"]
-
-
-def test_a_damaged_cache_on_the_hub_is_refused_by_default(hub, tmp_path):
-    shard = Path(tmp_path / "remote" / "data" / "views-00001-of-00002.parquet")
-    data = bytearray(shard.read_bytes())
-    data[100] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(CacheError, match="SHA-256 differs"):
-        open_cache("me/cache")
-
-
-def test_a_cache_that_is_nowhere_is_unavailable(hub):
-    with pytest.raises(
-        Unavailable, match="me/other is not a folder here, and cannot be fetched from the Hub at revision x"
-    ):
-        open_cache("me/other", revision="x")

@@ -1,0 +1,40 @@
+"""Access tokens taken out of whatever is shown, logged or written: errors may quote requests and servers' answers."""
+
+import logging
+import os
+import re
+import sys
+
+HIDDEN = "<token>"
+_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}")
+_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_MIN_CHARS = 6  # a shorter "token" is a placeholder, and would take harmless words out of messages
+
+
+def redacted(text: str) -> str:
+    """The text with `HIDDEN` for everything that looks like a token of the Hub, and for the tokens in use here."""
+    for token in _tokens_in_use():
+        text = text.replace(token, HIDDEN)
+    return _HUB_TOKEN.sub(HIDDEN, text)
+
+
+def _tokens_in_use() -> set[str]:
+    found = {os.environ.get(name, "").strip() for name in _VARIABLES}
+    if "huggingface_hub" in sys.modules:  # else nothing has read the stored login either
+        from huggingface_hub import get_token
+
+        found.add(get_token() or "")
+    return {token for token in found if len(token) >= _MIN_CHARS}
+
+
+class _Redacting(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage()), None
+        return True
+
+
+def redact_logs(name: str) -> None:
+    """Redact all that the logger `name` and those below it write through its handlers; calling it again is harmless."""
+    for handler in logging.getLogger(name).handlers:
+        if not any(isinstance(existing, _Redacting) for existing in handler.filters):
+            handler.addFilter(_Redacting())
