@@ -98,7 +98,7 @@ def random_cache(
         receipts.append(write_receipt(root, name, shard=number, plan_hash=PLAN_HASH, statistics=statistics))
         first += num_samples
     write_vocabulary(root, [bytes([i]) for i in range(VOCAB)], np.arange(VOCAB))
-    teacher = TeacherInfo("org/teacher", "c0ffee", "11", "22", "33", "apache-2.0", {})
+    teacher = TeacherInfo("org/teacher", "c0ffee", "11", "float32", None, "22", "33", "apache-2.0", {})
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, tide_version="0.1.0", plan_hash=PLAN_HASH,
         signal=SignalInfo(

@@ -65,7 +65,7 @@ def make_rows(layout: Layout, *, samples: int = 5, views: int = 3, seed: int = 0
 
 
 def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:
-    teacher = TeacherInfo("org/teacher", "c0ffee", "11", "22", "33", "apache-2.0", {"logit_shift": 0})
+    teacher = TeacherInfo("org/teacher", "c0ffee", "11", "float32", None, "22", "33", "apache-2.0", {"logit_shift": 0})
     return Manifest(
         schema_version=SCHEMA_VERSION,
         tide_version="0.1.0",
