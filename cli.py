@@ -199,6 +199,47 @@ def verify_cache(
 
 
 @app.command()
+def repair_cache(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="Folder or hub id of another copy; else: ask the teacher again.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
+    data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
+    workers: Annotated[int, typer.Option(help="Processes that ask the teacher.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Replace damaged shards, and nothing else: from another copy, or by the dump's own command options.
+
+    What was damaged is moved into quarantine/ below the cache; nothing is deleted. Without --from and options: only
+    say what is damaged.
+    """
+    from .shared.cache import repair
+
+    if source is not None:
+        result = repair.repair_from(path, source, revision=revision)
+    elif not any((recipe, config, settings, data, teacher, student)):
+        result = repair.require_undamaged(path)
+    else:
+        run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+        from .shared.progress import dump_progress
+        from .teacher_dump.repair import make_again, set_aside
+
+        aside = set_aside(run, path)
+        with dump_progress(lambda: (aside.plan.hash, aside.plan.num_shards), path) as report:
+            result = make_again(run, path, aside, num_workers=workers, report=report)
+    shown = {**vars(result), "replaced": list(result.replaced), "moved": list(result.moved)}
+    if not as_json:
+        shown = {
+            **shown,
+            "replaced": ", ".join(result.replaced) or "nothing",
+            "moved": ", ".join(result.moved) or "nothing",
+        }
+    _print(shown, as_json)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
     as_json: JsonOption = False,

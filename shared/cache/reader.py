@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CACHED_BYTES = 512 << 20
 """Decoded row groups kept in memory by `Cache.rows`."""
 OPEN_SHARDS = 32
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def open_cache(
 
 def _download(name: str, revision: str | None) -> Path:
     """Fetch the manifest, then exactly the files it names."""
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise CacheError(f"{name}: no such folder (and not an id of the Hub, which has the form owner/name)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError

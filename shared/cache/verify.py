@@ -22,7 +22,7 @@ from typing import Literal
 
 from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
-from .manifest import Manifest, read_manifest
+from .manifest import FileEntry, Manifest, ShardEntry, read_manifest
 from .verify_shards import check_shards
 
 CHILD_BYTES = 2 << 30
@@ -61,22 +61,30 @@ def verify_cache(root: str | Path, *, mode: Literal["quick", "full"] = "full") -
 
 def _check_files(root: Path, manifest: Manifest, *, full: bool) -> None:
     """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
-    entries = [*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])]
-    for entry in entries:
-        path = file_inside(root, entry.name)
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise CacheError(
-                f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; fetch it again, or dump it again"
-            )
-        if full and sha256_file(path) != entry.sha256:
-            raise CacheError(
-                f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
-            )
-    named = {entry.name for entry in entries}
-    for path in sorted((root / "data").iterdir()) if manifest.shards else []:
-        if not path.name.startswith(".") and f"data/{path.name}" not in named:
-            raise CacheError(f"{path}: the manifest does not name this file; remove it, readers would mix it in")
+    for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])):
+        check_file(root, entry, full=full)
+    for name in unnamed_files(root, manifest):
+        raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
+
+
+def check_file(root: Path, entry: ShardEntry | FileEntry, *, full: bool) -> None:
+    """Raise CacheError unless a file is there, inside the folder and of the manifest's size and, if `full`, SHA-256."""
+    path = file_inside(root, entry.name)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise CacheError(f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; fetch it again, or dump it again")
+    if full and sha256_file(path) != entry.sha256:
+        raise CacheError(
+            f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
+        )
+
+
+def unnamed_files(root: Path, manifest: Manifest) -> list[str]:
+    """Files of `data/`, hidden ones excepted, that the manifest does not name."""
+    named = {entry.name for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else []))}
+    folder = root / "data"
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [f"data/{name}" for name in files if name[0] != "." and f"data/{name}" not in named]
 
 
 def _check_in_child(root: Path) -> None:
