@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError, CacheMismatch, Unavailable
 from .batch import RowBatch, read_group
-from .files import file_inside, reading
+from .files import file_inside, open_parquet, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .schema import ViewRow
 from .verify import VerifyReport, verify_cache
@@ -203,7 +203,7 @@ class Cache(Sequence[ViewRow]):
             if file is None:
                 path = file_inside(self.root, self.manifest.shards[shard].name)
                 with reading(path):
-                    file = pq.ParquetFile(path, page_checksum_verification=True)
+                    file = open_parquet(path)
                 self._files[shard] = file
                 if len(self._files) > OPEN_SHARDS:
                     self._files.popitem(last=False)

@@ -26,7 +26,8 @@ from .manifest import FileEntry, Manifest, ShardEntry, read_manifest
 from .verify_shards import check_shards
 
 CHILD_BYTES = 2 << 30
-"""Memory of the child: several decoded row groups and the ids of a few million samples."""
+"""Memory of the child, at most: several decoded row groups and the ids of a few million samples. What it really gets
+follows from the footers (verify_shards.py): a small cache cannot ask for much."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def _check_in_child(root: Path) -> None:
     # -P keeps the current folder, which a stranger may have filled, off the import path.
     command = [sys.executable, "-P", "-m", f"{__package__}.verify_shards", str(root.absolute()), str(CHILD_BYTES)]
     search_path = os.pathsep.join(folder for folder in sys.path if folder)
-    environment = {**os.environ, "PYTHONPATH": search_path, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    # One malloc arena: each further one reserves 64 MB of the address space that the child has to live in.
+    malloc = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, "PYTHONPATH": search_path, **malloc}
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
@@ -100,7 +103,7 @@ def _check_in_child(root: Path) -> None:
         why = signal.strsignal(-done.returncode) if done.returncode < 0 else done.stderr.decode(errors="replace")[-500:]
         raise CacheError(
             f"{root}: the process that checks the shards ended early ({why!r}); the cache may be made to exhaust "
-            "memory or to crash the reader. Do not use it; fetch it again from its source"
+            "memory or time, or to crash the reader. Do not use it; fetch it again from its source"
         ) from None
     if answer["error"] is not None:
         raise (OutputError if answer["kind"] == "OutputError" else CacheError)(answer["error"])

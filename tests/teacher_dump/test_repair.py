@@ -10,7 +10,7 @@ import pytest
 from dump_checks import file_hashes
 from tide import cli
 from tide.shared.cache import verify_cache
-from tide.shared.cache.files import readable_json
+from tide.shared.cache.manifest import sealed_json
 from tide.shared.config import RunConfig
 from tide.shared.errors import CacheError, CacheMismatch
 from tide.teacher_dump import repair
@@ -138,7 +138,7 @@ def test_other_settings_are_refused_before_anything_moves(config, root, tiny_roo
 
 def test_another_manifest_than_before_is_said_aloud(config, root):
     tree = json.loads((root / "manifest.json").read_text())
-    (root / "manifest.json").write_bytes(readable_json({**tree, "tide_version": "0.0.1"}))
+    (root / "manifest.json").write_bytes(sealed_json({**tree, "tide_version": "0.0.1"}))
     flip(root / SHARD)
     aside = set_aside(config, root)
     with pytest.warns(UserWarning, match="are another cache now"):

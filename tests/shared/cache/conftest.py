@@ -85,11 +85,19 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
     )  # fmt: skip
 
 
-def write(root: Path, rows: list[ViewRow], layout: Layout, shard: int = 0, num_shards: int = 1) -> Receipt:
+def write(
+    root: Path,
+    rows: list[ViewRow],
+    layout: Layout,
+    shard: int = 0,
+    num_shards: int = 1,
+    *,
+    plan_hash: str | None = None,
+) -> Receipt:
     """Write a shard and its receipt."""
-    name = shard_name(shard, num_shards)
-    statistics = write_shard(root / name, rows, layout, plan_hash=PLAN_HASH, shard=shard)
-    return write_receipt(root, name, shard=shard, plan_hash=PLAN_HASH, statistics=statistics)
+    name, plan_hash = shard_name(shard, num_shards), plan_hash or PLAN_HASH
+    statistics = write_shard(root / name, rows, layout, plan_hash=plan_hash, shard=shard)
+    return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics)
 
 
 def finish(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:

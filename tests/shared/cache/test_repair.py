@@ -1,5 +1,6 @@
 """What is damaged is set aside and replaced from another copy; nothing else moves, and nothing is deleted."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from dump_checks import file_hashes
 from tide import cli
 from tide.shared.cache import open_cache, read_manifest, verify_cache
+from tide.shared.cache.manifest import sealed_json
 from tide.shared.cache.repair import repair_from, require_undamaged
 from tide.shared.errors import CacheError, Unavailable
 
@@ -124,8 +126,9 @@ def test_a_link_in_place_of_a_shard_is_set_aside_as_a_link(pair, tmp_path):
 def test_what_the_manifest_itself_vouches_for_cannot_be_repaired(pair):
     root, copy = pair
     for folder in pair:
-        path = folder / "manifest.json"
-        path.write_text(path.read_text().replace('"gold_logp": -', '"gold_logp": -1', 1))
+        tree = json.loads((folder / "manifest.json").read_text())
+        tree["statistics"]["gold_logp"] -= 1
+        (folder / "manifest.json").write_bytes(sealed_json(tree))
     with pytest.raises(CacheError, match=r"statistics\.gold_logp .*a repair would bring the same bytes again"):
         repair_from(root, str(copy))
 

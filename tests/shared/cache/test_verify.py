@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tide.shared.cache import open_cache, read_manifest, verify, verify_cache, verify_shards
-from tide.shared.cache.files import readable_json, sha256_file
+from tide.shared.cache.files import sha256_file
+from tide.shared.cache.manifest import sealed_json
 from tide.shared.cache.schema import arrow_schema, parquet_options, shard_metadata
 from tide.shared.errors import CacheError, CacheMismatch
 
@@ -25,7 +26,7 @@ OTHER = "data/views-00001-of-00002.parquet"
 def edit_manifest(root: Path, edit: Callable[[Any], None]) -> None:
     tree = json.loads((root / "manifest.json").read_text())
     edit(tree)
-    (root / "manifest.json").write_bytes(readable_json(tree))
+    (root / "manifest.json").write_bytes(sealed_json(tree))
 
 
 def vouch_for(root: Path, **entry: int) -> None:
