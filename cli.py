@@ -240,6 +240,22 @@ def repair_cache(
 
 
 @app.command()
+def merge_caches(
+    paths: Annotated[list[Path], typer.Argument(help="Two or more cache folders.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Put caches of one teacher, student and signal together: other samples, or further views of the same ones.
+
+    Parts of the same samples need different noise.seed; their views are numbered one part after the other.
+    """
+    from .shared.cache.merge import merge_caches as merge
+
+    manifest = merge(paths, out)
+    _print({"cache": str(out), "manifest_hash": manifest.hash, **vars(manifest.totals)}, as_json)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
     as_json: JsonOption = False,

@@ -12,7 +12,17 @@ from tide import __version__, cli
 from tide.shared.errors import CacheMismatch, OutputError, TryAgain
 from tide.shared.progress import dump_progress, train_progress
 
-COMMANDS = ["plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "demo", "doctor"]
+COMMANDS = [
+    "plan",
+    "dump-teacher",
+    "train-student",
+    "inspect-cache",
+    "verify-cache",
+    "repair-cache",
+    "merge-caches",
+    "demo",
+    "doctor",
+]
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
 
 

@@ -141,6 +141,24 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class PartInfo:
+    """A dump that a merged cache was put together from.
+
+    Args:
+        manifest_hash, plan_hash: of that dump; samples: that it held.
+        views, first_view: in the merged cache, its views of each sample are first_view, ..., first_view + views - 1.
+        seed: of its noise.
+    """
+
+    manifest_hash: str
+    plan_hash: str
+    samples: int
+    views: int
+    first_view: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The complete description of a cache (docs/cache_format.md).
 
@@ -150,6 +168,7 @@ class Manifest:
         noise: the NoiseConfig of the plan, as plain JSON.
         vocabulary: entry of vocabulary.parquet, or None.
         dropped: samples left out, by reason.
+        parts: what a merged cache was put together from; () for a cache that was dumped.
     """
 
     schema_version: int
@@ -166,6 +185,7 @@ class Manifest:
     totals: Totals
     statistics: ShardStatistics
     dropped: dict[str, int]
+    parts: tuple[PartInfo, ...] = ()
 
     @property
     def layout(self) -> Layout:
