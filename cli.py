@@ -256,6 +256,33 @@ def merge_caches(
 
 
 @app.command()
+def cache_to_datasets(
+    cache: Annotated[str, typer.Argument(help="Cache folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    temperature: Annotated[float | None, typer.Option(help="One of the cache's; default: its first.")] = None,
+    form: Annotated[
+        Literal["parquet", "disk"], typer.Option("--format", help="disk: what datasets.load_from_disk reads.")
+    ] = "parquet",
+    as_json: JsonOption = False,
+) -> None:
+    """Decode a cache into plain rows for other trainers: token ids, probabilities, tail mass, text.
+
+    examples/train_elsewhere.py learns from them without tide.
+    """
+    from .shared.cache.decoded import write_decoded
+    from .shared.cache.reader import open_cache
+
+    opened = open_cache(cache)
+    if form == "parquet":
+        write_decoded(opened, out, temperature=temperature)
+    elif out.exists():
+        raise ConfigError(f"{out}: exists already; give a new folder")
+    else:
+        opened.to_datasets(decoded=True, temperature=temperature).save_to_disk(out)
+    _print({"folder": str(out), "rows": len(opened), "format": form}, as_json)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
     as_json: JsonOption = False,

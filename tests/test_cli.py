@@ -13,16 +13,9 @@ from tide.shared.errors import CacheMismatch, OutputError, TryAgain
 from tide.shared.progress import dump_progress, train_progress
 
 COMMANDS = [
-    "plan",
-    "dump-teacher",
-    "train-student",
-    "inspect-cache",
-    "verify-cache",
-    "repair-cache",
-    "merge-caches",
-    "demo",
-    "doctor",
-]
+    "plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "merge-caches",
+    "cache-to-datasets", "demo", "doctor",
+]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
 
 

@@ -1,5 +1,6 @@
 """A small synthetic cache: rows with every edge the format knows, and the manifest around them."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tide.shared.cache import Layout, Manifest, Receipt, ViewRow, shard_name, write_manifest, write_receipt, write_shard
+from tide.shared.cache import (
+    Layout,
+    Manifest,
+    Receipt,
+    ViewRow,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_receipt,
+    write_shard,
+)
 from tide.shared.cache.manifest import DataSource, SignalInfo, StudentInfo, TeacherInfo, file_entry, manifest_parts
 from tide.shared.cache.schema import SCHEMA_VERSION
 from tide.shared.cache.vocabulary import VOCABULARY_NAME, write_vocabulary
@@ -108,10 +119,29 @@ def finish(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:
     return manifest
 
 
+def finish_manifest(root: Path, *, vocabulary: str | None) -> None:
+    """Let the manifest name vocabulary.parquet as it is now, or (None) no vocabulary."""
+    manifest = read_manifest(root)
+    entry = None if vocabulary is None else file_entry(root, VOCABULARY_NAME)
+    write_manifest(root, dataclasses.replace(manifest, vocabulary=entry))
+
+
 @pytest.fixture
 def synthetic() -> SimpleNamespace:
     """The functions above: test modules of this folder cannot import each other."""
-    names = ("make_layout", "make_row", "make_rows", "make_manifest", "write", "finish", "PLAN_HASH", "VOCAB", "BLOCK")
+    names = (
+        "make_layout",
+        "make_row",
+        "make_rows",
+        "make_manifest",
+        "write",
+        "finish",
+        "finish_manifest",
+        "write_vocabulary",
+        "PLAN_HASH",
+        "VOCAB",
+        "BLOCK",
+    )
     return SimpleNamespace(**{name: globals()[name] for name in names})
 
 
