@@ -31,7 +31,9 @@ MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 CODEC = "plain"
 MAX_MANIFEST_BYTES = 8 << 20
-"""Some 30,000 shards: 15 TB in shards of 512 MB. More would take seconds and hundreds of megabytes to look at."""
+"""More would take seconds and hundreds of megabytes to look at."""
+MAX_SHARDS = 30_000
+"""That this many bytes describe: 15 TB in shards of 512 MB. A plan of more is refused before the work begins."""
 SEAL = "sha256"
 """Field of the file that holds the hash of all others: a changed name or licence contradicts nothing else."""
 MAX_DESCRIPTION_BYTES = 512 << 10

@@ -129,6 +129,8 @@ def _require_whole_samples(part: Part) -> None:
             f"{part.cache.root}: {totals.rows:,} views of {totals.samples:,} samples, and noise.views = {views}; "
             "expected the same number of views for every sample"
         )
+    if not part.manifest.parts and type(part.manifest.noise.get("seed")) is not int:
+        raise CacheMismatch(f"{part.cache.root}: noise.seed is missing, so nobody knows whether its masks are new ones")
 
 
 def _groups(parts: Sequence[Part]) -> list[list[Part]]:

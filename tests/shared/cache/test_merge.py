@@ -155,6 +155,15 @@ def test_what_does_not_decide_a_row_may_differ_and_is_kept(part, tmp_path):
     assert merged.signal.codec_error == {"kl": 0.2}
 
 
+def test_a_part_without_a_seed_is_refused(part, tmp_path):
+    roots = [part("a", samples=range(2)), part("b", samples=range(2, 4))]
+    manifest = read_manifest(roots[1])
+    noise = {**manifest.noise, "seed": None}
+    write_manifest(roots[1], dataclasses.replace(manifest, noise=noise))
+    with pytest.raises(CacheMismatch, match=r"b: noise\.seed is missing"):
+        merge_caches(roots, tmp_path / "out")
+
+
 def test_a_sample_with_another_text_is_refused_and_nothing_is_left(part, tmp_path, synthetic, monkeypatch):
     a = part("a", samples=range(4))
     views = _views
