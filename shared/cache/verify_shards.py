@@ -186,12 +186,12 @@ def _limit(base: int, more_bytes: int, cpu_s: float | None = None) -> None:
     """Bound this process: `more_bytes` of address space above `base`, and `cpu_s` more seconds of computing."""
     import resource
 
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if base:
-        resource.setrlimit(resource.RLIMIT_AS, (base + more_bytes, hard))
+    wanted = {resource.RLIMIT_AS: base + more_bytes} if base else {}
     if cpu_s is not None:
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + cpu_s) + 1, hard))
+        wanted[resource.RLIMIT_CPU] = int(time.process_time() + cpu_s) + 1
+    for kind, limit in wanted.items():
+        _, hard = resource.getrlimit(kind)  # whoever runs this may have set a lower one
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -298,6 +298,22 @@ def test_a_child_that_dies_or_runs_out_of_memory_is_a_refusal(make_cache, monkey
         verify_cache(root)
 
 
+def test_limits_of_the_surroundings_stay_in_force(make_cache):
+    code = "import sys; from tide.shared.cache import verify_cache; verify_cache(sys.argv[1])"
+    command = [
+        "bash",
+        "-c",
+        'ulimit -t 8 -v 4000000; exec "$@"',
+        "-",
+        sys.executable,
+        "-c",
+        code,
+        str(make_cache("none")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_child_does_not_import_from_the_folder_it_checks(make_cache, monkeypatch):
     root = make_cache("none")
     for name in ("json", "numpy", "tide", "yaml"):
