@@ -260,6 +260,90 @@ def pull_cache(
 
 
 @app.command()
+def repair_cache(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    source: Annotated[
+        str | None, typer.Option("--from", help="Folder or hub id of another copy; else: ask the teacher again.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
+    recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
+    data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
+    workers: Annotated[int, typer.Option(help="Processes that ask the teacher.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Replace damaged shards, and nothing else: from another copy, or by the dump's own command options.
+
+    What was damaged is moved into quarantine/ below the cache; nothing is deleted. Without --from and options: only
+    say what is damaged.
+    """
+    from .shared.cache import repair
+
+    if source is not None:
+        result = repair.repair_from(path, source, revision=revision)
+    elif not any((recipe, config, settings, data, teacher, student)):
+        result = repair.require_undamaged(path)
+    else:
+        run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+        from .shared.progress import dump_progress
+        from .teacher_dump.repair import make_again, set_aside
+
+        aside = set_aside(run, path)
+        with dump_progress(lambda: (aside.plan.hash, aside.plan.num_shards), path) as report:
+            result = make_again(run, path, aside, num_workers=workers, report=report)
+    shown = {**vars(result), "replaced": list(result.replaced), "moved": list(result.moved)}
+    if not as_json:
+        shown = {
+            **shown,
+            "replaced": ", ".join(result.replaced) or "nothing",
+            "moved": ", ".join(result.moved) or "nothing",
+        }
+    _print(shown, as_json)
+
+
+@app.command()
+def merge_caches(
+    paths: Annotated[list[Path], typer.Argument(help="Two or more cache folders.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Put caches of one teacher, student and signal together: other samples, or further views of the same ones.
+
+    Parts of the same samples need different noise.seed; their views are numbered one part after the other.
+    """
+    from .shared.cache.merge import merge_caches as merge
+
+    manifest = merge(paths, out)
+    _print({"cache": str(out), "manifest_hash": manifest.hash, **vars(manifest.totals)}, as_json)
+
+
+@app.command()
+def cache_to_datasets(
+    cache: Annotated[str, typer.Argument(help="Cache folder or hub id.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    temperature: Annotated[float | None, typer.Option(help="One of the cache's; default: its first.")] = None,
+    form: Annotated[
+        Literal["parquet", "disk"], typer.Option("--format", help="disk: what datasets.load_from_disk reads.")
+    ] = "parquet",
+    as_json: JsonOption = False,
+) -> None:
+    """Decode a cache into plain rows for other trainers: token ids, probabilities, tail mass, text.
+
+    examples/train_elsewhere.py learns from them without tide.
+    """
+    from .shared.cache.decoded import write_decoded
+    from .shared.cache.reader import open_cache
+
+    opened = open_cache(cache)
+    if form == "parquet":
+        write_decoded(opened, out, temperature=temperature)
+    elif out.exists():
+        raise ConfigError(f"{out}: exists already; give a new folder")
+    else:
+        opened.to_datasets(decoded=True, temperature=temperature).save_to_disk(out)
+    _print({"folder": str(out), "rows": len(opened), "format": form}, as_json)
+
+
+@app.command()
 def doctor(
     path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
     as_json: JsonOption = False,

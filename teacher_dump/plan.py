@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..shared.cache.files import atomic_write, canonical_json, read_json, readable_json, sha256_bytes
-from ..shared.cache.manifest import MAX_PLAN_BYTES, PLAN_NAME
+from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Signal
 from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
 from ..shared.conversations import (
@@ -26,7 +26,7 @@ from ..shared.conversations import (
     parse_sources,
     pin_sources,
 )
-from ..shared.errors import CacheError, CacheMismatch, DataError
+from ..shared.errors import CacheError, CacheMismatch, ConfigError, DataError
 from ..shared.licences import folder_licence
 from ..shared.models.loading import read_config
 from ..shared.models.specs import outside_recommended_t
@@ -174,7 +174,12 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
             f"{config.data.source}: no usable conversation ({reasons}). "
             f"A sample needs room for an answer within data.max_length = {config.data.max_length} tokens."
         )
-    noise = config.noise
+    num_shards, noise = -(-len(samples) // config.shards.samples_per_shard), config.noise
+    if num_shards > MAX_SHARDS:
+        raise ConfigError(
+            f"shards.samples_per_shard = {config.shards.samples_per_shard}: {len(samples):,} samples make "
+            f"{num_shards:,} shards, and a manifest describes up to {MAX_SHARDS:,}; make larger shards"
+        )
     totals = {
         "samples": len(samples), "rows": len(samples) * noise.views, **counts,
         "expected_masked": int(counts["maskable"] * noise.views * (noise.t_min + noise.t_max) / 2),

@@ -15,6 +15,7 @@ import jaxtyping
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_runs.py, which test modules of every folder share
+sys.path.insert(0, str(Path(__file__).parent / "shared" / "cache"))  # parquet_by_hand.py
 
 SHAPE_CHECKED = (
     "tide.shared.attention",

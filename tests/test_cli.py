@@ -12,8 +12,11 @@ from tide import __version__, cli
 from tide.shared.errors import CacheMismatch, OutputError, TryAgain
 from tide.shared.progress import dump_progress, train_progress
 
-COMMANDS = ["plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "push-cache", "pull-cache",
-            "demo", "doctor"]  # fmt: skip
+COMMANDS = [
+    "plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "merge-caches",
+    "push-cache", "pull-cache",
+    "cache-to-datasets", "demo", "doctor",
+]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
 
 

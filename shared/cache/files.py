@@ -20,11 +20,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..config import from_tree
 from ..errors import CacheError, ConfigError, OutputError
 
 T = TypeVar("T")
+
+MAX_JSON_DEPTH = 16
+MAX_FOOTER_ITEMS = 1 << 16
+"""Columns, row groups or other entries of one list in a Parquet footer."""
 
 CONTINUE = "Finished shards stay valid; free space or fix the folder and run the same command again to continue."
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
@@ -126,11 +131,11 @@ def readable_json(tree: Any) -> bytes:
 
 
 def read_json(path: Path, *, max_bytes: int) -> Any:
-    """Read JSON made by a stranger: bounded size, no duplicate keys, no NaN.
+    """Read JSON made by a stranger: bounded size, depth and number of values, no duplicate keys, no NaN.
 
     Raises:
         FileNotFoundError: for the caller to explain.
-        CacheError: too large or not JSON; OutputError: the file cannot be read.
+        CacheError: too large, too dense, too deep or not JSON; OutputError: the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -141,8 +146,13 @@ def read_json(path: Path, *, max_bytes: int) -> Any:
         raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > max_bytes:
         raise CacheError(f"{path}: larger than {max_bytes:,} bytes, which no file of this kind needs; refused")
+    # A value takes up to 30 times its text in memory; those of a cache are mostly names and hashes, and few.
+    if data.count(b",") + data.count(b"[") + data.count(b"{") > 100_000 + len(data) // 16:
+        raise CacheError(f"{path}: more values in {len(data):,} bytes than a file of this kind has; refused")
     try:
-        return json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+        tree = json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite)
+        _check_depth(tree)
+        return tree
     except (ValueError, RecursionError) as error:
         raise CacheError(
             f"{path}: not valid JSON ({str(error)[:200]}); the file is damaged, fetch or make it again"
@@ -154,6 +164,17 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(tree) != len(pairs):
         raise ValueError("a key occurs twice")
     return tree
+
+
+def _check_depth(tree: Any) -> None:
+    level = [tree]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            item for value in level if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]  # fmt: skip
+    if level:
+        raise ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")
 
 
 def _no_constant(name: str) -> Any:
@@ -220,7 +241,10 @@ def file_inside(root: Path, name: str) -> Path:
     if not _PLAIN_NAME.fullmatch(name):
         raise CacheError(f"{root}: file name {name!r:.150} is not a plain relative path; refused")
     path, base = root / name, root.resolve()
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise CacheError(f"{path}: cannot be followed ({error}); remove the link and fetch the file again") from error
     allowed = [base]
     if base.parent.name == "snapshots":
         allowed.append(base.parent.parent / "blobs")
@@ -229,6 +253,25 @@ def file_inside(root: Path, name: str) -> Path:
     if not real.is_file():
         raise CacheError(f"{path}: missing; fetch it again, or run the same dump-teacher command again")
     return path
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file made by a stranger: page checksums on, and a footer that fits the file.
+
+    A column chunk takes 3 bytes of a footer and 700 of memory. Ours take about 200 bytes for some 100 kB of pages, so a
+    footer may have 256 KiB and a 16th of the file.
+    Raises: CacheError: the footer is larger than that; errors of pyarrow for `reading` to explain.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - 8))
+        footer_bytes = int.from_bytes(file.read(4), "little")
+    if footer_bytes > (256 << 10) + size // 16:
+        raise CacheError(f"{path}: damaged (a footer of {footer_bytes:,} bytes in a file of {size:,}); fetch it again")
+    return pq.ParquetFile(
+        path, page_checksum_verification=True, thrift_container_size_limit=MAX_FOOTER_ITEMS,
+        thrift_string_size_limit=1 << 20,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

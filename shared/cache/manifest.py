@@ -4,6 +4,7 @@ Strict JSON <-> frozen dataclasses: a missing or unknown field, a wrong type or 
 Codec and noise settings are read from here, never from the training configuration.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,24 @@ from .files import (
 from .receipts import Receipt, read_receipt, shard_is_done
 from .schema import SCHEMA_VERSION, Layout, LogpDtype, Signal, shard_name
 from .statistics import NUM_BINS, ShardStatistics, merge
+from .vocabulary import VOCABULARY_NAME
 
 MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 STAGING_NAME = ".pull"
 """Folder inside a cache folder where pull-cache gathers files."""
 CODEC = "plain"
-MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 8 << 20
+"""More would take seconds and hundreds of megabytes to look at."""
+MAX_SHARDS = 30_000
+"""That this many bytes describe: 15 TB in shards of 512 MB. A plan of more is refused before the work begins."""
+SEAL = "sha256"
+"""Field of the file that holds the hash of all others: a changed name or licence contradicts nothing else."""
+MAX_DESCRIPTION_BYTES = 512 << 10
+"""Of a manifest without its list of shards."""
 MAX_PLAN_BYTES = 1 << 30
+MAX_COUNTED_PLAN_BYTES = 64 << 20
+"""Of a plan that is read only to say how many shards are missing."""
 UNKNOWN = "unknown"
 """A licence or revision nobody declared."""
 
@@ -136,6 +147,24 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class PartInfo:
+    """A dump that a merged cache was put together from.
+
+    Args:
+        manifest_hash, plan_hash: of that dump; samples: that it held.
+        views, first_view: in the merged cache, its views of each sample are first_view, ..., first_view + views - 1.
+        seed: of its noise.
+    """
+
+    manifest_hash: str
+    plan_hash: str
+    samples: int
+    views: int
+    first_view: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The complete description of a cache (docs/cache_format.md).
 
@@ -145,6 +174,7 @@ class Manifest:
         noise: the NoiseConfig of the plan, as plain JSON.
         vocabulary: entry of vocabulary.parquet, or None.
         dropped: samples left out, by reason.
+        parts: what a merged cache was put together from; () for a cache that was dumped.
     """
 
     schema_version: int
@@ -161,6 +191,7 @@ class Manifest:
     totals: Totals
     statistics: ShardStatistics
     dropped: dict[str, int]
+    parts: tuple[PartInfo, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -196,6 +227,9 @@ class Manifest:
                 f"{where}: schema_version is {version!r:.40}, this tide reads {SCHEMA_VERSION}; "
                 "use the tide version the manifest names, or dump again"
             )
+        size = len(canonical_json({name: value for name, value in tree.items() if name != "shards"}))
+        if size > MAX_DESCRIPTION_BYTES:
+            raise CacheError(f"{where}: {size:,} bytes besides the list of shards, which no cache needs; refused")
         manifest = from_json(cls, tree, where)
         manifest.check(where)
         return manifest
@@ -218,6 +252,8 @@ class Manifest:
             raise CacheError(
                 f"{where}: student.mask_id or eos_id is not below student.vocab_size = {layout.vocab_size}"
             )
+        if self.vocabulary is not None and self.vocabulary.name != VOCABULARY_NAME:
+            raise CacheError(f"{where}: vocabulary.name is {self.vocabulary.name!r:.80}, expected {VOCABULARY_NAME!r}")
         names = [shard.name for shard in self.shards]
         num_shards = len(names)
         for number, name in enumerate(names):
@@ -281,8 +317,18 @@ def write_manifest(root: str | Path, manifest: Manifest) -> None:
 
     Raises: CacheError: its parts disagree; OutputError: it cannot be written.
     """
-    manifest.check(str(Path(root) / MANIFEST_NAME))
-    atomic_write(Path(root) / MANIFEST_NAME, readable_json(manifest.to_json()))
+    path = Path(root) / MANIFEST_NAME
+    manifest.check(str(path))
+    data = sealed_json(manifest.to_json())
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CacheError(f"{path}: {len(data):,} bytes for {len(manifest.shards):,} shards; make larger shards")
+    atomic_write(path, data)
+
+
+def sealed_json(tree: Mapping[str, Any]) -> bytes:
+    """The bytes of manifest.json: the fields and, as one more, the SHA-256 of their canonical JSON."""
+    fields = {name: value for name, value in tree.items() if name != SEAL}
+    return readable_json({**fields, SEAL: sha256_bytes(canonical_json(fields))})
 
 
 def read_manifest(root: str | Path) -> Manifest:
@@ -291,22 +337,30 @@ def read_manifest(root: str | Path) -> Manifest:
     Raises: CacheError: the folder holds none (an incomplete cache, or none at all), or a damaged one.
     """
     root = Path(root)
-    if not (root / MANIFEST_NAME).exists():
+    if not os.path.lexists(root / MANIFEST_NAME):
         raise CacheError(_why_missing(root))
     path = file_inside(root, MANIFEST_NAME)
-    return Manifest.from_json(read_json(path, max_bytes=MAX_MANIFEST_BYTES), str(path))
+    tree = read_json(path, max_bytes=MAX_MANIFEST_BYTES)
+    seal = tree.pop(SEAL, None) if isinstance(tree, dict) else None
+    manifest = Manifest.from_json(tree, str(path))
+    if seal != sha256_bytes(canonical_json(tree)):
+        raise CacheError(
+            f"{path}: {SEAL} is {seal!r:.80}, which is not the hash of the other fields; the file is damaged or was "
+            "edited, fetch it again"
+        )
+    return manifest
 
 
 def _why_missing(root: Path) -> str:
     if (root / STAGING_NAME).is_dir():
         return f"{root} is incomplete: a pull was interrupted; run the same pull-cache command again"
-    try:
-        plan = read_json(root / PLAN_NAME, max_bytes=MAX_PLAN_BYTES)
-    except FileNotFoundError:
+    if not os.path.lexists(root / PLAN_NAME):
         return (
             f"{root} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; "
             "give the folder that dump-teacher wrote"
         )
+    path = file_inside(root, PLAN_NAME)
+    plan = read_json(path, max_bytes=MAX_PLAN_BYTES) if path.stat().st_size <= MAX_COUNTED_PLAN_BYTES else None
     receipts = [read_receipt(root, int(p.stem)) for p in (root / "receipts").glob("*.json") if p.stem.isdigit()]
     done = sum(shard_is_done(root, r.shard, r.plan_hash) is not None for r in receipts if r is not None)
     return f"{root} is incomplete: {done} of {_num_planned(plan)} shards done; run the same dump-teacher command again"

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import CacheError, CacheMismatch
+from ..errors import CacheError, CacheMismatch, ConfigError
 from .batch import RowBatch, read_group
-from .files import file_inside, reading
+from .files import file_inside, open_parquet, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .schema import ViewRow
 from .verify import VerifyReport, verify_cache
@@ -184,7 +184,7 @@ class Cache(Sequence[ViewRow]):
             if file is None:
                 path = file_inside(self.root, self.manifest.shards[shard].name)
                 with reading(path):
-                    file = pq.ParquetFile(path, page_checksum_verification=True)
+                    file = open_parquet(path)
                 self._files[shard] = file
                 if len(self._files) > OPEN_SHARDS:
                     self._files.popitem(last=False)
@@ -261,9 +261,24 @@ class Cache(Sequence[ViewRow]):
             raise CacheError(f"{self.root}: made without {VOCABULARY_NAME}; dump again to get one")
         return read_vocabulary(self.root)
 
-    def to_datasets(self) -> "datasets.Dataset":
-        """The shards as a `datasets.Dataset`, one row per view, columns as on disk."""
+    def to_datasets(self, *, decoded: bool = False, temperature: float | None = None) -> "datasets.Dataset":
+        """The shards as a `datasets.Dataset`, one row per view.
+
+        Args:
+            decoded: probabilities and texts (decoded.py has the columns); otherwise columns as on disk.
+            temperature: of decoded probabilities, one of the cache's; None: its first.
+        Raises: ConfigError: another temperature, or one without `decoded`.
+        """
         import datasets
+
+        from .decoded import decoded_dataset
+
+        if decoded:
+            return decoded_dataset(self, temperature=temperature)
+        if temperature is not None:
+            raise ConfigError(
+                "to_datasets: a temperature was given for columns as on disk; expected decoded=True with it"
+            )
 
         files = [str(file_inside(self.root, shard.name)) for shard in self.manifest.shards]
         dataset = datasets.load_dataset("parquet", data_files=files, split="train")

@@ -48,6 +48,7 @@ def read_receipt(root: str | Path, shard: int) -> Receipt | None:
     """The receipt of a shard, or None if it is missing or damaged."""
     path = receipt_path(root, shard)
     try:
+        file_inside(Path(root), str(path.relative_to(root)))
         return from_json(Receipt, read_json(path, max_bytes=MAX_RECEIPT_BYTES), str(path))
     except (FileNotFoundError, CacheError):
         return None

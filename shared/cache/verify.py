@@ -22,11 +22,12 @@ from typing import Literal
 
 from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
-from .manifest import Manifest, read_manifest
+from .manifest import FileEntry, Manifest, ShardEntry, read_manifest
 from .verify_shards import check_shards
 
 CHILD_BYTES = 2 << 30
-"""Memory of the child: several decoded row groups and the ids of a few million samples."""
+"""Memory of the child, at most: several decoded row groups and the ids of a few million samples. What it really gets
+follows from the footers (verify_shards.py): a small cache cannot ask for much."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,30 @@ def verify_shard(root: str | Path, shard: int) -> None:
 
 def _check_files(root: Path, manifest: Manifest, *, full: bool) -> None:
     """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
-    entries = [*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])]
-    for entry in entries:
-        path = file_inside(root, entry.name)
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise CacheError(
-                f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; fetch it again, or dump it again"
-            )
-        if full and sha256_file(path) != entry.sha256:
-            raise CacheError(
-                f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
-            )
-    named = {entry.name for entry in entries}
-    for path in sorted((root / "data").iterdir()) if manifest.shards else []:
-        if not path.name.startswith(".") and f"data/{path.name}" not in named:
-            raise CacheError(f"{path}: the manifest does not name this file; remove it, readers would mix it in")
+    for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])):
+        check_file(root, entry, full=full)
+    for name in unnamed_files(root, manifest):
+        raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
+
+
+def check_file(root: Path, entry: ShardEntry | FileEntry, *, full: bool) -> None:
+    """Raise CacheError unless a file is there, inside the folder and of the manifest's size and, if `full`, SHA-256."""
+    path = file_inside(root, entry.name)
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise CacheError(f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}; fetch it again, or dump it again")
+    if full and sha256_file(path) != entry.sha256:
+        raise CacheError(
+            f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
+        )
+
+
+def unnamed_files(root: Path, manifest: Manifest) -> list[str]:
+    """Files of `data/`, hidden ones excepted, that the manifest does not name."""
+    named = {entry.name for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else []))}
+    folder = root / "data"
+    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [f"data/{name}" for name in files if name[0] != "." and f"data/{name}" not in named]
 
 
 def _check_in_child(root: Path, shard: int | None = None) -> None:
@@ -94,7 +103,9 @@ def _check_in_child(root: Path, shard: int | None = None) -> None:
     command = [sys.executable, "-P", "-m", f"{__package__}.verify_shards", str(root.absolute()), str(CHILD_BYTES)]
     command += [] if shard is None else [str(shard)]
     search_path = os.pathsep.join(folder for folder in sys.path if folder)
-    environment = {**os.environ, "PYTHONPATH": search_path, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    # One malloc arena: each further one reserves 64 MB of the address space that the child has to live in.
+    malloc = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
+    environment = {**os.environ, "PYTHONPATH": search_path, **malloc}
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     try:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
@@ -102,7 +113,7 @@ def _check_in_child(root: Path, shard: int | None = None) -> None:
         why = signal.strsignal(-done.returncode) if done.returncode < 0 else done.stderr.decode(errors="replace")[-500:]
         raise CacheError(
             f"{root}: the process that checks the shards ended early ({why!r}); the cache may be made to exhaust "
-            "memory or to crash the reader. Do not use it; fetch it again from its source"
+            "memory or time, or to crash the reader. Do not use it; fetch it again from its source"
         ) from None
     if answer["error"] is not None:
         raise (OutputError if answer["kind"] == "OutputError" else CacheError)(answer["error"])

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from .files import atomic_write, reading
+from .files import atomic_write, open_parquet, reading
 
 VOCABULARY_NAME = "vocabulary.parquet"
-MAX_TOKENS = 1 << 24
-MAX_TOKEN_BYTES = 1 << 28
+MAX_TOKENS = 1 << 21
+MAX_TOKEN_BYTES = 1 << 26
 _SCHEMA = pa.schema(
     [
         pa.field("student_id", pa.int32(), nullable=False),
@@ -73,7 +73,7 @@ def read_vocabulary(root: str | Path) -> Vocabulary:
     Raises: CacheError: the file is missing, damaged, of other columns, or its ids are not 0, 1, 2, ...
     """
     path = Path(root) / VOCABULARY_NAME
-    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with reading(path), open_parquet(path) as file:
         info = file.metadata
         if file.schema_arrow.remove_metadata() != _SCHEMA:
             raise CacheError(f"{path}: columns are {file.schema_arrow}; expected {_SCHEMA}")

@@ -175,3 +175,10 @@ def test_the_real_vocabularies_bound_every_id(tmp_path):
     assert pairing.student_id.max() < 151670
     assert pairing.student_id[156895] == -1
     assert len(pairing.student_id) == 157184
+
+
+def test_more_shards_than_a_manifest_describes_are_refused_at_once(tiny_root, monkeypatch):
+    monkeypatch.setattr(plan_module, "MAX_SHARDS", 3)
+    make_plan(tiny_config(tiny_root, shards__samples_per_shard=3))
+    with pytest.raises(ConfigError, match=r"shards\.samples_per_shard = 2: 8 samples make 4 shards, .* up to 3; make"):
+        make_plan(tiny_config(tiny_root, shards__samples_per_shard=2))

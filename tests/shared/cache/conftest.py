@@ -1,5 +1,6 @@
 """A small synthetic cache: rows with every edge the format knows, and the manifest around them."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -10,9 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 from tide.cli import main
-from tide.shared.cache import Layout, Manifest, Receipt, ViewRow, shard_name, write_manifest, write_receipt, write_shard
-from tide.shared.cache.files import canonical_json
-from tide.shared.cache.manifest import DataSource, SignalInfo, StudentInfo, TeacherInfo, file_entry, manifest_parts
+from tide.shared.cache import (
+    Layout,
+    Manifest,
+    Receipt,
+    ViewRow,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_receipt,
+    write_shard,
+)
+from tide.shared.cache.manifest import (
+    DataSource,
+    SignalInfo,
+    StudentInfo,
+    TeacherInfo,
+    file_entry,
+    manifest_parts,
+    sealed_json,
+)  # fmt: skip
 from tide.shared.cache.schema import SCHEMA_VERSION
 from tide.shared.cache.vocabulary import VOCABULARY_NAME, write_vocabulary
 
@@ -98,11 +116,19 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
     )  # fmt: skip
 
 
-def write(root: Path, rows: list[ViewRow], layout: Layout, shard: int = 0, num_shards: int = 1) -> Receipt:
+def write(
+    root: Path,
+    rows: list[ViewRow],
+    layout: Layout,
+    shard: int = 0,
+    num_shards: int = 1,
+    *,
+    plan_hash: str | None = None,
+) -> Receipt:
     """Write a shard and its receipt."""
-    name = shard_name(shard, num_shards)
-    statistics = write_shard(root / name, rows, layout, plan_hash=PLAN_HASH, shard=shard)
-    return write_receipt(root, name, shard=shard, plan_hash=PLAN_HASH, statistics=statistics)
+    name, plan_hash = shard_name(shard, num_shards), plan_hash or PLAN_HASH
+    statistics = write_shard(root / name, rows, layout, plan_hash=plan_hash, shard=shard)
+    return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics)
 
 
 def finish(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:
@@ -113,10 +139,29 @@ def finish(root: Path, layout: Layout, receipts: list[Receipt]) -> Manifest:
     return manifest
 
 
+def finish_manifest(root: Path, *, vocabulary: str | None) -> None:
+    """Let the manifest name vocabulary.parquet as it is now, or (None) no vocabulary."""
+    manifest = read_manifest(root)
+    entry = None if vocabulary is None else file_entry(root, VOCABULARY_NAME)
+    write_manifest(root, dataclasses.replace(manifest, vocabulary=entry))
+
+
 @pytest.fixture
 def synthetic() -> SimpleNamespace:
     """The functions above: test modules of this folder cannot import each other."""
-    names = ("make_layout", "make_row", "make_rows", "make_manifest", "write", "finish", "PLAN_HASH", "VOCAB", "BLOCK")
+    names = (
+        "make_layout",
+        "make_row",
+        "make_rows",
+        "make_manifest",
+        "write",
+        "finish",
+        "finish_manifest",
+        "write_vocabulary",
+        "PLAN_HASH",
+        "VOCAB",
+        "BLOCK",
+    )
     return SimpleNamespace(**{name: globals()[name] for name in names})
 
 
@@ -173,7 +218,7 @@ def write_words(tmp_path, synthetic):
         write_vocabulary(tmp_path, words)
         manifest = synthetic.make_manifest(tmp_path, layout, [receipt])
         tree = manifest.to_json() | {"student": {**manifest.to_json()["student"], "mask_id": 1, "eos_id": 0}}
-        (tmp_path / "manifest.json").write_bytes(canonical_json(tree))
+        (tmp_path / "manifest.json").write_bytes(sealed_json(tree))
         return tmp_path
 
     return write
@@ -204,7 +249,7 @@ def write_hostile(write_words):
         ]
         tree["dropped"] = {script.format("dropped"): 1}
         tree["statistics"]["column_bytes"] = {"<script>1</script>": 50, '" onload="x': 40}
-        (root / "manifest.json").write_bytes(canonical_json(tree))
+        (root / "manifest.json").write_bytes(sealed_json(tree))
         facts = [script.format("teacher"), script.format("support"), script.format("dropped"), "<svg onload=x>"]
         facts += [
             "https://evil.example/<script>",

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from tide.shared.cache import ViewRow, write_vocabulary
 from tide.shared.cache.decoded_views import MAX_TEXT_CHARS, SPREAD_T, spread_views
-from tide.shared.cache.files import canonical_json
 from tide.shared.cache.html_report import POLICY, report_html
 from tide.shared.cache.inspect import describe_cache
-from tide.shared.cache.manifest import file_entry
+from tide.shared.cache.manifest import file_entry, sealed_json
 from tide.shared.cache.plots import MAX_COLUMNS, MAX_TICKS, Absent, axis_ticks, make_plots
 from tide.shared.cache.reader import open_cache
 from tide.shared.cache.vocabulary import VOCABULARY_NAME
@@ -88,7 +87,7 @@ def rewrite(root, **changes: Any) -> None:
     for path, value in changes.items():
         place, *names = path.split("__")
         tree[place] = value if not names else tree[place] | {names[0]: value}
-    (root / "manifest.json").write_bytes(canonical_json(tree))
+    (root / "manifest.json").write_bytes(sealed_json(tree))
 
 
 def test_the_page_holds_what_the_signal_has(make_cache, signal):

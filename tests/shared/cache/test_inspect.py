@@ -11,9 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tide.shared.cache import Manifest, Receipt, ShardStatistics, open_cache, read_manifest
-from tide.shared.cache.files import canonical_json
 from tide.shared.cache.inspect import describe_cache
-from tide.shared.cache.manifest import DataSource, FileEntry, ShardEntry, SignalInfo, StudentInfo, TeacherInfo, Totals
+from tide.shared.cache.manifest import (
+    DataSource,
+    FileEntry,
+    ShardEntry,
+    SignalInfo,
+    StudentInfo,
+    TeacherInfo,
+    Totals,
+    sealed_json,
+)
 from tide.shared.cache.report import report
 from tide.shared.cache.schema import SCHEMA_VERSION
 from tide.shared.errors import CacheError
@@ -99,7 +107,7 @@ def test_a_cache_without_rows_gives_a_report(tmp_path, synthetic):
 def test_a_cache_without_vocabulary_shows_ids(write_words):
     root = write_words(WORDS)
     tree = json.loads((root / "manifest.json").read_text())
-    (root / "manifest.json").write_bytes(canonical_json(tree | {"vocabulary": None}))
+    (root / "manifest.json").write_bytes(sealed_json(tree | {"vocabulary": None}))
     assert describe_cache(root)["sample"]["segments"][0]["text"] == "<1><2><3>"
 
 
@@ -118,7 +126,7 @@ def test_text_of_a_stranger_cannot_act(write_words, ids):
     root = write_words(HOSTILE, ids, sample_id="[blink]id[/blink]")
     tree = json.loads((root / "manifest.json").read_text())
     tree["teacher"]["id"] = "[bold red]org/teacher[/]"
-    (root / "manifest.json").write_bytes(canonical_json(tree))
+    (root / "manifest.json").write_bytes(sealed_json(tree))
     text = printed(root, force_terminal=False)
     assert "[bold red]org/teacher[/]" in text
     assert "[blink]id[/blink]" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tide.shared.cache import Manifest, Receipt, open_cache, read_manifest, shard_is_done, write_manifest, write_receipt
-from tide.shared.cache.files import readable_json
+from tide.shared.cache.manifest import sealed_json
 from tide.shared.cache.receipts import read_receipt, receipt_path
 from tide.shared.errors import CacheError, OutputError
 
@@ -25,7 +25,7 @@ def tamper(root: Path, path: str, value: object) -> None:
         del node[last]
     else:
         node[last] = value
-    (root / "manifest.json").write_bytes(readable_json(tree))
+    (root / "manifest.json").write_bytes(sealed_json(tree))
 
 
 def test_the_manifest_round_trips_and_its_hash_names_the_cache(make_cache):
@@ -82,11 +82,28 @@ def test_a_tampered_manifest_is_refused(make_cache, path, value, message):
     assert "manifest.json" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "change", [("apache-2.0", "apache-2.1"), ("org/teacher", "org/teachep"), ('"seed": 0', '"seed": 1')]
+)
+def test_a_manifest_with_another_word_or_number_is_refused(make_cache, change):
+    path = make_cache("topk") / "manifest.json"
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(
+        CacheError, match=r"manifest\.json: sha256 is '[0-9a-f]{64}', which is not the hash of the other"
+    ):
+        read_manifest(path.parent)
+
+
+def test_the_seal_of_a_manifest_is_its_hash(make_cache):
+    root = make_cache("none")
+    assert json.loads((root / "manifest.json").read_text())["sha256"] == read_manifest(root).hash
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "data/../../x", ".hidden", "a//b", "a\\b", "a\x00b", "ü"])
 def test_names_that_could_leave_the_folder_are_refused(make_cache, name):
     root = make_cache("topk")
     tamper(root, "vocabulary.name", name)
-    with pytest.raises(CacheError, match=r"not a plain relative path|cannot be printed"):
+    with pytest.raises(CacheError, match=r"expected 'vocabulary\.parquet'|cannot be printed"):
         open_cache(root)
 
 
@@ -104,9 +121,18 @@ def test_what_is_no_manifest_is_refused(tmp_path, text):
 
 
 def test_a_manifest_too_large_is_refused_unread(make_cache, monkeypatch):
+    root = make_cache("none")
     monkeypatch.setattr("tide.shared.cache.manifest.MAX_MANIFEST_BYTES", 1000)
     with pytest.raises(CacheError, match="larger than 1,000 bytes"):
-        read_manifest(make_cache("none"))
+        read_manifest(root)
+    with pytest.raises(CacheError, match="make larger shards"):
+        write_manifest(root, read_manifest_unbounded(root, monkeypatch))
+
+
+def read_manifest_unbounded(root, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tide.shared.cache.manifest.MAX_MANIFEST_BYTES", 1 << 20)
+        return read_manifest(root)
 
 
 def test_a_manifest_that_contradicts_itself_is_not_written(make_cache):

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tide.shared.cache import open_cache, read_manifest, verify, verify_cache, verify_shards
-from tide.shared.cache.files import readable_json, sha256_file
+from tide.shared.cache.files import sha256_file
+from tide.shared.cache.manifest import sealed_json
 from tide.shared.cache.schema import arrow_schema, parquet_options, shard_metadata
 from tide.shared.errors import CacheError, CacheMismatch
 
@@ -25,7 +26,7 @@ OTHER = "data/views-00001-of-00002.parquet"
 def edit_manifest(root: Path, edit: Callable[[Any], None]) -> None:
     tree = json.loads((root / "manifest.json").read_text())
     edit(tree)
-    (root / "manifest.json").write_bytes(readable_json(tree))
+    (root / "manifest.json").write_bytes(sealed_json(tree))
 
 
 def vouch_for(root: Path, **entry: int) -> None:
@@ -295,6 +296,22 @@ def test_a_child_that_dies_or_runs_out_of_memory_is_a_refusal(make_cache, monkey
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: killed)
     with pytest.raises(CacheError, match=r"ended early \('Segmentation fault'\)"):
         verify_cache(root)
+
+
+def test_limits_of_the_surroundings_stay_in_force(make_cache):
+    code = "import sys; from tide.shared.cache import verify_cache; verify_cache(sys.argv[1])"
+    command = [
+        "bash",
+        "-c",
+        'ulimit -t 8 -v 4000000; exec "$@"',
+        "-",
+        sys.executable,
+        "-c",
+        code,
+        str(make_cache("none")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_child_does_not_import_from_the_folder_it_checks(make_cache, monkeypatch):

@@ -1,0 +1,210 @@
+"""A cache -> plain rows with probabilities in them, for trainers that know nothing of tide.
+
+One row per view, decoded a row group at a time; l tokens, c chunks, n targets, k_j kept entries of target j:
+
+    sample_id, text             string        text is the decoded x_0; absent without a vocabulary
+    view, prompt_tokens         int32
+    t, temperature              float         temperature: of every probability in this row; absent without targets
+    x_0, x_t                    list [l]      clean ids, and the same with the mask's id at masked positions
+    masked                      list [l]      is the position masked? prompt included
+    chunk_start, chunk_len, chunk_logp        list [c], nats at temperature 1                         chunk, topk
+    target_position, gold_probability, tail_mass                 list [n]                             topk
+    top_ids, top_probabilities, top_text      list [n] of lists [k_j], most probable first            topk
+
+Probabilities are over the loss support at `temperature`: those of a target and its tail_mass add up to 1.
+"""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import ConfigError
+from .files import atomic_write, fsync_folder, output_errors, temporary_name
+from .schema import ViewRow
+
+if TYPE_CHECKING:
+    import datasets
+
+    from .reader import Cache
+
+
+def write_decoded(cache: "Cache", out: str | Path, *, temperature: float | None = None) -> list[Path]:
+    """Write decoded rows as Parquet, one file for each shard, with a README.md; memory stays flat.
+
+    Args: temperature: one of the cache's; None: its first.
+    Returns: the files, `out/data/train-00000-of-00002.parquet` and so on.
+    Raises: ConfigError: `out` exists, or the cache does not hold this temperature. CacheError. OutputError.
+    """
+    out, rows = Path(out), _Decoder(cache, temperature)
+    if out.exists():
+        raise ConfigError(f"{out}: exists already; give a new folder")
+    temporary, num_shards = temporary_name(out), len(cache.manifest.shards)
+    names = [f"data/train-{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
+    try:
+        atomic_write(temporary / "README.md", _readme(cache, rows.temperature).encode())
+        for shard, name in enumerate(names):
+            with output_errors(out / name):
+                (temporary / name).parent.mkdir(exist_ok=True)
+                writer = pq.ParquetWriter(temporary / name, rows.schema, compression="zstd")
+            with writer:
+                for group in cache.row_groups:
+                    if group.shard == shard:
+                        table = rows.table(list(cache.read_row_group(group.shard, group.group)))
+                        with output_errors(out / name):
+                            writer.write_table(table)
+        with output_errors(out):
+            temporary.rename(out)
+            fsync_folder(out.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [out / name for name in names]
+
+
+def decoded_dataset(cache: "Cache", *, temperature: float | None = None) -> "datasets.Dataset":
+    """Decoded rows as a `datasets.Dataset`, kept in the cache folder of `datasets` under this manifest's hash.
+
+    Raises: ConfigError: the cache does not hold this temperature.
+    """
+    import datasets
+
+    rows = _Decoder(cache, temperature)
+    made = datasets.Dataset.from_generator(
+        _rows, features=datasets.Features.from_arrow_schema(rows.schema),
+        gen_kwargs={"cache": cache, "temperature": temperature, "manifest_hash": cache.manifest.hash},
+    )  # fmt: skip
+    assert isinstance(made, datasets.Dataset)
+    return made
+
+
+def _rows(cache: "Cache", temperature: float | None, manifest_hash: str) -> Iterator[dict[str, Any]]:
+    """Rows one by one; `manifest_hash` only tells `datasets` that another cache in the same folder is another."""
+    decoder = _Decoder(cache, temperature)
+    for group in cache.row_groups:
+        yield from decoder.table(list(cache.read_row_group(group.shard, group.group))).to_pylist()
+
+
+class _Decoder:
+    """`ViewRow`s of one cache -> Arrow tables."""
+
+    def __init__(self, cache: "Cache", temperature: float | None) -> None:
+        manifest, layout = cache.manifest, cache.layout
+        self.signal, self.mask_id = layout.signal, manifest.student.mask_id
+        self.temperature: float | None = None
+        if self.signal == "topk":
+            self.temperature = layout.temperatures[0] if temperature is None else temperature
+            if self.temperature not in layout.temperatures:
+                known = ", ".join(f"{known:g}" for known in layout.temperatures)
+                raise ConfigError(
+                    f"temperature {self.temperature:g}: {cache.root} holds normalisers for {known} alone; "
+                    "choose one of them, or dump again with signal.temperatures"
+                )
+            self.column = layout.temperatures.index(self.temperature)
+        elif temperature is not None:
+            raise ConfigError(
+                f"temperature {temperature:g}: {cache.root} holds no distributions (signal "
+                f"{self.signal!r}); leave it out"
+            )
+        known = cache.vocabulary().token_bytes if manifest.vocabulary else None
+        self.has_text = known is not None
+        self.token_bytes = (
+            [] if known is None else [*known, *[b"<%d>" % i for i in range(len(known), layout.vocab_size)]]
+        )
+        self.words = pa.array([token.decode("utf-8", "replace") for token in self.token_bytes], pa.string())
+        self.schema = pa.schema(list(self._fields()))
+
+    def _fields(self) -> Iterator[pa.Field]:
+        int32, float32 = pa.int32(), pa.float32()
+        yield pa.field("sample_id", pa.string())
+        yield from (pa.field(name, int32) for name in ("view", "prompt_tokens"))
+        yield pa.field("t", float32)
+        yield from (pa.field(name, pa.list_(int32)) for name in ("x_0", "x_t"))
+        yield pa.field("masked", pa.list_(pa.bool_()))
+        if self.has_text:
+            yield pa.field("text", pa.string())
+        if self.signal != "none":
+            yield from (pa.field(name, pa.list_(int32)) for name in ("chunk_start", "chunk_len"))
+            yield pa.field("chunk_logp", pa.list_(float32))
+        if self.signal == "topk":
+            yield pa.field("temperature", pa.float64())
+            yield pa.field("target_position", pa.list_(int32))
+            yield from (pa.field(name, pa.list_(float32)) for name in ("gold_probability", "tail_mass"))
+            yield pa.field("top_ids", pa.list_(pa.list_(int32)))
+            yield pa.field("top_probabilities", pa.list_(pa.list_(float32)))
+            if self.has_text:
+                yield pa.field("top_text", pa.list_(pa.list_(pa.string())))
+
+    def table(self, rows: Sequence[ViewRow]) -> pa.Table:
+        """One row for each view."""
+        masked = [np.concatenate([np.zeros(row.prompt_tokens, np.bool_), row.masked]) for row in rows]
+        x_t = [np.where(hidden, np.int32(self.mask_id), row.x_0) for row, hidden in zip(rows, masked, strict=True)]
+        columns: dict[str, Any] = {
+            "sample_id": [row.sample_id for row in rows], "view": [row.view for row in rows],
+            "prompt_tokens": [row.prompt_tokens for row in rows], "t": [row.t for row in rows],
+            "x_0": _lists([row.x_0 for row in rows]), "x_t": _lists(x_t), "masked": _lists(masked),
+        }  # fmt: skip
+        if self.has_text:
+            columns["text"] = [
+                b"".join(self.token_bytes[i] for i in row.x_0).decode("utf-8", "replace") for row in rows
+            ]
+        if self.signal != "none":
+            for name in ("chunk_start", "chunk_len", "chunk_logp"):
+                columns[name] = _lists([getattr(row, name) for row in rows])
+        if self.signal == "topk":
+            columns |= self._targets(rows)
+        arrays = [
+            column if isinstance(column, pa.Array) else pa.array(column, field.type)
+            for field, column in ((field, columns[field.name]) for field in self.schema)
+        ]
+        return pa.Table.from_arrays(
+            [a.cast(f.type) for a, f in zip(arrays, self.schema, strict=True)], schema=self.schema
+        )
+
+    def _targets(self, rows: Sequence[ViewRow]) -> dict[str, Any]:
+        assert self.temperature is not None
+        position = _lists([row.target_position for row in rows])
+        num_top = np.concatenate([row.num_top for row in rows]).astype(np.int64)
+        log_tail = np.concatenate([row.log_tail[:, self.column] for row in rows]).astype(np.float64)
+        logp = np.concatenate([row.top_logp for row in rows]).astype(np.float64)
+        gold = np.concatenate([row.gold_logp for row in rows]).astype(np.float64)
+        target = np.repeat(np.arange(len(num_top)), num_top)
+        head = np.bincount(target, np.exp(logp / self.temperature), len(num_top))
+        log_z = np.where(num_top > 0, np.log(np.maximum(head, 1e-300)) - np.log(-np.expm1(log_tail - 1e-12)), 0.0)
+        kept, tail = np.exp(logp / self.temperature - log_z[target]), np.exp(log_tail)
+        ends = pa.array(np.concatenate([[0], np.cumsum(num_top)]).astype(np.int32))
+        ids = pa.array(np.concatenate([row.top_ids for row in rows]).astype(np.int32))
+
+        def by_target(values: pa.Array) -> pa.Array:
+            return pa.ListArray.from_arrays(position.offsets, pa.ListArray.from_arrays(ends, values))
+
+        def by_row(values: np.ndarray) -> pa.Array:
+            return pa.ListArray.from_arrays(position.offsets, pa.array(values.astype(np.float32)))
+
+        columns = {
+            "temperature": [self.temperature] * len(rows),
+            "target_position": position,
+            "gold_probability": by_row(np.exp(gold / self.temperature - log_z)),
+            "tail_mass": by_row(tail),
+            "top_ids": by_target(ids),
+            "top_probabilities": by_target(pa.array(kept.astype(np.float32))),
+        }
+        return columns | ({"top_text": by_target(self.words.take(ids))} if self.has_text else {})
+
+
+def _lists(values: Sequence[np.ndarray]) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values)))
+
+
+def _readme(cache: "Cache", temperature: float | None) -> str:
+    at = "" if temperature is None else f" Probabilities are over the loss support at temperature {temperature:g}."
+    return (
+        "---\nconfigs:\n- config_name: default\n  data_files: data/*.parquet\n---\n\n# A teacher's answers, decoded\n\n"
+        f"One row per view of the tide cache with manifest hash `{cache.manifest.hash}`.{at}\n"
+        f"Masked positions of `x_t` hold id {cache.manifest.student.mask_id}; ids are below "
+        f"{cache.manifest.student.vocab_size}. The columns are described in docs/cache_format.md of tide-distill.\n"
+    )
