@@ -202,12 +202,14 @@ def pull(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     true_hash = hub.repositories["me/base"].head.tree["data/views-00001-of-00006.parquet"].sha256
     edited(hub, "me/liar", "me/base", **{"00001-of": File(bent, true_hash)})
     out["liar"] = pulled("me/liar", "h")
+    from tide.shared.cache.manifest import sealed_json
+
     tree = json.loads((root / "manifest.json").read_text())
     tree["statistics"]["t_histogram"][3] += 1
-    edited(hub, "me/wrong", "me/base", **{"manifest.json": File(json.dumps(tree).encode())})
+    edited(hub, "me/wrong", "me/base", **{"manifest.json": File(sealed_json(tree))})
     out["wrong"] = pulled("me/wrong", "i")
     tree["vocabulary"]["name"] = "../../escaped.parquet"
-    edited(hub, "me/escape", "me/base", **{"manifest.json": File(json.dumps(tree).encode())})
+    edited(hub, "me/escape", "me/base", **{"manifest.json": File(sealed_json(tree))})
     out["escape"] = pulled("me/escape", "j/k")
     (work / "full").mkdir()
     (work / "full" / "notes.txt").write_text("mine")
@@ -290,8 +292,8 @@ def _lie_in_shard(root: Path, number: int) -> None:
     """Replace one log-probability by a positive one, and let the manifest vouch for the new file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from tide.shared.cache.files import readable_json, sha256_file
-    from tide.shared.cache.manifest import read_manifest
+    from tide.shared.cache.files import sha256_file
+    from tide.shared.cache.manifest import read_manifest, sealed_json
     from tide.shared.cache.schema import parquet_options, shard_metadata
 
     manifest = read_manifest(root)
@@ -308,7 +310,7 @@ def _lie_in_shard(root: Path, number: int) -> None:
     tree = json.loads((root / "manifest.json").read_text())
     tree["totals"]["bytes"] += path.stat().st_size - tree["shards"][number]["bytes"]
     tree["shards"][number] |= {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-    (root / "manifest.json").write_bytes(readable_json(tree))
+    (root / "manifest.json").write_bytes(sealed_json(tree))
 
 
 def load_datasets(hub: LoopbackHub, work: Path) -> dict[str, Any]:

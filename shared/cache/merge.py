@@ -14,7 +14,7 @@ noise of view 3 is a function of seed, sample and 3, so equal seeds would give t
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +24,13 @@ from ... import __version__
 from ..config import to_tree
 from ..errors import CacheMismatch, ConfigError
 from .card import write_card
+from .codec_error import summary
 from .files import atomic_write, canonical_json, fsync_folder, output_errors, sha256_bytes, temporary_name
 from .manifest import UNKNOWN, DataSource, Manifest, PartInfo, TeacherInfo, manifest_parts, write_manifest
 from .reader import Cache, open_cache
 from .receipts import Receipt, write_receipt
 from .schema import ViewRow, shard_name
+from .statistics import merge as merge_statistics
 from .vocabulary import VOCABULARY_NAME
 from .writer import write_shard
 
@@ -225,7 +227,14 @@ def _manifest(
     first = parts[0].manifest
     manifests = [part.manifest for part in parts]
     seeds = {info.seed for info in infos}
-    errors = [manifest.signal.codec_error for manifest in manifests]
+    meant = merge_statistics(
+        [manifest.statistics for manifest in manifests]
+    )  # rounding was measured when they were made
+    described = manifest_parts(receipts)
+    described["statistics"] = dataclasses.replace(
+        described["statistics"], codec_kl=meant.codec_kl, codec_kl_counts=meant.codec_kl_counts
+    )
+    error = summary(meant.codec_kl, meant.codec_kl_counts, meant.targets, first.signal.temperatures)
     dropped: dict[str, int] = {}
     for reason, count in (item for manifest in manifests for item in manifest.dropped.items()):
         dropped[reason] = dropped.get(reason, 0) + count
@@ -233,26 +242,14 @@ def _manifest(
         first,
         tide_version=__version__,
         plan_hash=plan_hash,
-        signal=dataclasses.replace(first.signal, codec_error=_worst(errors)),
+        signal=dataclasses.replace(first.signal, codec_error=error),
         teacher=_teacher([manifest.teacher for manifest in manifests if manifest.teacher]),
         noise={**first.noise, "views": views, "seed": first.noise["seed"] if len(seeds) == 1 else None},
         sources=_distinct([source for manifest in manifests for source in manifest.sources]),
         dropped=dict(sorted(dropped.items())),
         parts=tuple(infos),
-        **manifest_parts(receipts),
+        **described,
     )
-
-
-def _worst(errors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Measured errors that all parts have: the larger number, or what is equal."""
-    found: dict[str, Any] = {}
-    for name in sorted(set.intersection(*(set(error) for error in errors))):
-        values = [error[name] for error in errors]
-        if all(isinstance(value, int | float) for value in values):
-            found[name] = max(values)
-        elif all(value == values[0] for value in values):
-            found[name] = values[0]
-    return found
 
 
 def _teacher(teachers: Sequence[TeacherInfo]) -> TeacherInfo | None:

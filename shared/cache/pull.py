@@ -24,6 +24,7 @@ from .manifest import (
     Manifest,
     ShardEntry,
     read_manifest,
+    sealed_json,
 )
 from .verify import verify_cache
 from .vocabulary import VOCABULARY_NAME
@@ -135,7 +136,7 @@ def pull_cache(
         staging = out / STAGING_NAME
         _prepare(out, staging, entries)
         counts = _fetch_all(hub, wanted.repository, commit, entries, staging)
-        atomic_write(staging / MANIFEST_NAME, readable_json(manifest.to_json()))
+        atomic_write(staging / MANIFEST_NAME, sealed_json(manifest.to_json()))
         say(f"verifying {len(manifest.shards)} shards")
         verify_cache(staging, mode="full")
         _move(staging, out, [*(entry.name for entry in entries), MANIFEST_NAME])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import huggingface_hub.errors
 import pytest
 from dump_checks import file_hashes
 from tide import cli
@@ -162,17 +163,17 @@ def test_the_hub_is_asked_for_the_damaged_files_alone(pair, monkeypatch):
     root, copy = pair
     asked = []
 
-    def snapshot_download(name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.append((name, repo_type, revision, allow_patterns))
         if name != "me/cache":
-            raise OSError("401")
+            raise huggingface_hub.errors.HFValidationError("401")
         return str(copy)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", snapshot_download)
     assert repair_from(root, "me/cache").replaced == ()
     assert asked == []
     flip(root / OTHER)
-    with pytest.raises(Unavailable, match="me/other: cannot be fetched"):
+    with pytest.raises(Unavailable, match="fetching files of me/other"):
         repair_from(root, "me/other")
     repair_from(root, "me/cache", revision="v1")
     assert asked[1:] == [("me/cache", "dataset", "v1", [OTHER])]
