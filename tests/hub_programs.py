@@ -259,6 +259,7 @@ def remote(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     out["index"] = all(np.array_equal(a, b) for a, b in zip(
         vars(copy.index()).values(), vars(local.index()).values(), strict=True))  # fmt: skip
     out["datasets"] = len(copy.to_datasets())
+    out["decoded"] = sorted(copy.to_datasets(decoded=True, temperature=2.0).features)
     out["address"] = [str(copy.address), commit]
     # What lies in the client's folder is compared again by the next process.
     blob = Path(copy.root, "data", "views-00000-of-00006.parquet").resolve()

@@ -227,9 +227,7 @@ def _manifest(
     first = parts[0].manifest
     manifests = [part.manifest for part in parts]
     seeds = {info.seed for info in infos}
-    meant = merge_statistics(
-        [manifest.statistics for manifest in manifests]
-    )  # rounding was measured when they were made
+    meant = merge_statistics([manifest.statistics for manifest in manifests])  # what rounding cost, writers alone know
     described = manifest_parts(receipts)
     described["statistics"] = dataclasses.replace(
         described["statistics"], codec_kl=meant.codec_kl, codec_kl_counts=meant.codec_kl_counts

@@ -185,7 +185,7 @@ class RemoteCache(Cache):
             self._bring(self.manifest.vocabulary)
         return super().vocabulary()
 
-    def to_datasets(self) -> "datasets.Dataset":
+    def to_datasets(self, *, decoded: bool = False, temperature: float | None = None) -> "datasets.Dataset":
         """As `Cache.to_datasets`; fetches all shards first."""
         self.fetch_all()
-        return super().to_datasets()
+        return super().to_datasets(decoded=decoded, temperature=temperature)

@@ -28,6 +28,7 @@ def test_it_is_pinned_and_opens_as_datasets(read):
     name, commit = read["address"]
     assert name == f"me/cache@{commit}"
     assert read["datasets"] == NUM_SHARDS * SAMPLES * VIEWS
+    assert {"top_probabilities", "tail_mass", "text"} <= set(read["decoded"])
 
 
 def test_a_file_damaged_in_the_clients_folder_is_fetched_again(read):
