@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tide.shared.cache import open_cache
 from tide.shared.config import LossConfig, TidalConfig, load_config
