@@ -290,14 +290,7 @@ def repair_cache(
         aside = set_aside(run, path)
         with dump_progress(lambda: (aside.plan.hash, aside.plan.num_shards), path) as report:
             result = make_again(run, path, aside, num_workers=workers, report=report)
-    shown = {**vars(result), "replaced": list(result.replaced), "moved": list(result.moved)}
-    if not as_json:
-        shown = {
-            **shown,
-            "replaced": ", ".join(result.replaced) or "nothing",
-            "moved": ", ".join(result.moved) or "nothing",
-        }
-    _print(shown, as_json)
+    _print(vars(result), as_json)
 
 
 @app.command()
@@ -402,8 +395,14 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         return
     width = max(len(name) for name in result)
     for name, value in result.items():
-        shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
-        typer.echo(f"{name.replace('_', ' '):{width}}  {shown}")
+        typer.echo(f"{name.replace('_', ' '):{width}}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A number with separators, a list as words, anything else as it prints."""
+    if isinstance(value, list | tuple):
+        return ", ".join(value) or "nothing"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _say(line: str) -> None:
