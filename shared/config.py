@@ -151,8 +151,17 @@ class SignalConfig:
     """Precision of stored log-probabilities of chunks and tails."""
     logp_step: float | None = 1 / 16
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
+    audit_share: float = 0.0
+    """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
+    1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache."""
 
     def __post_init__(self) -> None:
+        _require(0 <= self.audit_share <= 1, "signal.audit_share", self.audit_share, "a share in [0, 1]")
+        if self.audit_share and self.kind == "chunk":
+            raise ConfigError(
+                f"signal.audit_share = {self.audit_share}: an audit is of token-level targets, and signal.kind = "
+                "'chunk' has none; use signal.kind=topk, or leave the share at 0"
+            )
         _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
         _require(
             self.support == "shared" or self.support > 0, "signal.support", self.support, "shared, or a number of ids"

@@ -124,6 +124,20 @@ def draw_masks(units: Units, t: float | np.floating, sample_id: str, view: int, 
     )
 
 
+def audited_positions(
+    position: Int[np.ndarray, " n"], length: int, sample_id: str, view: int, *, seed: int, share: float
+) -> Bool[np.ndarray, " n"]:
+    """Which targets are stored in full (`signal.audit_share`): each with probability `share`, drawn by its position.
+
+    Args:
+        position: of the targets in the student's x_0; length: of x_0.
+        seed: of the noise.
+    """
+    if not share:
+        return np.zeros(len(position), bool)
+    return (keyed_generator(seed, "audit", sample_id, view).random(length) < share)[position]
+
+
 def _of_tokens(unit_of_token: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Per-unit flags spread to tokens; prompt tokens get False."""
     if len(units) == 0:

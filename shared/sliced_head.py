@@ -9,7 +9,7 @@ costs n V floats three times over. A slice is worked on in up to four buffers of
 slices of a call: fresh ones would be mapped and zeroed by the kernel each time, a fifth of a KL step on CPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,6 +63,7 @@ def top_logits(
     hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"], *,
     k: int, temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
     drop: Bool[Tensor, " v"] | None = None, max_slice_bytes: int = MAX_SLICE_BYTES,
+    watch: Callable[[slice, Tensor], None] | None = None,
 ) -> SparseLogits:  # fmt: skip
     """The teacher's head: its own k most likely tokens of the support, in order, without gradient.
 
@@ -70,6 +71,7 @@ def top_logits(
         hidden, weight, gold_ids, temperatures, support: as in `gather_at_targets`.
         k: tokens to keep, at most V; 0 when only `gold_logp` is wanted.
         drop: ids removed before normalising (control tokens the teacher should never say); None: none.
+        watch: called with each slice of rows and its log-probabilities [rows, V], which the next slice overwrites.
     """
     _check_head(hidden, weight, gold_ids)
     weight = weight.to(hidden.dtype)
@@ -83,6 +85,8 @@ def top_logits(
         logits = logits if dropped is None else logits.add_(dropped)
         logp = torch.log_softmax(logits, dim=1, out=scratch("p", len(logits)))
         gold_logp[rows] = logp.gather(1, gold_ids[rows, None])[:, 0]
+        if watch is not None:
+            watch(rows, logp)
         if k:
             inside = logp if off_support is None else torch.add(logp, off_support, out=scratch("tail", len(logp)))
             values, ids = inside.topk(k, dim=1)

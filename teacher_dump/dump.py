@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..shared.cache import Manifest, read_manifest
 from ..shared.cache.files import sha256_file
-from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, ShardEntry
+from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, AuditEntry, FileEntry, ShardEntry
 from ..shared.config import RunConfig
 from ..shared.errors import CacheError, CacheMismatch, ConfigError, OutputError, TryAgain
 from ..shared.models.quantization import require_bitsandbytes
@@ -89,14 +89,13 @@ def _reopen_if_damaged(root: Path, plan: Plan, *, full: bool) -> None:
                 f"{root / PLAN_NAME} is not the plan that {MANIFEST_NAME} was made from; restore it, or dump into "
                 "another folder"
             )
-        entries = [*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])]
-        if all(_is_whole(root, entry, full=full) for entry in entries):
+        if all(_is_whole(root, entry, full=full) for entry in manifest.files()):
             return
     (root / MANIFEST_NAME).unlink()
     discard_damaged(root, plan, full=full)
 
 
-def _is_whole(root: Path, entry: ShardEntry | FileEntry, *, full: bool) -> bool:
+def _is_whole(root: Path, entry: ShardEntry | FileEntry | AuditEntry, *, full: bool) -> bool:
     """Is a file what the manifest says: its size and, if `full`, its SHA-256?"""
     path = root / entry.name
     if not path.is_file() or path.stat().st_size != entry.bytes:

@@ -6,6 +6,7 @@ manifest vouches for every byte, so each shard's SHA-256 is compared with its re
 
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,14 +17,16 @@ from ..shared.cache.codec_error import summary as codec_error_summary
 from ..shared.cache.files import leftovers
 from ..shared.cache.manifest import (
     UNKNOWN,
+    AuditInfo,
     DataSource,
     SignalInfo,
     StudentInfo,
     TeacherInfo,
+    audit_entries,
     file_entry,
     manifest_parts,
 )
-from ..shared.cache.receipts import Receipt, read_receipt, receipt_path
+from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, read_receipt, receipt_path
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.vocabulary import VOCABULARY_NAME
@@ -66,6 +69,7 @@ def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest
         ),
         vocabulary=file_entry(root, VOCABULARY_NAME),
         dropped=dict(plan.dropped),
+        audit=_audit(plan, pairing, receipts),
         **parts,
     )  # fmt: skip
     write_card(root, manifest)
@@ -93,7 +97,7 @@ def discard_damaged(root: Path, plan: Plan, *, full: bool) -> list[int]:
 def tidy(root: Path) -> None:
     """Remove what killed workers left behind: claims, and temporary files of processes that are dead."""
     remove_claims(root)
-    for folder in (root, root / "data", root / "receipts"):
+    for folder in (root, root / "data", root / AUDIT_FOLDER, root / "receipts"):
         for path in leftovers(folder / "*"):
             owner = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", path.name)
             if owner and not is_alive(int(owner[1])):
@@ -116,6 +120,13 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
         top_k=signal.top_k, min_probability=signal.min_probability, temperatures=signal.temperatures,
         support=f"{signal.support}: {num_support} tokens", codec_error=error,
     )  # fmt: skip
+
+
+def _audit(plan: Plan, pairing: Pairing, receipts: Sequence[Receipt]) -> AuditInfo | None:
+    share = plan.config.signal.audit_share
+    if plan.signal_kind != "topk" or not share:
+        return None
+    return AuditInfo(share=share, support_tokens=pairing.num_support, files=audit_entries(receipts))
 
 
 def _teacher(root: Path, plan: Plan) -> TeacherInfo | None:

@@ -3,7 +3,7 @@
 1. samples -> tokens of both sides, chunks, token-level targets
 2. every view's t and masks (keyed draws), CompDemo's passes (views.py, comp_demo.py)
 3. micro-batches fixed by the plan's token budget: prefill each group of samples once, then score its passes
-4. answers -> `ViewRow`s -> a temporary file, fsynced, read back, renamed -> a receipt
+4. answers -> `ViewRow`s -> a temporary file, fsynced, read back, renamed; so too the audit of some -> a receipt
 
 Doing a shard twice is harmless: the same bytes come out.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..shared.cache import Layout, Receipt, shard_name, write_receipt, write_shard
+from ..shared.cache.audit import audit_name, write_audit
 from ..shared.conversations import ConversationReader
 from ..shared.errors import DataError
 from ..shared.tokens import Dropped, PairedSample
@@ -50,7 +51,17 @@ class ShardTask:
         name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
         rows = (view.row() for of_sample in views for view in of_sample)
         statistics = write_shard(root / name, rows, cache_layout(self.plan), plan_hash=plan_hash, shard=shard)
-        return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics)
+        audit = self._write_audit(root, shard, [view for of_sample in views for view in of_sample])
+        return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit)
+
+    def _write_audit(self, root: Path, shard: int, views: Sequence[View]) -> str | None:
+        """The audit file of a shard, or None and no file if none of its targets is audited."""
+        if not any(view.audited.any() for view in views):
+            return None
+        name = audit_name(shard, self.plan.num_shards)
+        rows = (row for view in views for row in view.audit_rows())
+        write_audit(root / name, rows, cache_layout(self.plan), plan_hash=self.plan.hash, shard=shard)
+        return name
 
     @property
     def _top_k(self) -> int:
@@ -108,7 +119,8 @@ class ShardTask:
             top_ids = self.pairing.student_id[top_ids]
         top_logp = targets.top_logp.cpu().numpy()
         log_z, log_tail = targets.log_z.cpu().numpy(), targets.log_tail.cpu().numpy()
-        gold_end = target_end = 0
+        gold_end = target_end = dense_end = 0
+        layout = cache_layout(self.plan)
         for view, one in batch:
             gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
             target_start, target_end = target_end, target_end + int(one.target.sum())
@@ -121,6 +133,8 @@ class ShardTask:
                 log_z[of_pass],
                 log_tail[of_pass],
             )
+            dense_start, dense_end = dense_end, dense_end + (0 if one.audited is None else int(one.audited.sum()))
+            view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
 
 
 def cache_layout(plan: Plan) -> Layout:

@@ -23,6 +23,7 @@ from ..shared.models.specs import TeacherSpec
 from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
 from ..shared.sliced_head import top_logits
 from ..shared.sparse_logits import SparseLogits
+from .dense_rows import DenseRows
 
 _WHOLE_SEQUENCE = 2**31
 """Block size of a teacher without blocks."""
@@ -44,6 +45,7 @@ class Pass(NamedTuple):
     masked: np.ndarray  # [l] bool
     answered: np.ndarray  # [l] bool, a subset of `masked`: log-probability of the clean token is wanted
     target: np.ndarray  # [l] bool, a subset of `answered`: the top tokens are wanted as well
+    audited: np.ndarray | None = None  # [l] bool, a subset of `target`: the whole distribution is; None: nowhere
 
 
 class Answers(NamedTuple):
@@ -51,6 +53,7 @@ class Answers(NamedTuple):
 
     gold_logp: Tensor  # [n] at `answered`
     targets: SparseLogits  # [m] at `target`; ids are the teacher's
+    dense: np.ndarray  # float32 [a, audit columns] at `audited`
 
 
 class Teacher:
@@ -59,9 +62,13 @@ class Teacher:
     Args:
         model: on its device, or spread over several.
         support: [V] bool, tokens that token-level losses range over; None: all.
+        audit_ids: [S] tokens whose log-probabilities an audit stores, in order; None: all.
     """
 
-    def __init__(self, model: PreTrainedModel, spec: TeacherSpec, *, support: Tensor | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, spec: TeacherSpec, *, support: Tensor | None = None,
+        audit_ids: Tensor | None = None,
+    ) -> None:  # fmt: skip
         head = model.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(model).__name__} has no head over the vocabulary")
@@ -75,6 +82,7 @@ class Teacher:
         self.support = None if support is None else support.to(head_device)
         if self.support is not None and self.drop is not None:
             self.support = self.support & ~self.drop
+        self.audit_ids = torch.arange(len(head.weight)) if audit_ids is None else audit_ids
         self.num_token_forwards = 0
         """Tokens that went through the model so far, padding left out."""
 
@@ -113,16 +121,17 @@ class Teacher:
         ]  # fmt: skip
         self.num_token_forwards += sum(len(one.piece.ids) for one in noised)
         rows = stack([one.piece for one in noised]).to(self.device)
-        at, gold_ids, is_target = self._answers_wanted(context, passes, noised, rows.ids.shape[1])
+        at, gold_ids, is_target, is_audited = self._answers_wanted(context, passes, noised, rows.ids.shape[1])
         hidden = self._hidden(context, rows, [p.sample for p in passes]).to(self.head_weight.device)[at]
+        dense = DenseRows(is_audited[is_target].cpu(), self.audit_ids)
         targets = top_logits(
             hidden[is_target], self.head_weight, gold_ids[is_target], k=k, temperatures=temperatures,
-            support=self.support, drop=self.drop,
+            support=self.support, drop=self.drop, watch=dense.take if dense.num_rows else None,
         )  # fmt: skip
         others = top_logits(hidden[~is_target], self.head_weight, gold_ids[~is_target], k=0, drop=self.drop)
         gold_logp = targets.gold_logp.new_empty(len(gold_ids))
         gold_logp[is_target], gold_logp[~is_target] = targets.gold_logp, others.gold_logp
-        return Answers(gold_logp, targets)
+        return Answers(gold_logp, targets, dense.values)
 
     def last_block(self, masked: np.ndarray) -> int:
         """The last block that holds a masked token: a pass sees the blocks of x_0 before it."""
@@ -137,19 +146,21 @@ class Teacher:
 
     def _answers_wanted(
         self, context: Context, passes: Sequence[Pass], noised: Sequence[Noised], length: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of all kept answers [n]: index into the flattened rows of `length` tokens, clean id, is it a target?"""
-        at, gold_ids, is_target = [], [], []
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of all kept answers [n]: index into the flattened rows of `length` tokens, clean id, target?, audited?"""
+        at, gold_ids, is_target, is_audited = [], [], [], []
         for row, (one, asked) in enumerate(zip(noised, passes, strict=True)):
             keep = asked.answered[one.position]
             position = one.position[keep]
             at.append(row * length + one.read[keep])
             gold_ids.append(context.x_0[asked.sample][position].astype(np.int64))
             is_target.append(asked.target[position])
-        at, gold_ids, is_target = (
-            torch.from_numpy(np.concatenate(parts)).to(self.head_weight.device) for parts in (at, gold_ids, is_target)
+            is_audited.append(np.zeros(len(position), bool) if asked.audited is None else asked.audited[position])
+        at, gold_ids, is_target, is_audited = (
+            torch.from_numpy(np.concatenate(parts)).to(self.head_weight.device)
+            for parts in (at, gold_ids, is_target, is_audited)
         )
-        return at, gold_ids, is_target
+        return at, gold_ids, is_target, is_audited
 
     def _hidden(self, context: Context, rows: RowTensors, samples: Sequence[int]) -> Tensor:
         """Last hidden states [b * l, d] of noised rows, row i over the prefix of samples[i]."""

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..shared.cache import ViewRow
+from ..shared.cache import Layout, ViewRow
+from ..shared.cache.audit import AuditRow, stored_logp
 from ..shared.config import NoiseConfig, SignalConfig
 from ..shared.errors import DataError
-from ..shared.noising import ViewMasks, draw_masks, masking_units, timesteps
+from ..shared.noising import ViewMasks, audited_positions, draw_masks, masking_units, timesteps
 from ..shared.tokens import PairedSample
 from .comp_demo import passes
 from .teacher import Pass
@@ -36,10 +37,11 @@ class View:
     Args:
         signal: what is kept; None: there is no teacher.
         k: top tokens kept at each target; 0: answers on chunks only.
+        seed: of the noise; with `signal.audit_share`, it decides which targets are stored in full.
     """
 
     def __init__(
-        self, sample: Sample, view: int, t: float, masks: ViewMasks, *, signal: SignalConfig | None, k: int
+        self, sample: Sample, view: int, t: float, masks: ViewMasks, *, signal: SignalConfig | None, k: int, seed: int
     ) -> None:
         self.sample, self.view, self.t, self.masks, self.signal, self.k = sample, view, t, masks, signal, k
         active = sample.paired.chunks[masks.active_chunks]
@@ -51,16 +53,22 @@ class View:
         self.top_logp = np.full((num_targets, k), np.nan, np.float32)
         self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
         self.log_tail = np.full((num_targets, num_temperatures), np.nan, np.float32)
+        share, length = signal.audit_share if signal else 0.0, len(sample.paired.student.x_0)
+        self.audited = audited_positions(
+            self.targets[:, 2], length, sample.sample_id, view, seed=seed, share=share
+        )  # [n]
+        self.dense: dict[int, np.ndarray] = {}  # of audited targets, by the teacher's position
 
     def passes(self, place: int) -> Iterator[Pass]:
         """What the teacher has to be asked; `place`: index of the sample in the teacher's context."""
         chunks = self.sample.paired.chunks
         for masked, active in passes(self.masks, chunks):
-            answered, target = np.zeros((2, len(masked)), bool)
+            answered, target, audited = np.zeros((3, len(masked)), bool)
             for start, end, *_ in chunks[active]:
                 answered[start:end] = True
             target[self.targets[:, 0]] = masked[self.targets[:, 0]]
-            yield Pass(place, masked, answered, target)
+            audited[self.targets[self.audited, 0]] = masked[self.targets[self.audited, 0]]
+            yield Pass(place, masked, answered, target, audited)
 
     def keep(
         self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray,
@@ -78,6 +86,19 @@ class View:
         self.gold_logp[asked.answered] = gold_logp
         at = np.searchsorted(self.targets[:, 0], np.flatnonzero(asked.target))
         self.top_ids[at], self.top_logp[at], self.log_z[at], self.log_tail[at] = top_ids, top_logp, log_z, log_tail
+
+    def keep_dense(self, asked: Pass, dense: np.ndarray, layout: Layout) -> None:
+        """Take the whole distributions of one pass, [a, S] at `asked.audited`, as the audit will store them."""
+        positions = np.flatnonzero(asked.audited) if asked.audited is not None else []
+        self.dense |= {int(position): stored_logp(logp, layout) for position, logp in zip(positions, dense, strict=True)}
+
+    def audit_rows(self) -> Iterator[AuditRow]:
+        """Rows of the audit, on the student's positions."""
+        prompt_tokens, masked = self.sample.paired.student.prompt_tokens, self.masks.student
+        share = float(masked.sum() / max(1, len(masked) - prompt_tokens))
+        for teacher_position, _, position, _ in self.targets[self.audited].tolist():
+            logp = self.dense[teacher_position]
+            yield AuditRow(self.sample.sample_id, self.view, float(self.t), share, position, logp)
 
     def row(self) -> ViewRow:
         """The cache row, on student positions and ids."""
@@ -131,9 +152,12 @@ def draw_views(
             sample.paired.chunks, len(student.x_0), student.prompt_tokens, len(teacher.x_0), teacher.prompt_tokens
         )
         yield [
-            View(sample, view, t, draw_masks(units, t, sample.sample_id, view, noise), signal=signal, k=k)
+            View(
+                sample, view, t, draw_masks(units, t, sample.sample_id, view, noise), signal=signal, k=k,
+                seed=noise.seed,
+            )
             for view, t in enumerate(timesteps(sample.index, sample.sample_id, noise).tolist())
-        ]
+        ]  # fmt: skip
 
 
 def _segment_sums(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

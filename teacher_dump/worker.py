@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..shared.cache import shard_is_done
@@ -74,5 +75,9 @@ def open_task(root: Path, plan: Plan) -> ShardTask:
         torch.set_num_threads(config.shards.cpu_threads)
     model = open_placed(config.teacher, folder)
     require_same_weights(root, folder)
-    support = torch.from_numpy(pairing.student_id >= 0) if plan.signal_kind == "topk" else None
-    return ShardTask(plan, conversations, pairing, Teacher(model, pairing.spec, support=support))
+    support = audit_ids = None
+    if plan.signal_kind == "topk":
+        support, teacher_id = torch.from_numpy(pairing.student_id >= 0), pairing.teacher_id()
+        audit_ids = torch.from_numpy(teacher_id[teacher_id >= 0].astype(np.int64))
+    teacher = Teacher(model, pairing.spec, support=support, audit_ids=audit_ids)
+    return ShardTask(plan, conversations, pairing, teacher)

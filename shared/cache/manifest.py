@@ -22,7 +22,7 @@ from .files import (
     sha256_bytes,
     sha256_file,
 )
-from .receipts import Receipt, read_receipt, shard_is_done
+from .receipts import AuditEntry, Receipt, audit_name, read_receipt, shard_is_done
 from .schema import SCHEMA_VERSION, Layout, LogpDtype, Signal, shard_name
 from .statistics import NUM_BINS, ShardStatistics, merge
 from .vocabulary import VOCABULARY_NAME
@@ -135,6 +135,21 @@ class ShardEntry:
 
 
 @dataclass(frozen=True)
+class AuditInfo:
+    """Targets that are stored in full beside the shards (audit.py).
+
+    Args:
+        share: of the targets, drawn one by one.
+        support_tokens: S, tokens of the loss support: the length of every audited distribution.
+        files: those of the shards that have audited targets, in the shards' order.
+    """
+
+    share: float
+    support_tokens: int
+    files: tuple[AuditEntry, ...]
+
+
+@dataclass(frozen=True)
 class Totals:
     """Sums over all shards."""
 
@@ -175,6 +190,7 @@ class Manifest:
         vocabulary: entry of vocabulary.parquet, or None.
         dropped: samples left out, by reason.
         parts: what a merged cache was put together from; () for a cache that was dumped.
+        audit: None: the cache was made without one.
     """
 
     schema_version: int
@@ -192,6 +208,18 @@ class Manifest:
     statistics: ShardStatistics
     dropped: dict[str, int]
     parts: tuple[PartInfo, ...] = ()
+    audit: AuditInfo | None = None
+
+    @property
+    def audit_of(self) -> dict[int, AuditEntry]:
+        """Audit files by the number of their shard."""
+        names = {audit_name(shard, len(self.shards)): shard for shard in range(len(self.shards))}
+        return {names[entry.name]: entry for entry in (self.audit.files if self.audit else ())}
+
+    def files(self, *, audit: bool = True) -> "list[ShardEntry | FileEntry | AuditEntry]":
+        """Every file that the manifest names; `audit`: those of the audit too."""
+        audited = self.audit.files if self.audit and audit else ()
+        return [*self.shards, *audited, *([self.vocabulary] if self.vocabulary else [])]
 
     @property
     def layout(self) -> Layout:
@@ -227,7 +255,7 @@ class Manifest:
                 f"{where}: schema_version is {version!r:.40}, this tide reads {SCHEMA_VERSION}; "
                 "use the tide version the manifest names, or dump again"
             )
-        size = len(canonical_json({name: value for name, value in tree.items() if name != "shards"}))
+        size = len(canonical_json({name: value for name, value in tree.items() if name not in ("shards", "audit")}))
         if size > MAX_DESCRIPTION_BYTES:
             raise CacheError(f"{where}: {size:,} bytes besides the list of shards, which no cache needs; refused")
         manifest = from_json(cls, tree, where)
@@ -261,6 +289,7 @@ class Manifest:
                 raise CacheError(
                     f"{where}: shards.{number}.name is {name!r:.80}, expected {shard_name(number, num_shards)!r}"
                 )
+        self._check_audit(where)
         sums = {
             "totals.shards": (self.totals.shards, num_shards),
             "totals.bytes": (self.totals.bytes, sum(shard.bytes for shard in self.shards)),
@@ -276,6 +305,31 @@ class Manifest:
             if len(getattr(self.statistics, name)) != NUM_BINS:
                 raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers")
         _check_text(self.to_json(), where)
+
+    def _check_audit(self, where: str) -> None:
+        if self.audit is None:
+            return
+        if self.signal.kind != "topk" or self.vocabulary is None:
+            raise CacheError(f"{where}: audit needs signal kind 'topk' and a vocabulary, which says what it ranges over")
+        share, num_tokens = self.audit.share, self.audit.support_tokens
+        if not 0 < share <= 1 or not 0 < num_tokens <= self.student.vocab_size:
+            raise CacheError(
+                f"{where}: audit.share is {share} and audit.support_tokens {num_tokens:,}; expected a share in (0, 1] "
+                f"and at most the {self.student.vocab_size:,} tokens of the student"
+            )
+        expected = (audit_name(shard, len(self.shards)) for shard in range(len(self.shards)))
+        for number, entry in enumerate(self.audit.files):
+            if entry.name not in expected:  # an iterator: names that were passed over are gone, so order counts
+                raise CacheError(f"{where}: audit.files.{number}.name is {entry.name!r:.80}, no shard's or out of order")
+            if not 0 < entry.rows <= self.statistics.targets:
+                raise CacheError(
+                    f"{where}: audit.files.{number}.rows is {entry.rows:,} of {self.statistics.targets:,} targets"
+                )
+
+
+def audit_entries(receipts: Sequence[Receipt]) -> tuple[AuditEntry, ...]:
+    """The field `audit.files` of a manifest, from the receipts in shard order."""
+    return tuple(receipt.audit for receipt in receipts if receipt.audit is not None)
 
 
 def _check_text(tree: Any, where: str) -> None:

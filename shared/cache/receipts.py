@@ -9,15 +9,34 @@ from pathlib import Path
 
 from ..config import to_tree
 from ..errors import CacheError
-from .files import atomic_write, file_inside, from_json, read_json, readable_json, sha256_file
+from .files import atomic_write, file_inside, from_json, open_parquet, read_json, readable_json, reading, sha256_file
 from .statistics import ShardStatistics
 
 MAX_RECEIPT_BYTES = 1 << 20
+AUDIT_FOLDER = "audit"
+
+
+def audit_name(shard: int, num_shards: int) -> str:
+    """Path of a shard's audit below the cache folder."""
+    return f"{AUDIT_FOLDER}/audit-{shard:05d}-of-{num_shards:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """The audit of one shard; `rows` is its number of audited targets."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: int
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished shard is: `name` relative to the cache folder, SHA-256 and bytes of the file, its statistics."""
+    """What a finished shard is: `name` relative to the cache folder, SHA-256 and bytes of the file, its statistics.
+
+    Args: audit: of its audited targets; None: it has none.
+    """
 
     plan_hash: str
     shard: int
@@ -26,6 +45,7 @@ class Receipt:
     bytes: int
     rows: int
     statistics: ShardStatistics
+    audit: AuditEntry | None
 
 
 def receipt_path(root: str | Path, shard: int) -> Path:
@@ -33,15 +53,27 @@ def receipt_path(root: str | Path, shard: int) -> Path:
     return Path(root) / "receipts" / f"{shard:05d}.json"
 
 
-def write_receipt(root: str | Path, name: str, *, shard: int, plan_hash: str, statistics: ShardStatistics) -> Receipt:
+def write_receipt(
+    root: str | Path, name: str, *, shard: int, plan_hash: str, statistics: ShardStatistics, audit: str | None = None
+) -> Receipt:
     """Hash the finished shard `root / name` and write its receipt atomically.
 
+    Args: audit: name of its audit, if it has one.
     Raises: CacheError: the shard is not there; OutputError: the receipt cannot be written.
     """
     path = file_inside(Path(root), name)
-    receipt = Receipt(plan_hash, shard, name, sha256_file(path), path.stat().st_size, statistics.rows, statistics)
+    receipt = Receipt(
+        plan_hash, shard, name, sha256_file(path), path.stat().st_size, statistics.rows, statistics,
+        None if audit is None else _audit_entry(Path(root), audit),
+    )  # fmt: skip
     atomic_write(receipt_path(root, shard), readable_json(to_tree(receipt)))
     return receipt
+
+
+def _audit_entry(root: Path, name: str) -> AuditEntry:
+    path = file_inside(root, name)
+    with reading(path), open_parquet(path) as file:
+        return AuditEntry(name, sha256_file(path), path.stat().st_size, file.metadata.num_rows)
 
 
 def read_receipt(root: str | Path, shard: int) -> Receipt | None:
@@ -55,7 +87,7 @@ def read_receipt(root: str | Path, shard: int) -> Receipt | None:
 
 
 def shard_is_done(root: str | Path, shard: int, plan_hash: str, *, full: bool = False) -> Receipt | None:
-    """The receipt, if it is of this plan and agrees with the file; else None: do the shard (again).
+    """The receipt, if it is of this plan and agrees with the shard and its audit; else None: do the shard (again).
 
     Args:
         full: compare the SHA-256 as well as the size.
@@ -64,9 +96,10 @@ def shard_is_done(root: str | Path, shard: int, plan_hash: str, *, full: bool = 
     if receipt is None or receipt.plan_hash != plan_hash or receipt.shard != shard:
         return None
     try:
-        path = file_inside(Path(root), receipt.name)
-        if path.stat().st_size != receipt.bytes or (full and sha256_file(path) != receipt.sha256):
-            return None
+        for entry in (receipt, *([receipt.audit] if receipt.audit else [])):
+            path = file_inside(Path(root), entry.name)
+            if path.stat().st_size != entry.bytes or (full and sha256_file(path) != entry.sha256):
+                return None
     except (CacheError, FileNotFoundError):
         return None
     return receipt

@@ -39,6 +39,19 @@ def write_shard(
         OutputError: disk full, permission denied, device error, or what was read back is not what was written.
     """
     path = Path(path)
+    with whole_or_absent(path) as sink:
+        statistics, digest = _write(sink, path, rows, layout, plan_hash=plan_hash, shard=shard)
+        sink.sync()
+        column_bytes = _read_back(sink, path, layout, digest=digest)
+    return dataclasses.replace(statistics, column_bytes=column_bytes)
+
+
+@contextlib.contextmanager
+def whole_or_absent(path: Path) -> Iterator["HashingFile"]:
+    """A locked temporary file beside `path`, which gets its name if the block ends without an error.
+
+    The block writes, calls `sync`, and looks at what it wrote. Raises: OutputError.
+    """
     temporary = temporary_name(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +59,7 @@ def write_shard(
         file = open(temporary, "xb")  # noqa: SIM115 - held open, and so locked, until after the rename
     try:
         _lock(file)
-        sink = _HashingFile(file)
-        statistics, digest = _write(sink, path, rows, layout, plan_hash=plan_hash, shard=shard)
-        with output_errors(path):
-            file.flush()
-            os.fsync(file.fileno())
-        column_bytes = _read_back(temporary, path, layout, digest=digest, sha256=sink.sha256.hexdigest())
+        yield HashingFile(file, path, temporary)
         with output_errors(path):
             os.replace(temporary, path)
             fsync_folder(path.parent)
@@ -60,11 +68,10 @@ def write_shard(
             file.close()
         with contextlib.suppress(OSError):
             temporary.unlink()
-    return dataclasses.replace(statistics, column_bytes=column_bytes)
 
 
 def _write(
-    file: "_HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int
+    file: "HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int
 ) -> tuple[ShardStatistics, str]:
     """Write all row groups and the footer; statistics and a digest of every batch."""
     schema = arrow_schema(layout)
@@ -109,23 +116,35 @@ def _groups(rows: Iterable[ViewRow]) -> Iterator[list[ViewRow]]:
         yield group
 
 
-def _read_back(temporary: Path, path: Path, layout: Layout, *, digest: str, sha256: str) -> dict[str, int]:
+def _read_back(sink: "HashingFile", path: Path, layout: Layout, *, digest: str) -> dict[str, int]:
     """Read the file again, as bytes and as rows, and compare both; compressed bytes by column."""
     again, rows = hashlib.sha256(), 0
-    try:
-        if sha256_file(temporary) != sha256:
-            raise CacheError("its bytes are not those that were handed to the disk")
-        with reading(temporary), pq.ParquetFile(temporary, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                batch = read_group(file, group, layout, where=str(path), first_row=rows, full=True)
-                batch.update_digest(again)
-                rows += len(batch)
-            column_bytes = leaf_bytes(file.metadata, layout)
-    except (OutputError, CacheError) as error:
-        raise OutputError(f"{path}: cannot be read back after writing ({error}). {_FAULTY}") from error
-    if again.hexdigest() != digest:
-        raise OutputError(f"{path}: what was read back differs from what was written. {_FAULTY}")
+    with read_back(sink) as file:
+        for group in range(file.num_row_groups):
+            batch = read_group(file, group, layout, where=str(path), first_row=rows, full=True)
+            batch.update_digest(again)
+            rows += len(batch)
+        column_bytes = leaf_bytes(file.metadata, layout)
+    require_same(path, again.hexdigest(), digest)
     return column_bytes
+
+
+@contextlib.contextmanager
+def read_back(sink: "HashingFile") -> Iterator[pq.ParquetFile]:
+    """What was just written, opened again after its bytes were compared. Raises: OutputError, also for the block."""
+    try:
+        if sha256_file(sink.temporary) != sink.sha256.hexdigest():
+            raise CacheError("its bytes are not those that were handed to the disk")
+        with reading(sink.temporary), pq.ParquetFile(sink.temporary, page_checksum_verification=True) as file:
+            yield file
+    except (OutputError, CacheError) as error:
+        raise OutputError(f"{sink.path}: cannot be read back after writing ({error}). {_FAULTY}") from error
+
+
+def require_same(path: Path, found: str, meant: str) -> None:
+    """Raises: OutputError: the digests of the rows that were read and of those that were meant differ."""
+    if found != meant:
+        raise OutputError(f"{path}: what was read back differs from what was written. {_FAULTY}")
 
 
 _FAULTY = (
@@ -133,12 +152,18 @@ _FAULTY = (
 )
 
 
-class _HashingFile(io.RawIOBase):
-    """An append-only file that hashes the bytes it hands on."""
+class HashingFile(io.RawIOBase):
+    """An append-only file that hashes the bytes it hands on; `path` is the name it will get."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def __init__(self, file: IO[bytes], path: Path, temporary: Path) -> None:
+        self.file, self.path, self.temporary = file, path, temporary
         self.sha256 = hashlib.sha256()
+
+    def sync(self) -> None:
+        """Bring everything to the disk. Raises: OutputError."""
+        with output_errors(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def writable(self) -> bool:
         return True
