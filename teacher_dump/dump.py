@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..shared.cache import Manifest, read_manifest
 from ..shared.cache.files import sha256_file
-from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, AuditEntry, FileEntry, ShardEntry
+from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, NamedFile
 from ..shared.config import RunConfig
 from ..shared.errors import CacheError, CacheMismatch, ConfigError, OutputError, TryAgain
 from ..shared.models.quantization import require_bitsandbytes
@@ -95,7 +95,7 @@ def _reopen_if_damaged(root: Path, plan: Plan, *, full: bool) -> None:
     discard_damaged(root, plan, full=full)
 
 
-def _is_whole(root: Path, entry: ShardEntry | FileEntry | AuditEntry, *, full: bool) -> bool:
+def _is_whole(root: Path, entry: NamedFile, *, full: bool) -> bool:
     """Is a file what the manifest says: its size and, if `full`, its SHA-256?"""
     path = root / entry.name
     if not path.is_file() or path.stat().st_size != entry.bytes:

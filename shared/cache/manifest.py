@@ -134,6 +134,10 @@ class ShardEntry:
     masked_positions: int
 
 
+NamedFile = ShardEntry | FileEntry | AuditEntry
+"""What a manifest says of a file: `name`, `sha256`, `bytes`."""
+
+
 @dataclass(frozen=True)
 class AuditInfo:
     """Targets that are stored in full beside the shards (audit.py).
@@ -216,7 +220,7 @@ class Manifest:
         names = {audit_name(shard, len(self.shards)): shard for shard in range(len(self.shards))}
         return {names[entry.name]: entry for entry in (self.audit.files if self.audit else ())}
 
-    def files(self, *, audit: bool = True) -> "list[ShardEntry | FileEntry | AuditEntry]":
+    def files(self, *, audit: bool = True) -> list[NamedFile]:
         """Every file that the manifest names; `audit`: those of the audit too."""
         audited = self.audit.files if self.audit and audit else ()
         return [*self.shards, *audited, *([self.vocabulary] if self.vocabulary else [])]

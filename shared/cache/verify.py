@@ -1,10 +1,10 @@
 """Opening a cache that a stranger made: six checks in order, and nothing reaches training if one fails.
 
 1. manifest: size cap, strict schema, known version, plain names, no link out of the folder;
-2. size and SHA-256 of every file, and no shard the manifest does not name;
+2. size and SHA-256 of every file, and no shard or audit file that the manifest does not name;
 3. footers: exact columns and types, row counts, bounds on what a file may expand to;
 4. pages: checksums, then Arrow's full validation;
-5. meaning: `checks.py`, and counts that agree with the manifest;
+5. meaning: `checks.py`, counts that agree with the manifest, an audit that agrees with its shards (verify_audit.py);
 6. text shown to people is printable.
 
 Checks 3 to 5 touch Parquet and run in a child process with a memory limit (`verify_shards.py`): a file made to exhaust
@@ -22,7 +22,8 @@ from typing import Literal
 
 from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
-from .manifest import FileEntry, Manifest, ShardEntry, read_manifest
+from .manifest import Manifest, NamedFile, read_manifest
+from .receipts import AUDIT_FOLDER
 from .verify_shards import check_shards
 
 CHILD_BYTES = 2 << 30
@@ -40,28 +41,46 @@ class VerifyReport:
     shards: int
     rows: int
     bytes: int
+    audit: Literal["none", "checked", "left out"]
 
 
-def verify_cache(root: str | Path, *, mode: Literal["quick", "full"] = "full") -> VerifyReport:
+def verify_cache(
+    root: str | Path, *, mode: Literal["quick", "full"] = "full", audit: bool = True
+) -> VerifyReport:  # fmt: skip
     """Check a cache.
 
     Args:
         mode: "full": all six checks; "quick": manifest, sizes and footers, for caches made here or verified before.
-    Raises: CacheError: the first check that fails; names file, row and field.
+        audit: False: leave the audit files alone, whether they are there or not.
+    Returns: its `audit` is "left out" also where all files of the audit are missing, as after `pull-cache --no-audit`.
+    Raises: CacheError: the first check that fails; names file, row and field. Some files of an audit without the others
+        are a damaged cache.
     """
     root = Path(root)
     manifest = read_manifest(root)
-    _check_files(root, manifest, full=mode == "full")
+    audit = audit and audit_is_here(root, manifest)
+    _check_files(root, manifest, full=mode == "full", audit=audit)
     if mode == "full":
-        _check_in_child(root)
+        _check_in_child(root, audit=audit)
     else:
-        check_shards(root, manifest, full=False)
+        check_shards(root, manifest, full=False, audit=audit)
     totals = manifest.totals
-    return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes)
+    said: Literal["none", "checked", "left out"] = "none"
+    if manifest.audit is not None:
+        said = "checked" if audit else "left out"
+    return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes, said)
+
+
+def audit_is_here(root: Path, manifest: Manifest) -> bool:
+    """Is at least one file of the audit in the folder (or none named)? Otherwise it was left out as a whole."""
+    files = manifest.audit.files if manifest.audit else ()
+    return not files or any(os.path.lexists(root / entry.name) for entry in files)
 
 
 def verify_shard(root: str | Path, shard: int) -> None:
     """Checks 3 to 6 of one shard, for a cache whose other shards are not here yet; its hash is the caller's business.
+
+    Its audit is left alone.
 
     What only all shards together show (a sample in two of them, the statistics) waits for `verify_cache`.
     Raises: CacheError: the first check that fails; names file, row and field.
@@ -69,15 +88,15 @@ def verify_shard(root: str | Path, shard: int) -> None:
     _check_in_child(Path(root), shard)
 
 
-def _check_files(root: Path, manifest: Manifest, *, full: bool) -> None:
+def _check_files(root: Path, manifest: Manifest, *, full: bool, audit: bool) -> None:
     """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
-    for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])):
+    for entry in manifest.files(audit=audit):
         check_file(root, entry, full=full)
     for name in unnamed_files(root, manifest):
         raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
 
 
-def check_file(root: Path, entry: ShardEntry | FileEntry, *, full: bool) -> None:
+def check_file(root: Path, entry: NamedFile, *, full: bool) -> None:
     """Raise CacheError unless a file is there, inside the folder and of the manifest's size and, if `full`, SHA-256."""
     path = file_inside(root, entry.name)
     size = path.stat().st_size
@@ -90,18 +109,18 @@ def check_file(root: Path, entry: ShardEntry | FileEntry, *, full: bool) -> None
 
 
 def unnamed_files(root: Path, manifest: Manifest) -> list[str]:
-    """Files of `data/`, hidden ones excepted, that the manifest does not name."""
-    named = {entry.name for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else []))}
-    folder = root / "data"
-    files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [f"data/{name}" for name in files if name[0] != "." and f"data/{name}" not in named]
+    """Files of `data/` and `audit/`, hidden ones excepted, that the manifest does not name."""
+    named = {entry.name for entry in manifest.files()}
+    folders = [name for name in ("data", AUDIT_FOLDER) if (root / name).is_dir()]
+    files = [f"{name}/{path.name}" for name in folders for path in sorted((root / name).iterdir()) if path.name[0] != "."]
+    return [name for name in files if name not in named]
 
 
-def _check_in_child(root: Path, shard: int | None = None) -> None:
+def _check_in_child(root: Path, shard: int | None = None, *, audit: bool = False) -> None:
     """Checks 3 to 6 in a process of their own, with `CHILD_BYTES` of memory."""
     # -P keeps the current folder, which a stranger may have filled, off the import path.
     command = [sys.executable, "-P", "-m", f"{__package__}.verify_shards", str(root.absolute()), str(CHILD_BYTES)]
-    command += [] if shard is None else [str(shard)]
+    command += ["01"[audit], *([] if shard is None else [str(shard)])]
     search_path = os.pathsep.join(folder for folder in sys.path if folder)
     # One malloc arena: each further one reserves 64 MB of the address space that the child has to live in.
     malloc = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}

@@ -1,0 +1,158 @@
+"""Checks 3 to 5 of an audit: its footer, its pages, and that it agrees with the shard it stands beside.
+
+An audited distribution must be of a target of that very view, say the same of the kept tokens and of the tail as the
+shard does, within what rounding explains, and be of the targets that the keyed draw chose: an audit of hand-picked
+positions would prove nothing. Merged caches carry none.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ..errors import CacheError
+from ..noising import audited_positions
+from .audit import AUDIT_SCHEMA, LOGP_LEAF, OPTIONS, SCALARS, AuditBatch, audit_error, check_audit_values
+from .audit import read_audit_group as read_group
+from .audit import rounding_mass
+from .batch import RowBatch
+from .files import file_inside, open_parquet, reading
+from .footers import check_parquet_footer, written_schema
+from .manifest import Manifest
+from .schema import Layout, ViewRow, shard_metadata
+
+
+def check_audit_footer(root: Path, manifest: Manifest, shard: int) -> int:
+    """Check 3 of one shard's audit; uncompressed bytes of its largest row group. Raises: CacheError."""
+    assert manifest.audit is not None
+    entry = manifest.audit_of[shard]
+    path = file_inside(root, entry.name)
+    with reading(path), open_parquet(path) as file:
+        return check_parquet_footer(
+            file, path, expected=written_schema(AUDIT_SCHEMA, OPTIONS), entry=entry,
+            metadata=shard_metadata(manifest.plan_hash, shard),
+            values_per_row={**dict.fromkeys(SCALARS, 1), LOGP_LEAF: manifest.audit.support_tokens},
+        )  # fmt: skip
+
+
+class AuditCheck:
+    """Walks through the audit of one shard while the shard's batches go by.
+
+    Args: support: student ids of the loss support, ascending.
+    Raises: CacheError: the support is not of the size that the manifest says.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, shard: int, support: np.ndarray) -> None:
+        assert manifest.audit is not None
+        if len(support) != manifest.audit.support_tokens:
+            raise CacheError(
+                f"{root / 'manifest.json'}: audit.support_tokens is {manifest.audit.support_tokens:,}, the vocabulary "
+                f"gives {len(support):,}"
+            )
+        self.root, self.manifest, self.layout = root, manifest, manifest.layout
+        self.place = np.full(manifest.student.vocab_size, -1, np.int64)
+        self.place[support] = np.arange(len(support))
+        seed = manifest.noise.get("seed")
+        self.seed = seed if type(seed) is int else None
+        entry = manifest.audit_of.get(shard)
+        self.path = None if entry is None else root / entry.name
+        self._rows = iter(()) if entry is None else self._walk(entry.name)
+        self._next = next(self._rows, None)
+
+    def _walk(self, name: str) -> Iterator[tuple[AuditBatch, int]]:
+        """Every row of the file, checked by itself; a row group at a time."""
+        path, first_row = file_inside(self.root, name), 0
+        with reading(path), open_parquet(path) as file:
+            for group in range(file.num_row_groups):
+                batch = self._group(file, group, path, first_row)
+                first_row += len(batch)
+                yield from ((batch, row) for row in range(len(batch)))
+
+    def _group(self, file: pq.ParquetFile, group: int, path: Path, first_row: int) -> AuditBatch:
+        assert self.manifest.audit is not None
+        batch = read_group(file, group, where=str(path), first_row=first_row, full=True)
+        if batch.logp.shape[1] != self.manifest.audit.support_tokens:
+            raise CacheError(f"{path}, logp: {batch.logp.shape[1]:,} values each, expected one for each support token")
+        check_audit_values(batch, self.layout)
+        return batch
+
+    def compare(self, batch: RowBatch) -> None:
+        """Check the audited targets of these rows of the shard. Raises: CacheError."""
+        for number in range(len(batch)):
+            row, found = batch[number], []
+            while self._next is not None and self._is_of(row):
+                audited, place = self._next
+                self._check_row(audited, place, row)
+                found.append(int(audited.position[place]))
+                self._next = next(self._rows, None)
+            if len(row.target_position) and self.seed is not None:
+                self._check_choice(row, found)
+
+    def finish(self) -> None:
+        """After the last row of the shard: nothing of the audit may be left. Raises: CacheError."""
+        if self._next is not None:
+            batch, row = self._next
+            raise audit_error(batch, row, "sample_id", "the shard has no such view, or the rows are not in its order")
+
+    def _is_of(self, row: ViewRow) -> bool:
+        assert self._next is not None
+        batch, place = self._next
+        return batch.sample_id[place] == row.sample_id and int(batch.view[place]) == row.view
+
+    def _check_choice(self, row: ViewRow, found: list[int]) -> None:
+        assert self.manifest.audit is not None
+        assert self.seed is not None
+        drawn = audited_positions(
+            row.target_position, len(row.x_0), row.sample_id, row.view, seed=self.seed, share=self.manifest.audit.share
+        )
+        expected = row.target_position[drawn].tolist()
+        if found != expected:
+            where = self.path or self.root / "manifest.json (audit.files)"
+            raise CacheError(
+                f"{where}: sample {row.sample_id!r:.80}, view {row.view}: audited positions are {found!r:.80}, the draw "
+                f"of noise.seed and audit.share gives {expected!r:.80}"
+            )
+
+    def _check_row(self, batch: AuditBatch, place: int, row: ViewRow) -> None:
+        position = int(batch.position[place])
+        target = int(np.searchsorted(row.target_position, position))
+        if target == len(row.target_position) or row.target_position[target] != position:
+            raise audit_error(batch, place, "position", "is not a target of this view")
+        share = np.float32(row.masked.sum() / max(1, len(row.masked)))
+        if batch.t[place] != np.float32(row.t) or abs(batch.masked_share[place] - share) > 1e-6:
+            raise audit_error(batch, place, "t", "t or masked_share is not the shard's")
+        start, count = int(row.num_top[:target].sum()), int(row.num_top[target])
+        ids, kept = row.top_ids[start : start + count], row.top_logp[start : start + count]
+        where = self.place[ids]
+        if (where < 0).any():
+            raise audit_error(batch, place, "logp", f"the shard keeps token {ids[where < 0][0]}, outside the support")
+        exact = batch.logp[place].astype(np.float64)
+        apart = np.abs(exact[where] - kept) - _rounding(kept, self.layout)
+        if (apart > 0).any():
+            worst = int(np.argmax(apart))
+            raise audit_error(
+                batch, place, "logp", f"{exact[where[worst]]:.4f} for token {ids[worst]}, the shard has {kept[worst]:.4f}"
+            )
+        self._check_tails(batch, place, exact, where, row.log_tail[target])
+
+    def _check_tails(
+        self, batch: AuditBatch, place: int, exact: np.ndarray, kept: np.ndarray, log_tail: np.ndarray
+    ) -> None:
+        outside = np.ones(len(exact), bool)
+        outside[kept] = False
+        for temperature, stored in zip(self.layout.temperatures, log_tail, strict=True):
+            scaled = np.exp((exact - exact.max()) / temperature)
+            tail = scaled[outside].sum() / scaled.sum()
+            if abs(tail - np.exp(stored)) > rounding_mass(self.layout):
+                raise audit_error(
+                    batch, place, "logp",
+                    f"a share of {tail:.4f} is outside the kept tokens at temperature {temperature:g}, the shard has "
+                    f"{np.exp(stored):.4f}",
+                )  # fmt: skip
+
+
+def _rounding(kept: np.ndarray, layout: Layout) -> np.ndarray:
+    """How far two stored values of one log-probability may lie apart, each rounded for itself."""
+    half = 1e-4 if layout.logp_dtype == "float32" else 1e-4 + np.abs(kept) * 2.0**-11
+    return half + (layout.logp_step / 2 if layout.logp_step else half)
