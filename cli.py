@@ -217,7 +217,9 @@ def verify_cache(
     if not quick:
         checked += ["SHA-256 of every file", "page checksums", "meaning of every value", "statistics"]
     sizes = {"shards": done.shards, "rows": done.rows, "bytes": done.bytes}
+    audit = {"left out": "left out: the manifest names one, and none of its files is here"}.get(done.audit, done.audit)
     result = {"cache": done.root, "manifest_hash": done.manifest_hash, **sizes, "checked": ", ".join(checked)}
+    result |= {"audit": audit}
     _print({**result, "result": "sound"}, as_json)
 
 
@@ -251,12 +253,15 @@ def pull_cache(
     address: Annotated[str, typer.Argument(help="owner/name, owner/name@revision or hf://datasets/owner/name.")],
     out: Annotated[Path, typer.Argument(help="New folder; the same command again continues it.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit/--no-audit", help="Fetch the audit too, which inspect-cache --audit reads.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a cache from the Hub at one commit and verify it in full; OUT/hub.json says which commit."""
     from .shared.cache.pull import pull_cache as pull
 
-    _print(vars(pull(address, out, revision=revision, say=_say)), as_json)
+    _print(vars(pull(address, out, revision=revision, audit=audit, say=_say)), as_json)
 
 
 @app.command()

@@ -175,10 +175,11 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
             f"A sample needs room for an answer within data.max_length = {config.data.max_length} tokens."
         )
     num_shards, noise = -(-len(samples) // config.shards.samples_per_shard), config.noise
-    if num_shards > MAX_SHARDS:
+    most = MAX_SHARDS // 2 if config.signal.audit_share else MAX_SHARDS  # each has an audit file, too
+    if num_shards > most:
         raise ConfigError(
             f"shards.samples_per_shard = {config.shards.samples_per_shard}: {len(samples):,} samples make "
-            f"{num_shards:,} shards, and a manifest describes up to {MAX_SHARDS:,}; make larger shards"
+            f"{num_shards:,} shards, and a manifest describes up to {most:,}; make larger shards"
         )
     totals = {
         "samples": len(samples), "rows": len(samples) * noise.views, **counts,

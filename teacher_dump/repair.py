@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..shared.cache import Manifest, read_manifest, shard_is_done, shard_name
 from ..shared.cache.manifest import MANIFEST_NAME
-from ..shared.cache.receipts import receipt_path
+from ..shared.cache.receipts import audit_name, receipt_path
 from ..shared.cache.repair import QUARANTINE, Damage, Quarantine, RepairReport, find_damage, require_sound
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from ..shared.config import RunConfig
@@ -43,10 +43,11 @@ def set_aside(config: RunConfig, root: Path) -> SetAside:
     manifest = _manifest(root, plan)
     damage = find_damage(root, manifest) if manifest else _damage_by_receipts(root, plan)
     names = [shard_name(shard, plan.num_shards) for shard in damage.shards]
+    names += [audit_name(shard, plan.num_shards) for shard in damage.audits]
     names += [VOCABULARY_NAME] if damage.vocabulary else []
     if names or manifest is None:
         quarantine.take(MANIFEST_NAME)  # first: what follows is no complete cache until it is whole again
-    for shard in damage.shards:
+    for shard in sorted({*damage.shards, *damage.audits}):
         quarantine.take(str(receipt_path(root, shard).relative_to(root)))
     for name in (*names, *damage.unnamed):
         quarantine.take(name)
@@ -88,13 +89,16 @@ def _manifest(root: Path, plan: Plan) -> Manifest | None:
 
 
 def _damage_by_receipts(root: Path, plan: Plan) -> Damage:
-    """Without a manifest: shards whose file is there and does not agree with a receipt, byte by byte."""
-    names = [shard_name(shard, plan.num_shards) for shard in range(plan.num_shards)]
-    shards = [
-        shard for shard, name in enumerate(names)
-        if (root / name).exists() and shard_is_done(root, shard, plan.hash, full=True) is None
-    ]  # fmt: skip
-    return Damage(tuple(shards), False, (), tuple(f"{root / names[shard]}: no receipt agrees" for shard in shards))
+    """Without a manifest: shards and audits whose file is there and does not agree with a receipt, byte by byte."""
+    undone = [shard for shard in range(plan.num_shards) if shard_is_done(root, shard, plan.hash, full=True) is None]
+    shards, audits = (
+        [shard for shard in undone if (root / name(shard, plan.num_shards)).exists()]
+        for name in (shard_name, audit_name)
+    )
+    names = [shard_name(shard, plan.num_shards) for shard in shards]
+    names += [audit_name(shard, plan.num_shards) for shard in audits]
+    reasons = tuple(f"{root / name}: no receipt agrees" for name in names)
+    return Damage(tuple(shards), tuple(audits), False, (), reasons)
 
 
 def _withdrawn(root: Path, plan: Plan) -> Manifest | None:

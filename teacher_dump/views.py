@@ -89,8 +89,8 @@ class View:
 
     def keep_dense(self, asked: Pass, dense: np.ndarray, layout: Layout) -> None:
         """Take the whole distributions of one pass, [a, S] at `asked.audited`, as the audit will store them."""
-        positions = np.flatnonzero(asked.audited) if asked.audited is not None else []
-        self.dense |= {int(position): stored_logp(logp, layout) for position, logp in zip(positions, dense, strict=True)}
+        positions = [] if asked.audited is None else np.flatnonzero(asked.audited).tolist()
+        self.dense |= {position: stored_logp(logp, layout) for position, logp in zip(positions, dense, strict=True)}
 
     def audit_rows(self) -> Iterator[AuditRow]:
         """Rows of the audit, on the student's positions."""

@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -231,8 +232,8 @@ def rounding_mass(layout: Layout) -> float:
     return 2e-2 if layout.logp_dtype == "float16" else 1e-4
 
 
-def _refuse(batch: AuditBatch, bad: np.ndarray, field: str, message: str) -> None:
-    """Refuse the first row for which `bad` holds."""
+def _refuse(batch: AuditBatch, bad: Any, field: str, message: str) -> None:
+    """Refuse the first row for which `bad` [rows] holds."""
     if bad.any():
         raise audit_error(batch, int(np.argmax(bad)), field, message)
 

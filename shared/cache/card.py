@@ -158,6 +158,14 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
             "Kept tokens": f"at most {signal.top_k}, probability at least {signal.min_probability:g}",
             "Temperatures": ", ".join(f"{t:g}" for t in signal.temperatures), "Loss support": signal.support,
         }  # fmt: skip
+    audit_rows = {"Targets stored in full": "none"}
+    if manifest.audit is not None:
+        num_targets = sum(entry.rows for entry in manifest.audit.files)
+        num_bytes = sum(entry.bytes for entry in manifest.audit.files)
+        audit_rows = {
+            "Targets stored in full": f"{num_targets:,}, each drawn with probability {manifest.audit.share:g}",
+            "Bytes": f"{num_bytes:,} in {len(manifest.audit.files):,} files; no training reads them",
+        }
     per_masked = f"{totals.bytes / totals.masked_positions:.1f}" if totals.masked_positions else "no"
     return [
         ("Teacher", teacher_rows),
@@ -174,6 +182,7 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
             "Masked positions": f"{totals.masked_positions:,}",
             "Bytes": f"{totals.bytes:,} in {totals.shards:,} shards, {per_masked} per masked position",
         }),
+        ("Audit", audit_rows),
         ("Identity", {
             "Manifest": manifest.hash, "Plan": manifest.plan_hash,
             "Made by": f"tide {manifest.tide_version}, schema {manifest.schema_version}",

@@ -314,7 +314,7 @@ class Manifest:
         if self.audit is None:
             return
         if self.signal.kind != "topk" or self.vocabulary is None:
-            raise CacheError(f"{where}: audit needs signal kind 'topk' and a vocabulary, which says what it ranges over")
+            raise CacheError(f"{where}: audit needs signal kind 'topk', and a vocabulary that says its tokens")
         share, num_tokens = self.audit.share, self.audit.support_tokens
         if not 0 < share <= 1 or not 0 < num_tokens <= self.student.vocab_size:
             raise CacheError(
@@ -324,7 +324,9 @@ class Manifest:
         expected = (audit_name(shard, len(self.shards)) for shard in range(len(self.shards)))
         for number, entry in enumerate(self.audit.files):
             if entry.name not in expected:  # an iterator: names that were passed over are gone, so order counts
-                raise CacheError(f"{where}: audit.files.{number}.name is {entry.name!r:.80}, no shard's or out of order")
+                raise CacheError(
+                    f"{where}: audit.files.{number}.name is {entry.name!r:.80}: no shard's, or out of order"
+                )
             if not 0 < entry.rows <= self.statistics.targets:
                 raise CacheError(
                     f"{where}: audit.files.{number}.rows is {entry.rows:,} of {self.statistics.targets:,} targets"

@@ -6,6 +6,8 @@
 4. each shard of a group's first part becomes a shard: its samples with the views of all parts, part after part;
 5. receipts, vocabulary, card and manifest, in a hidden folder that gets its name at the very end.
 
+Audits stay with the parts, and a warning says so: views get new numbers, under which no draw chose them.
+
 Views are numbered anew, 0, 1, ... within a sample, because training expects that of every sample; the manifest's
 `parts` say which seed and which first number each part has. Parts of the same samples need different seeds: the
 noise of view 3 is a function of seed, sample and 3, so equal seeds would give the same masks twice.
@@ -14,6 +16,7 @@ noise of view 3 is a function of seed, sample and 3, so equal seeds would give t
 import dataclasses
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,6 +92,12 @@ def merge_caches(roots: Sequence[str | Path], out: str | Path) -> Manifest:
         _require_same_family(parts[0], part)
         _require_whole_samples(part)
     groups = _groups(parts)
+    audited = [str(part.cache.root) for part in parts if part.manifest.audit is not None]
+    if audited:
+        warnings.warn(
+            f"the audit of {', '.join(audited)} stays where it is; inspect-cache --audit reads it there",
+            stacklevel=2,
+        )
     temporary = temporary_name(out)
     try:
         manifest = _write(temporary, groups)
@@ -246,6 +255,7 @@ def _manifest(
         sources=_distinct([source for manifest in manifests for source in manifest.sources]),
         dropped=dict(sorted(dropped.items())),
         parts=tuple(infos),
+        audit=None,
         **described,
     )
 

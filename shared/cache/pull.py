@@ -20,12 +20,12 @@ from .manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     STAGING_NAME,
-    FileEntry,
     Manifest,
-    ShardEntry,
+    NamedFile,
     read_manifest,
     sealed_json,
 )
+from .receipts import AUDIT_FOLDER
 from .verify import verify_cache
 from .vocabulary import VOCABULARY_NAME
 
@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 NUM_DOWNLOADS = 4
 """Files fetched at the same time."""
+FOLDERS = ("data", AUDIT_FOLDER)
 RECORD_NAME = "hub.json"
 """Where a pulled cache came from: `repository`, `commit` and `manifest_hash`. Nothing in tide depends on it."""
 
@@ -48,14 +49,15 @@ class PullReport:
     downloaded_files: int
     downloaded_bytes: int
     files_already_there: int
+    audit: str
 
 
-def named_files(manifest: Manifest, where: str) -> list[ShardEntry | FileEntry]:
-    """The files a reader needs. Raises: CacheError: a name is none that a cache can have."""
+def named_files(manifest: Manifest, where: str, *, audit: bool) -> list[NamedFile]:
+    """The files that are fetched. Raises: CacheError: a name is none that a cache can have."""
     vocabulary = manifest.vocabulary
     if vocabulary is not None and vocabulary.name != VOCABULARY_NAME:
         raise CacheError(f"{where}: vocabulary.name is {vocabulary.name!r:.80}, expected {VOCABULARY_NAME!r}; refused")
-    return [*manifest.shards, *([vocabulary] if vocabulary else [])]  # Manifest.check has compared the shards' names
+    return manifest.files(audit=audit)  # Manifest.check has compared the names of shards and audit files
 
 
 def require_manifest(hub: Hub, address: HubAddress, commit: str) -> None:
@@ -70,7 +72,7 @@ def require_manifest(hub: Hub, address: HubAddress, commit: str) -> None:
         raise CacheError(f"{address}: {MANIFEST_NAME} has {entry.size:,} bytes, which no cache needs; refused")
 
 
-def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[ShardEntry | FileEntry]) -> None:
+def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[NamedFile]) -> None:
     """Compare what the Hub says about the files with the manifest, before anything large is fetched.
 
     Raises: CacheError: a file is missing or has another size or SHA-256.
@@ -110,15 +112,17 @@ def fetch(hub: Hub, repository: str, name: str, commit: str, folder: Path, *, ag
 
 
 def pull_cache(
-    address: str, out: str | Path, *, revision: str | None = None,
+    address: str, out: str | Path, *, revision: str | None = None, audit: bool = True,
     say: Callable[[str], None] = lambda line: None, sleep: Callable[[float], None] = time.sleep,
 ) -> PullReport:  # fmt: skip
     """Fetch a cache from the Hub into a new folder and verify it in full; mends a folder that holds it damaged.
 
-    Args: address: owner/name, owner/name@revision or hf://datasets/owner/name@revision.
+    Args:
+        address: owner/name, owner/name@revision or hf://datasets/owner/name@revision.
+        audit: fetch the audit too, which `inspect-cache --audit` alone reads; verification says if it is absent.
     Raises:
         CacheError: incomplete, damaged or not a cache; nothing appears in `out` then. CacheMismatch: `out` holds
-        another cache. OutputError: `out` cannot be written, or is not empty. Unavailable, TryAgain: as `Hub.ask`.
+            another cache. OutputError: `out` cannot be written, or is not empty. Unavailable, TryAgain: as `Hub.ask`.
     """
     wanted, out = parse_address(address, revision), Path(out)
     hub = Hub(say, sleep)
@@ -126,11 +130,11 @@ def pull_cache(
     say(f"{wanted} is {commit}")
     require_manifest(hub, wanted, commit)
     manifest = fetched_manifest(hub, wanted.repository, commit)
-    entries = named_files(manifest, str(wanted))
+    entries = named_files(manifest, str(wanted), audit=audit)
     counts: dict[str, Any] = {"downloaded_files": 0, "downloaded_bytes": 0, "files_already_there": len(entries)}
     if _holds(out, manifest, entries, hub):
         say(f"{out} holds this cache already; verifying it")
-        verify_cache(out, mode="full")
+        verified = verify_cache(out, mode="full")
     else:
         require_files(hub, wanted, commit, entries)
         staging = out / STAGING_NAME
@@ -138,14 +142,14 @@ def pull_cache(
         counts = _fetch_all(hub, wanted.repository, commit, entries, staging)
         atomic_write(staging / MANIFEST_NAME, sealed_json(manifest.to_json()))
         say(f"verifying {len(manifest.shards)} shards")
-        verify_cache(staging, mode="full")
+        verified = verify_cache(staging, mode="full")
         _move(staging, out, [*(entry.name for entry in entries), MANIFEST_NAME])
     record = {"repository": wanted.repository, "commit": commit, "manifest_hash": manifest.hash}
     atomic_write(out / RECORD_NAME, readable_json(record))
-    return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts)
+    return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts, audit=verified.audit)
 
 
-def _holds(out: Path, manifest: Manifest, entries: list[ShardEntry | FileEntry], hub: Hub) -> bool:
+def _holds(out: Path, manifest: Manifest, entries: list[NamedFile], hub: Hub) -> bool:
     """Is all of this cache in `out` already? Raises: CacheMismatch, OutputError: something else is."""
     if (out / MANIFEST_NAME).exists():
         ours = read_manifest(out)
@@ -158,35 +162,34 @@ def _holds(out: Path, manifest: Manifest, entries: list[ShardEntry | FileEntry],
         if damaged:
             hub.say(f"{out}: {len(damaged)} files are missing or damaged ({damaged[0]}, ...) and are fetched again")
         return not damaged
-    named = {entry.name for entry in entries}
-    own = {STAGING_NAME, RECORD_NAME, "data", *named}
-    held = [*(out.glob("*")), *(out / "data").glob("*")]
+    named = {entry.name for entry in manifest.files()}
+    own = {STAGING_NAME, RECORD_NAME, *FOLDERS, *named}
+    held = [path for folder in (out, *(out / name for name in FOLDERS)) for path in folder.glob("*")]
     stray = next((path for path in held if path.relative_to(out).as_posix() not in own), None)
     if stray is not None:
         raise OutputError(f"{out}: is not empty: it holds {str(stray.relative_to(out))!r:.100}; give a new folder")
     return False
 
 
-def _prepare(out: Path, staging: Path, entries: list[ShardEntry | FileEntry]) -> None:
+def _prepare(out: Path, staging: Path, entries: list[NamedFile]) -> None:
     """Gather in `staging` what is there already, and drop there what this cache does not name."""
     named = {entry.name for entry in entries}
     with output_errors(staging):
-        (staging / "data").mkdir(parents=True, exist_ok=True)
+        for folder in FOLDERS:
+            (staging / folder).mkdir(parents=True, exist_ok=True)
         (out / MANIFEST_NAME).unlink(missing_ok=True)  # from here on `out` is incomplete, and says so
         for name in named:
             if (out / name).is_file() and not (out / name).is_symlink():
                 (out / name).replace(staging / name)
-        for path in (staging / "data").iterdir():
-            if f"data/{path.name}" not in named:
+        for path in (path for folder in FOLDERS for path in (staging / folder).iterdir()):
+            if path.relative_to(staging).as_posix() not in named:
                 path.unlink()
 
 
-def _fetch_all(
-    hub: Hub, repository: str, commit: str, entries: list[ShardEntry | FileEntry], staging: Path
-) -> dict[str, int]:
+def _fetch_all(hub: Hub, repository: str, commit: str, entries: list[NamedFile], staging: Path) -> dict[str, int]:
     missing = [entry for entry in entries if not is_whole(staging / entry.name, entry)]
 
-    def bring(entry: ShardEntry | FileEntry) -> None:
+    def bring(entry: NamedFile) -> None:
         path = staging / entry.name
         fetch(hub, repository, entry.name, commit, staging, again=True)
         if not is_whole(path, entry):
@@ -218,7 +221,7 @@ def in_parallel(action: Callable[[T], None], items: Sequence[T]) -> Iterator[T]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def is_whole(path: Path, entry: ShardEntry | FileEntry) -> bool:
+def is_whole(path: Path, entry: NamedFile) -> bool:
     """Has the file the size and SHA-256 that the manifest names?"""
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
 

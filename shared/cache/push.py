@@ -7,16 +7,16 @@ manifest is there, nobody can take what was uploaded for a complete cache. Nothi
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CacheMismatch, ConfigError, TryAgain, Unavailable
+from ..errors import CacheError, CacheMismatch, ConfigError, TryAgain, Unavailable
 from .card import Licences, card_text, required_licences
 from .files import file_inside, sha256_bytes, sha256_file
 from .hub import Hub, parse_address
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, read_manifest
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, NamedFile, read_manifest
 from .preview import PREVIEW_NAME, preview_bytes
 from .pull import fetched_manifest
 from .reader import Cache
@@ -94,7 +94,11 @@ def push_cache(
     if not _TAG.fullmatch(tag):
         raise ConfigError(f"tag {tag!r:.120}: expected letters, digits, '.', '_' and '-'")
     say(f"verifying {root}")
-    verify_cache(root, mode="full")
+    if verify_cache(root, mode="full").audit == "left out":
+        raise CacheError(
+            f"{root}: its audit was left out when it was pulled, and the manifest names it; pull the cache again with "
+            "--audit, then push it"
+        )
     push = _Push(root, manifest, address.repository, Hub(say, sleep))
     push.open_repository(private)
     if push.is_complete():
@@ -145,11 +149,11 @@ class _Push:
                 f"{self.repository} holds another cache: its manifest is {theirs.hash:.12}…, this one's "
                 f"{self.manifest.hash:.12}…. Push to a new repository: mixed shards would be taken for one cache"
             )
-        named = {shard.name for shard in self.manifest.shards} | _BESIDE_SHARDS
+        named = {entry.name for entry in self.manifest.files()} | _BESIDE_SHARDS
         tree = self.hub.ask(f"looking at the files of {self.repository}", lambda: list(self.hub.api.list_repo_tree(
             self.repository, recursive=True, repo_type="dataset", revision=self.head)))  # fmt: skip
         files = [entry.path for entry in tree if hasattr(entry, "size")]
-        stray = next((path for path in files if path not in named and not path.startswith("audit/")), None)
+        stray = next((path for path in files if path not in named), None)
         if stray is not None:
             raise CacheMismatch(
                 f"{self.repository} holds {stray!r:.150}, which is not of this cache: its readers would mix the two. "
@@ -167,27 +171,28 @@ class _Push:
         return fetched_manifest(self.hub, self.repository, commit)
 
     def upload_shards(self) -> None:
-        """All shards that are not there yet, in commits of limited size."""
-        shards = [
-            Upload(shard.name, file_inside(self.root, shard.name), shard.bytes, shard.sha256)
-            for shard in self.manifest.shards
-        ]
-        missing = self._missing(shards)
-        self.hub.say(f"{len(shards) - len(missing)} of {len(shards)} shards are there")
-        done = len(shards) - len(missing)
+        """All shards, then all audit files, that are not there yet, in commits of limited size."""
+        self._upload_large("shards", self.manifest.shards)
+        if self.manifest.audit is not None:
+            self._upload_large("audit files", self.manifest.audit.files)
+
+    def _upload_large(self, what: str, entries: Sequence[NamedFile]) -> None:
+        files = [Upload(e.name, file_inside(self.root, e.name), e.bytes, e.sha256) for e in entries]
+        missing = self._missing(files)
+        self.hub.say(f"{len(files) - len(missing)} of {len(files)} {what} are there")
+        done = len(files) - len(missing)
         for batch in _batches(missing):
-            self._commit(batch, f"Shards {done + 1} to {done + len(batch)} of {len(shards)}")
+            self._commit(batch, f"{what.capitalize()} {done + 1} to {done + len(batch)} of {len(files)}")
             done += len(batch)
-            self.hub.say(f"{done} of {len(shards)} shards are there, {self.bytes_uploaded / 1e6:,.1f} MB sent")
+            self.hub.say(f"{done} of {len(files)} {what} are there, {self.bytes_uploaded / 1e6:,.1f} MB sent")
 
     def upload_rest(self, licences: Licences) -> None:
-        """Card, preview, vocabulary, plan and audit; receipts stay behind, no reader needs them."""
+        """Card, preview, vocabulary and plan; receipts stay behind, no reader needs them."""
         card = card_text(self.manifest, licences, repository=self.repository).encode()
         preview = preview_bytes(Cache(self.root, self.manifest))
         files: dict[str, Path | bytes] = {"README.md": card, PREVIEW_NAME: preview}
         names = [self.manifest.vocabulary.name] if self.manifest.vocabulary else []
         names += [PLAN_NAME] if (self.root / PLAN_NAME).exists() else []
-        names += sorted(f"audit/{path.name}" for path in (self.root / "audit").glob("[!.]*.parquet"))
         files |= {name: file_inside(self.root, name) for name in names}
         missing = self._missing([_upload(name, content) for name, content in files.items()])
         if missing:
@@ -195,7 +200,7 @@ class _Push:
 
     def upload_manifest(self) -> str:
         """The commit of the cache: only after the Hub confirmed size and SHA-256 of every file that is named."""
-        entries = [*self.manifest.shards, *([self.manifest.vocabulary] if self.manifest.vocabulary else [])]
+        entries = self.manifest.files()
         self.head = self.hub.commit_of(parse_address(self.repository))
         remote = self.hub.files(self.repository, self.head, [entry.name for entry in entries])
         for entry in entries:

@@ -3,6 +3,7 @@
 The manifest comes first, at one commit. Each shard goes into the Hub client's own cache folder (HF_HOME), is compared
 with the manifest's size and SHA-256, and checked in a child process like any shard of a stranger; only then is it
 read. Iterating needs a few shards at a time. `index()`, and with it training, needs all of them before the first step.
+The audit stays where it is: nothing that reads from afar needs it (pull-cache brings it).
 """
 
 import threading
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..errors import CacheError
 from .hub import Hub, HubAddress, is_address, parse_address
-from .manifest import MANIFEST_NAME, FileEntry, Manifest, ShardEntry, read_manifest
+from .manifest import MANIFEST_NAME, Manifest, NamedFile, read_manifest
 from .pull import in_parallel, is_whole, named_files, require_files, require_manifest
 from .reader import Cache, CacheIndex
 from .schema import ViewRow
@@ -43,7 +44,7 @@ def open_remote_cache(
     require_manifest(hub, address, commit)
     root = _to_client_cache(hub, address, MANIFEST_NAME, commit).parent
     manifest = read_manifest(root)
-    require_files(hub, address, commit, named_files(manifest, str(address)))
+    require_files(hub, address, commit, named_files(manifest, str(address), audit=False))
     checked = bool(verify) and verify != "quick"
     cache = RemoteCache(root, manifest, HubAddress(address.repository, commit), checked=checked, hub=hub)
     if isinstance(verify, str):
@@ -118,7 +119,7 @@ class RemoteCache(Cache):
         else:
             future.set_result(None)
 
-    def _bring(self, entry: ShardEntry | FileEntry) -> None:
+    def _bring(self, entry: NamedFile) -> None:
         """Fetch a file unless it is here; what lies in the client's folder is not trusted either."""
         hub = self._hub = self._hub or Hub()
         commit = str(self.address.revision)
@@ -130,7 +131,7 @@ class RemoteCache(Cache):
         )
 
     def _bring_all(self) -> None:
-        for _ in in_parallel(self._bring, named_files(self.manifest, str(self.address))):
+        for _ in in_parallel(self._bring, named_files(self.manifest, str(self.address), audit=False)):
             pass
 
     def fetch_all(self) -> None:
@@ -142,13 +143,13 @@ class RemoteCache(Cache):
             return
         self._bring_all()
         if self.checked:
-            verify_cache(self.root, mode="full")
+            verify_cache(self.root, mode="full", audit=False)
         self._all_checked = True
 
     def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
-        """Fetch everything, then check it. Raises: CacheError: the first check that fails."""
+        """Fetch everything but the audit, then check it. Raises: CacheError: the first check that fails."""
         self._bring_all()
-        report = verify_cache(self.root, mode=mode)
+        report = verify_cache(self.root, mode=mode, audit=False)
         self._all_checked = self._all_checked or mode == "full"
         return report
 

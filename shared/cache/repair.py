@@ -1,6 +1,6 @@
 """Repair: files that differ from the manifest go to `quarantine/`, and the same bytes are put in their place.
 
-1. find what is damaged: every named file's size and SHA-256, and files in `data/` that nobody named;
+1. find what is damaged: every named file's size and SHA-256, and files in `data/` and `audit/` that nobody named;
 2. move it below `quarantine/0001/` (0002, ... the next time) under the name it had: nothing is ever deleted;
 3. fetch the same bytes from the Hub or another folder (here), or ask the teacher again (teacher_dump/repair.py).
 
@@ -17,9 +17,9 @@ from pathlib import Path
 from ..errors import CacheError
 from .files import file_inside, fsync_folder, output_errors, temporary_name
 from .hub import Hub, is_address, parse_address
-from .manifest import FileEntry, Manifest, ShardEntry, read_manifest
+from .manifest import Manifest, NamedFile, read_manifest
 from .receipts import read_receipt, receipt_path
-from .verify import check_file, unnamed_files, verify_cache
+from .verify import audit_is_here, check_file, unnamed_files, verify_cache
 
 QUARANTINE = "quarantine"
 _COPIED_BYTES = 1 << 20
@@ -27,12 +27,15 @@ _COPIED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Damage:
-    """What a repair has to replace: numbers of shards, whether the vocabulary, and files that nobody named.
+    """What a repair has to replace: numbers of shards and of audits, the vocabulary, and files that nobody named.
 
-    Args: reasons: one message per finding, in the words of `verify_cache`.
+    Args:
+        audits: numbers of the shards whose audit is damaged; none if the audit was left out as a whole.
+        reasons: one message per finding, in the words of `verify_cache`.
     """
 
     shards: tuple[int, ...]
+    audits: tuple[int, ...]
     vocabulary: bool
     unnamed: tuple[str, ...]
     reasons: tuple[str, ...]
@@ -58,19 +61,21 @@ class RepairReport:
 def find_damage(root: str | Path, manifest: Manifest) -> Damage:
     """Compare every file with the manifest: size, SHA-256, and that it lies in the folder."""
     root = Path(root)
-    shards, reasons = [], []
-    for number, entry in enumerate(manifest.shards):
-        if reason := _what_is_wrong(root, entry):
-            shards.append(number)
-            reasons.append(reason)
+    audits = manifest.audit_of if audit_is_here(root, manifest) else {}
+    reasons: list[str] = []
+    found: list[list[int]] = []
+    for entries in (dict(enumerate(manifest.shards)), audits):
+        wrong = {number: reason for number, entry in entries.items() if (reason := _what_is_wrong(root, entry))}
+        found.append(list(wrong))
+        reasons += wrong.values()
     reason = _what_is_wrong(root, manifest.vocabulary) if manifest.vocabulary else None
     unnamed = unnamed_files(root, manifest)
     reasons += [reason] if reason else []
     reasons += [f"{root / name}: the manifest does not name this file" for name in unnamed]
-    return Damage(tuple(shards), reason is not None, tuple(unnamed), tuple(reasons))
+    return Damage(tuple(found[0]), tuple(found[1]), reason is not None, tuple(unnamed), tuple(reasons))
 
 
-def _what_is_wrong(root: Path, entry: ShardEntry | FileEntry) -> str | None:
+def _what_is_wrong(root: Path, entry: NamedFile) -> str | None:
     try:
         check_file(root, entry, full=True)
     except CacheError as error:
@@ -123,7 +128,8 @@ def repair_from(root: str | Path, source: str, *, revision: str | None = None) -
     root = Path(root)
     manifest = read_manifest(root)
     damage, quarantine = find_damage(root, manifest), Quarantine(root)
-    damaged: list[ShardEntry | FileEntry] = [manifest.shards[shard] for shard in damage.shards]
+    damaged: list[NamedFile] = [manifest.shards[shard] for shard in damage.shards]
+    damaged += [manifest.audit_of[shard] for shard in damage.audits]
     if damage.vocabulary and manifest.vocabulary is not None:
         damaged.append(manifest.vocabulary)
     other = _locate(source, revision, [entry.name for entry in damaged]) if damaged else root
@@ -133,9 +139,10 @@ def repair_from(root: str | Path, source: str, *, revision: str | None = None) -
             with output_errors(root / entry.name):
                 os.replace(copy, root / entry.name)
                 fsync_folder((root / entry.name).parent)
-    for shard in damage.shards:
+    for shard in sorted({*damage.shards, *damage.audits}):
         receipt, entry = read_receipt(root, shard), manifest.shards[shard]
-        if receipt is None or (receipt.sha256, receipt.bytes) != (entry.sha256, entry.bytes):
+        same = receipt is not None and (receipt.sha256, receipt.bytes) == (entry.sha256, entry.bytes)
+        if receipt is None or not same or receipt.audit != manifest.audit_of.get(shard):
             quarantine.take(str(receipt_path(root, shard).relative_to(root)))
     for name in damage.unnamed:
         quarantine.take(name)
@@ -183,7 +190,7 @@ def _locate(source: str, revision: str | None, names: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def _copied(other: Path, root: Path, entry: ShardEntry | FileEntry) -> Iterator[Path]:
+def _copied(other: Path, root: Path, entry: NamedFile) -> Iterator[Path]:
     """A fsynced hidden copy of the other cache's file beside its future place, compared with the manifest."""
     source, target = file_inside(other, entry.name), root / entry.name
     if not target.parent.resolve().is_relative_to(root.resolve()):

@@ -112,8 +112,8 @@ def unnamed_files(root: Path, manifest: Manifest) -> list[str]:
     """Files of `data/` and `audit/`, hidden ones excepted, that the manifest does not name."""
     named = {entry.name for entry in manifest.files()}
     folders = [name for name in ("data", AUDIT_FOLDER) if (root / name).is_dir()]
-    files = [f"{name}/{path.name}" for name in folders for path in sorted((root / name).iterdir()) if path.name[0] != "."]
-    return [name for name in files if name not in named]
+    files = [f"{name}/{path.name}" for name in folders for path in sorted((root / name).iterdir())]
+    return [name for name in files if name not in named and "/." not in name]
 
 
 def _check_in_child(root: Path, shard: int | None = None, *, audit: bool = False) -> None:

@@ -13,9 +13,17 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from ..noising import audited_positions
-from .audit import AUDIT_SCHEMA, LOGP_LEAF, OPTIONS, SCALARS, AuditBatch, audit_error, check_audit_values
-from .audit import read_audit_group as read_group
-from .audit import rounding_mass
+from .audit import (
+    AUDIT_SCHEMA,
+    LOGP_LEAF,
+    OPTIONS,
+    SCALARS,
+    AuditBatch,
+    audit_error,
+    check_audit_values,
+    read_audit_group,
+    rounding_mass,
+)
 from .batch import RowBatch
 from .files import file_inside, open_parquet, reading
 from .footers import check_parquet_footer, written_schema
@@ -71,7 +79,7 @@ class AuditCheck:
 
     def _group(self, file: pq.ParquetFile, group: int, path: Path, first_row: int) -> AuditBatch:
         assert self.manifest.audit is not None
-        batch = read_group(file, group, where=str(path), first_row=first_row, full=True)
+        batch = read_audit_group(file, group, where=str(path), first_row=first_row, full=True)
         if batch.logp.shape[1] != self.manifest.audit.support_tokens:
             raise CacheError(f"{path}, logp: {batch.logp.shape[1]:,} values each, expected one for each support token")
         check_audit_values(batch, self.layout)
@@ -110,8 +118,8 @@ class AuditCheck:
         if found != expected:
             where = self.path or self.root / "manifest.json (audit.files)"
             raise CacheError(
-                f"{where}: sample {row.sample_id!r:.80}, view {row.view}: audited positions are {found!r:.80}, the draw "
-                f"of noise.seed and audit.share gives {expected!r:.80}"
+                f"{where}: sample {row.sample_id!r:.80}, view {row.view}: audited positions are {found!r:.80}, the "
+                f"draw of noise.seed and audit.share gives {expected!r:.80}"
             )
 
     def _check_row(self, batch: AuditBatch, place: int, row: ViewRow) -> None:
@@ -131,9 +139,8 @@ class AuditCheck:
         apart = np.abs(exact[where] - kept) - _rounding(kept, self.layout)
         if (apart > 0).any():
             worst = int(np.argmax(apart))
-            raise audit_error(
-                batch, place, "logp", f"{exact[where[worst]]:.4f} for token {ids[worst]}, the shard has {kept[worst]:.4f}"
-            )
+            said = f"{exact[where[worst]]:.4f} for token {ids[worst]}, the shard has {kept[worst]:.4f}"
+            raise audit_error(batch, place, "logp", said)
         self._check_tails(batch, place, exact, where, row.log_tail[target])
 
     def _check_tails(
@@ -154,5 +161,5 @@ class AuditCheck:
 
 def _rounding(kept: np.ndarray, layout: Layout) -> np.ndarray:
     """How far two stored values of one log-probability may lie apart, each rounded for itself."""
-    half = 1e-4 if layout.logp_dtype == "float32" else 1e-4 + np.abs(kept) * 2.0**-11
+    half = np.full(kept.shape, 1e-4) + (np.abs(kept) * 2.0**-11 if layout.logp_dtype == "float16" else 0.0)
     return half + (layout.logp_step / 2 if layout.logp_step else half)
