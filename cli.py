@@ -166,17 +166,39 @@ def inspect_cache(
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write plots and decoded views as one page.")
     ] = None,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="FOLDER", help="Write the plots as PNG.")] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Compare with the targets stored in full: tails, rounding, gradients.")
+    ] = False,
+    student: Annotated[
+        str | None, typer.Option("--student", help="With --audit: gradients at this checkpoint's logits.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a cache holds: teacher, data, noise, sizes, distributions and one decoded sample.
 
-    With --report or --plots, pictures are written instead, and their names printed. Loads no model and no tokenizer.
-    File sizes and structure are checked; verify-cache checks every byte.
+    With --report or --plots, pictures are written instead, and their names printed. Loads no model and no tokenizer
+    (--student does). File sizes and structure are checked; verify-cache checks every byte.
+
+    --audit says, by mask ratio, how far training from this cache is from training on the teacher's whole distributions:
+    it needs a cache that was dumped with signal.audit_share.
     """
+    if student and not audit:
+        raise ConfigError("--student is for --audit: gradients are compared at that student's logits; give both")
     from .shared.cache.inspect import describe_cache
 
     description = describe_cache(path)
-    if report_file or plots:
+    if audit:
+        from .student_train.audit import describe_audit
+
+        description["audit"] = describe_audit(path, student=student)
+    if audit and not (report_file or plots):
+        from .shared.cache.audit_report import audit_text
+
+        if as_json:
+            typer.echo(json.dumps(description["audit"]))
+        else:
+            _print_text(audit_text(description["audit"]))
+    elif report_file or plots:
         _print(_write_pictures(description, report_file, plots), as_json)
     elif as_json:
         typer.echo(json.dumps(description))

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..shared.models.loading import local_folder, read_config
 from ..shared.models.size import ModelSize, model_size
+from .audit_cost import audit_bytes
 from .plan import Plan
 
 ASSUMED_TFLOPS = 100.0
@@ -31,6 +32,7 @@ def describe_plan(plan: Plan, *, tflops: float = ASSUMED_TFLOPS) -> dict[str, An
         "expected_token_forwards": plan.expected_forwards,
         "shards": plan.num_shards,
         "estimated_bytes": plan.estimated_bytes(),
+        "estimated_audit_bytes": audit_bytes(plan),
         **(teacher_cost(plan, tflops) if plan.teacher is not None else {}),
     }
 

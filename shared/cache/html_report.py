@@ -10,8 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from .audit_report import audit_sections
 from .decoded_views import spread_views
-from .facts import means, origin, sizes
+from .facts import Section, means, origin, sizes
 from .files import atomic_write
 from .html_style import style_sheet
 from .html_views import views_html
@@ -69,11 +70,16 @@ def report_html(description: Mapping[str, Any], views: Sequence[Mapping[str, Any
 {views_html(views)}
 <h2>Where it comes from</h2>
 <div class="grid">
-{"".join(map(_facts, [*origin(d), sizes(d), *means(d)]))}</div>
+{"".join(map(_facts, [*origin(d), sizes(d), *means(d), *_audit(d)]))}</div>
 </main>
 </body>
 </html>
 """
+
+
+def _audit(d: Mapping[str, Any]) -> list[Section]:
+    """What `inspect-cache --audit` found, if it was asked for."""
+    return list(audit_sections(d["audit"])) if d.get("audit") else []
 
 
 def _lead(d: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ from .reader import Cache
 from .statistics import NUM_BINS, ShardStatistics
 from .verify import verify_cache
 
+_LISTS = ("shards", "totals", "statistics", "vocabulary", "audit")
+"""Fields of the manifest that a description leaves out or tells in its own words."""
+
 
 def describe_cache(root: str | Path) -> dict[str, Any]:
     """What a cache holds: where it comes from, sizes, distributions and one decoded view.
@@ -33,7 +36,7 @@ def describe_cache(root: str | Path) -> dict[str, Any]:
     manifest = read_manifest(root)
     verify_cache(root, mode="quick")
     statistics = manifest.statistics
-    tree = {k: v for k, v in manifest.to_json().items() if k not in ("shards", "totals", "statistics", "vocabulary")}
+    tree = {k: v for k, v in manifest.to_json().items() if k not in _LISTS}
     return {
         "cache": str(root),
         "manifest_hash": manifest.hash,

@@ -107,6 +107,10 @@ def _all_plots(d: Mapping[str, Any]) -> Iterator[Plot | Absent]:
         yield _one_to_one(chunks, targets)
     else:
         yield Absent("one_to_one", "One-to-one chunks", no_targets if chunks and chunks["count"] else no_chunks)
+    if d.get("audit"):
+        from .audit_report import audit_plots
+
+        yield from audit_plots(d["audit"])
     yield _column_bytes(d["size"])
 
 
