@@ -26,7 +26,7 @@ from .manifest import (
     sealed_json,
 )
 from .receipts import AUDIT_FOLDER
-from .verify import verify_cache
+from .verify import AuditState, audit_state, verify_cache
 from .vocabulary import VOCABULARY_NAME
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class PullReport:
     downloaded_files: int
     downloaded_bytes: int
     files_already_there: int
-    audit: str
+    audit: AuditState
 
 
 def named_files(manifest: Manifest, where: str, *, audit: bool) -> list[NamedFile]:
@@ -134,7 +134,7 @@ def pull_cache(
     counts: dict[str, Any] = {"downloaded_files": 0, "downloaded_bytes": 0, "files_already_there": len(entries)}
     if _holds(out, manifest, entries, hub):
         say(f"{out} holds this cache already; verifying it")
-        verified = verify_cache(out, mode="full")
+        verify_cache(out, mode="full")
     else:
         require_files(hub, wanted, commit, entries)
         staging = out / STAGING_NAME
@@ -142,11 +142,11 @@ def pull_cache(
         counts = _fetch_all(hub, wanted.repository, commit, entries, staging)
         atomic_write(staging / MANIFEST_NAME, sealed_json(manifest.to_json()))
         say(f"verifying {len(manifest.shards)} shards")
-        verified = verify_cache(staging, mode="full")
+        verify_cache(staging, mode="full")
         _move(staging, out, [*(entry.name for entry in entries), MANIFEST_NAME])
     record = {"repository": wanted.repository, "commit": commit, "manifest_hash": manifest.hash}
     atomic_write(out / RECORD_NAME, readable_json(record))
-    return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts, audit=verified.audit)
+    return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts, audit=audit_state(out, manifest))
 
 
 def _holds(out: Path, manifest: Manifest, entries: list[NamedFile], hub: Hub) -> bool:

@@ -20,7 +20,7 @@ from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, Na
 from .preview import PREVIEW_NAME, preview_bytes
 from .pull import fetched_manifest
 from .reader import Cache
-from .verify import verify_cache
+from .verify import audit_is_here, verify_cache
 from .vocabulary import VOCABULARY_NAME
 
 FILES_PER_COMMIT = 32
@@ -94,7 +94,8 @@ def push_cache(
     if not _TAG.fullmatch(tag):
         raise ConfigError(f"tag {tag!r:.120}: expected letters, digits, '.', '_' and '-'")
     say(f"verifying {root}")
-    if verify_cache(root, mode="full").audit == "left out":
+    verify_cache(root, mode="full")
+    if not audit_is_here(root, manifest):
         raise CacheError(
             f"{root}: its audit was left out when it was pulled, and the manifest names it; pull the cache again with "
             "--audit, then push it"

@@ -31,6 +31,9 @@ CHILD_BYTES = 2 << 30
 follows from the footers (verify_shards.py): a small cache cannot ask for much."""
 
 
+AuditState = Literal["none", "checked", "left out"]
+
+
 @dataclass(frozen=True)
 class VerifyReport:
     """What was checked: "quick" stops after the footers and hashes nothing."""
@@ -41,7 +44,7 @@ class VerifyReport:
     shards: int
     rows: int
     bytes: int
-    audit: Literal["none", "checked", "left out"]
+    audit: AuditState
 
 
 def verify_cache(
@@ -64,11 +67,16 @@ def verify_cache(
         _check_in_child(root, audit=audit)
     else:
         check_shards(root, manifest, full=False, audit=audit)
-    totals = manifest.totals
-    said: Literal["none", "checked", "left out"] = "none"
-    if manifest.audit is not None:
-        said = "checked" if audit else "left out"
+    totals, state = manifest.totals, audit_state(root, manifest)
+    said: AuditState = "left out" if state == "checked" and not audit else state
     return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes, said)
+
+
+def audit_state(root: Path, manifest: Manifest) -> AuditState:
+    """What verification looks at of an audit: "checked" if it is here, "left out" if the manifest alone speaks of it."""
+    if manifest.audit is None:
+        return "none"
+    return "checked" if audit_is_here(root, manifest) else "left out"
 
 
 def audit_is_here(root: Path, manifest: Manifest) -> bool:
