@@ -371,7 +371,42 @@ def assert_without_token(output: str, folder: Path) -> None:
     assert [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()] == []
 
 
-PROGRAMS = {function.__name__: function for function in (push, pull, remote, load_datasets, train)}
+def audits(hub: LoopbackHub, work: Path) -> dict[str, Any]:
+    """A cache with an audit (`work / cache`) is pushed, pulled with it and without, and opened from afar."""
+    from tide.shared.cache import open_cache
+    from tide.shared.cache.pull import pull_cache
+    from tide.shared.cache.push import push_cache
+
+    def done(name: str, action: Callable[[], Any]) -> None:
+        hub.requests.clear()
+        out[name] = attempt(action) | {"fetched": [r.split("/")[-1] for r in hub.asked("^GET .*/resolve/")]}
+
+    def push_from(root: Path, name: str) -> Any:
+        return push_cache(root, name, teacher_licence="mit", data_licence="mit")
+
+    out: dict[str, Any] = {}
+    done("push", lambda: push_from(work / "cache", "me/audited"))
+    out["commits"] = [commit.paths for commit in hub.repositories["me/audited"].commits]
+    done("without", lambda: pull_cache("me/audited", work / "a", audit=False))
+    out["held without"] = (work / "a" / "audit").exists()
+    done("push without", lambda: push_from(work / "a", "me/half"))
+    done("with", lambda: pull_cache("me/audited", work / "a"))
+    out["same bytes"] = {
+        path.name: path.read_bytes() == (work / "cache" / "audit" / path.name).read_bytes()
+        for path in sorted((work / "a" / "audit").iterdir())
+    }
+    done("opened", lambda: open_cache("hf://datasets/me/audited", verify="full").manifest.hash)
+    edited(hub, "me/hole", "me/audited", **{"audit-00001-of": None})
+    done("hole", lambda: pull_cache("me/hole", work / "b"))
+    done("hole without", lambda: pull_cache("me/hole", work / "b", audit=False))
+    bent = bytearray(sorted((work / "cache" / "audit").iterdir())[1].read_bytes())
+    bent[200] ^= 1
+    edited(hub, "me/bent", "me/audited", **{"audit-00001-of": File(bytes(bent), "1" * 64)})
+    done("bent", lambda: pull_cache("me/bent", work / "c"))
+    return out
+
+
+PROGRAMS = {function.__name__: function for function in (push, pull, remote, load_datasets, train, audits)}
 
 if __name__ == "__main__":
     program, folder = PROGRAMS[sys.argv[1]], Path(sys.argv[2])

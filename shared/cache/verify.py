@@ -73,7 +73,7 @@ def verify_cache(
 
 
 def audit_state(root: Path, manifest: Manifest) -> AuditState:
-    """What verification looks at of an audit: "checked" if it is here, "left out" if the manifest alone speaks of it."""
+    """Of a cache that was just verified: "left out" if the manifest names an audit and none of it is here."""
     if manifest.audit is None:
         return "none"
     return "checked" if audit_is_here(root, manifest) else "left out"

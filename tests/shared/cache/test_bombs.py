@@ -6,6 +6,8 @@ hostile author vouches for every file: hashes and sizes in the manifest are thos
 """
 
 import json
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,13 +17,18 @@ from typing import Any
 
 import numpy as np
 import parquet_by_hand as by_hand
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from parquet_by_hand import Long, data_page, dictionary_page, levels, replace_chunk, run
 from tide.shared.cache import write_vocabulary
 from tide.shared.cache.files import sha256_file
 from tide.shared.cache.manifest import sealed_json
+from tiny_runs import make_cache as make_tiny_cache
+from tiny_runs import tiny_config
 
 SHARD = "data/views-00000-of-00001.parquet"
+AUDIT = "audit/audit-00000-of-00001.parquet"
 MAX_S, MAX_MB = 2.0, 300
 MANY = 60_000_000
 LEAF = "x_0.list.element"
@@ -58,7 +65,8 @@ def require_refused(root: Path, *, max_s: float = MAX_S) -> str:
 
 def vouch_for(root: Path) -> None:
     tree = json.loads((root / "manifest.json").read_text())
-    for entry in (*tree["shards"], tree["vocabulary"]):
+    audits = tree["audit"]["files"] if tree["audit"] else []
+    for entry in (*tree["shards"], *audits, tree["vocabulary"]):
         entry |= {"sha256": sha256_file(root / entry["name"]), "bytes": (root / entry["name"]).stat().st_size}
     tree["totals"]["bytes"] = sum(shard["bytes"] for shard in tree["shards"])
     (root / "manifest.json").write_bytes(sealed_json(tree))
@@ -100,6 +108,37 @@ PAGES: dict[str, Callable[[], bytes]] = {
     "a header with a list of 2 billion": lambda: b"\x19\xfc\xff\xff\xff\xff\x07",
     "nothing at all": lambda: b"",
 }  # fmt: skip
+
+
+@pytest.fixture
+def audited(tiny_root, tmp_path) -> Path:
+    """A sound cache with an audit."""
+    config = tiny_config(tiny_root, signal__audit_share=0.3)
+    return Path(shutil.copytree(make_tiny_cache(tiny_root, "audited-to-be-bombed", config), tmp_path / "audited"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_an_audit_that_say_otherwise_than_its_footer(audited, name):
+    replace_chunk(audited / AUDIT, "logp.list.element", PAGES[name]())
+    vouch_for(audited)
+    assert AUDIT in require_refused(audited)
+
+
+def test_an_audit_of_more_tokens_than_the_support_is_refused_by_its_footer(audited):
+    """Four million equal values, which compress to little, and a footer that owns up to them."""
+    rows = pq.read_metadata(audited / AUDIT).num_rows
+    schema = pq.read_schema(audited / AUDIT)
+    length = 4_000_000 // rows
+    one = pa.array(np.full(rows * length, -8.0, np.float32))
+    logp = pa.ListArray.from_arrays(
+        pa.array(np.arange(rows + 1, dtype=np.int32) * length), one, type=schema.field("logp").type
+    )
+    table = pq.read_table(audited / AUDIT).set_column(schema.names.index("logp"), schema.field("logp"), logp)
+    pq.write_table(table.replace_schema_metadata(pq.read_metadata(audited / AUDIT).metadata), audited / AUDIT, version="2.6",
+                   compression="zstd", store_schema=False, write_page_checksum=True)  # fmt: skip
+    assert (audited / AUDIT).stat().st_size < 200_000
+    vouch_for(audited)
+    assert re.search(r"expands to|values for", require_refused(audited))
 
 
 @pytest.mark.parametrize("name", PAGES)
