@@ -153,8 +153,8 @@ class SignalConfig:
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
     audit_share: float = 0.0
     """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
-    1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker holds
-    those of one shard in memory, at 2 bytes a token (4 in float32)."""
+    1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker
+    holds those of one shard in memory, at 2 bytes a token (4 in float32)."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.audit_share <= 1, "signal.audit_share", self.audit_share, "a share in [0, 1]")
