@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,9 +64,34 @@ def write_shard(
     return dataclasses.replace(statistics, column_bytes=column_bytes)
 
 
+@dataclass(frozen=True)
+class EncodedSize:
+    """What rows take as a shard.
+
+    Args: groups: number of row groups; column_bytes: compressed, by column; bytes: of the whole file.
+    """
+
+    groups: int
+    column_bytes: dict[str, int]
+    bytes: int
+
+
+def encoded_size(rows: Iterable[ViewRow], layout: Layout, *, group_bytes: int = ROW_GROUP_BYTES) -> EncodedSize:
+    """Encode rows as `write_shard` does, in memory and unread, to learn their size.
+
+    Args: group_bytes: uncompressed bytes at which a row group ends.
+    """
+    memory = io.BytesIO()
+    sink = _HashingFile(memory)
+    _write(sink, Path("memory"), rows, layout, plan_hash="0" * 64, shard=0, group_bytes=group_bytes)
+    metadata = pq.read_metadata(memory)
+    return EncodedSize(metadata.num_row_groups, leaf_bytes(metadata, layout), memory.getbuffer().nbytes)
+
+
 def _write(
-    file: "_HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int
-) -> tuple[ShardStatistics, str]:
+    file: "_HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int,
+    group_bytes: int = ROW_GROUP_BYTES,
+) -> tuple[ShardStatistics, str]:  # fmt: skip
     """Write all row groups and the footer; statistics and a digest of every batch."""
     schema = arrow_schema(layout)
     digest, statistics, order, num_rows = hashlib.sha256(), ShardStatistics.empty(), SampleOrder(), 0
@@ -73,7 +99,7 @@ def _write(
     try:
         with output_errors(path):
             writer = pq.ParquetWriter(file, schema, **parquet_options(layout))  # type: ignore[arg-type]
-        for group in _groups(rows):
+        for group in _groups(rows, group_bytes):
             batch = batch_from_rows(group, layout, where=str(path), first_row=num_rows)
             num_samples = len(order.seen)
             check_batch(batch, layout, order)
@@ -95,12 +121,12 @@ def _write(
     return statistics, digest.hexdigest()
 
 
-def _groups(rows: Iterable[ViewRow]) -> Iterator[list[ViewRow]]:
+def _groups(rows: Iterable[ViewRow], group_bytes: int) -> Iterator[list[ViewRow]]:
     group: list[ViewRow] = []
     size = 0
     for row in rows:
         more = row_bytes(row)
-        if group and size + more > ROW_GROUP_BYTES:
+        if group and size + more > group_bytes:
             yield group
             group, size = [], 0
         group.append(row)
