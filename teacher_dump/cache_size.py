@@ -8,27 +8,26 @@ plan -> stretches of samples, spread evenly -> their views under the plan's nois
    answers take there against the middling made-up ones: within a few per cent.
 3. Shards of the cache that are finished already are scaled up instead.
 
-A column takes about  price x row groups + rate x content;  content is what the plan knows exactly: rows, tokens, or the
-expected number of masked positions. The price is that of a dictionary begun anew and of page headers: a stretch encoded
-in twice as many groups shows it, so that stretches may be shorter than the shards they stand for.
+How bytes are scaled up: size_model.py.
 """
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..shared.cache import Layout, ViewRow, shard_is_done
+from ..shared.cache import ViewRow, shard_is_done
 from ..shared.cache.batch import row_bytes
 from ..shared.cache.receipts import Receipt
-from ..shared.cache.schema import ROW_GROUP_BYTES, Column
+from ..shared.cache.schema import ROW_GROUP_BYTES
 from ..shared.cache.writer import EncodedSize, encoded_size
 from ..shared.errors import ConfigError
 from .plan import Plan, PlannedSample, open_samples
 from .shard_task import ShardTask, cache_layout
+from .size_model import CERTAINTY, Content, Piece, encoded_piece, fit, sizes_of, standard_error, total_of
 from .stand_in import MIDDLING, SURE, UNSURE
 from .views import View
 from .worker import open_task
@@ -39,9 +38,6 @@ FEWEST_STRETCHES = 4
 """Parts of the plan that are looked at, at least: sources may follow one another."""
 GOOD_PROBE = 64
 """Samples to ask the teacher about: within a few per cent (benchmarks/plan_size.py)."""
-CERTAINTY = 0.03
-"""A range is at least so wide to either side, wider for a probe of few samples: scaling up has an error of its own."""
-FOOTERS = "footers"
 
 Say = Callable[[str], None]
 
@@ -52,7 +48,7 @@ class SizeEstimate:
 
     Args:
         bytes: most likely; low, high: the range, see `basis`.
-        columns: of `bytes`, by column; `FOOTERS`: footers and page indexes.
+        columns: of `bytes`, by column; `size_model.FOOTERS`: footers and page indexes.
         shard_bytes: of a full shard, on average.
         basis: in words: how it was found, and what the range means.
     """
@@ -63,54 +59,6 @@ class SizeEstimate:
     columns: Mapping[str, int]
     shard_bytes: int
     basis: str
-
-
-@dataclass(frozen=True)
-class Content:
-    """What the size of a column follows, over all rows."""
-
-    rows: float
-    tokens: float
-    expected_masked: float
-    """Of every row, t times the positions that may be masked: the plan knows its sum before any draw."""
-
-    def of(self, column: Column) -> float:
-        """The measure that a column grows with."""
-        if column.encoding == "scalar":
-            return self.rows
-        return self.tokens if column.name == "x_0" else self.expected_masked
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A file of consecutive samples.
-
-    Args:
-        whole: as a shard would be written; split: the same rows in shorter row groups.
-        raw_bytes: uncompressed, as row groups count them.
-    """
-
-    num_samples: int
-    content: Content
-    whole: EncodedSize
-    split: EncodedSize
-    raw_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Model:
-    """Bytes of a file: (price x groups + rate x content) summed over the columns, and the footer's own two terms."""
-
-    columns: tuple[Column, ...]
-    prices: Mapping[str, float]
-    rates: Mapping[str, float]
-    group_footer: float
-    file_footer: float
-
-    def by_column(self, content: Content, files: float, groups: float) -> dict[str, float]:
-        """Bytes of so much content in so many files and row groups."""
-        sizes = {c.name: self.prices[c.name] * groups + self.rates[c.name] * content.of(c) for c in self.columns}
-        return {**sizes, FOOTERS: self.file_footer * files + self.group_footer * groups}
 
 
 def estimate_size(
@@ -133,7 +81,7 @@ def estimate_size(
         return estimate
     task = ShardTask(plan, *open_samples(plan), None)
     if plan.signal_kind == "none":
-        pieces = [_encoded(task.draw(*one), cache_layout(plan)) for one in _to_encode(task)]
+        pieces = [_piece(task, task.draw(*one)) for one in _to_encode(task)]
         return _scaled(plan, pieces, f"{_samples_of(pieces):,} samples, encoded as they will be")[0]
     made_up = _made_up(task)
     middling, error = made_up[1]
@@ -162,7 +110,7 @@ def _made_up(task: ShardTask) -> list[tuple[SizeEstimate, float]]:
         views = task.draw(*one)
         for stand_in, of_stand_in in zip(stand_ins, pieces, strict=True):
             stand_in.answer(views, _support(task))
-            of_stand_in.append(_encoded(views, cache_layout(task.plan)))
+            of_stand_in.append(_piece(task, views))
     return [_scaled(task.plan, of_stand_in, "") for of_stand_in in pieces]
 
 
@@ -176,28 +124,29 @@ def _probed(task: ShardTask, num_probe: int, middling: SizeEstimate, error: floa
         for one in chosen:
             views = task.draw(*one)
             MIDDLING.answer(views, _support(task))
-            made_up.append(_sizes(encoded_size(_rows(views), layout)))
+            made_up.append(sizes_of(encoded_size(_rows(views), layout)))
             task.ask(views)
-            real.append(_sizes(encoded_size(_rows(views), layout)))
+            real.append(sizes_of(encoded_size(_rows(views), layout)))
             asked += len(views)
             say(f"probe: the teacher was asked about {asked:,} of {total:,} samples")
-    factor = {name: _sum(real, name) / max(1, _sum(made_up, name)) for name in middling.columns}
+    factor = {name: total_of(real, name) / max(1, total_of(made_up, name)) for name in middling.columns}
     off = [sum(r.values()) - sum(factor[name] * m[name] for name in factor) for r, m in zip(real, made_up, strict=True)]
-    own_error = _standard_error(off, sum(sum(sizes.values()) for sizes in real))
-    certainty = CERTAINTY * max(1.0, math.sqrt(GOOD_PROBE / total))
+    own_error = standard_error(off, sum(sum(sizes.values()) for sizes in real))
+    sizes = {name: size * factor[name] for name, size in middling.columns.items()}
+    answers = sum(size for name, size in sizes.items() if factor[name] != 1) / sum(sizes.values())
+    certainty = CERTAINTY * answers * max(1.0, math.sqrt(GOOD_PROBE / total))  # short stretches tell less of a shard
     return _estimate(
-        plan, {name: size * factor[name] for name, size in middling.columns.items()},
-        max(certainty, 2 * math.hypot(error, own_error)) * math.sqrt(1 - total / len(plan.samples)),
+        plan, sizes, max(certainty, 2 * math.hypot(error, own_error)) * math.sqrt(1 - total / len(plan.samples)),
         f"the teacher's answers about {total:,} of {len(plan.samples):,} samples",
     )  # fmt: skip
 
 
-def _sizes(size: EncodedSize) -> dict[str, int]:
-    return {**size.column_bytes, FOOTERS: size.bytes - sum(size.column_bytes.values())}
+def _piece(task: ShardTask, views: Sequence[Sequence[View]]) -> Piece:
+    return encoded_piece(_rows(views), len(views), cache_layout(task.plan))
 
 
-def _sum(sizes: Sequence[Mapping[str, int]], name: str) -> int:
-    return sum(of_piece[name] for of_piece in sizes)
+def _rows(views: Sequence[Sequence[View]]) -> list[ViewRow]:
+    return [view.row() for of_sample in views for view in of_sample]
 
 
 def _support(task: ShardTask) -> np.ndarray:
@@ -240,25 +189,6 @@ def stretches(plan: Plan, num_samples: int, length: int) -> list[tuple[int, Sequ
     return [(start, plan.samples[start:end]) for start, end in chosen]
 
 
-def _encoded(views: Sequence[Sequence[View]], layout: Layout) -> Piece:
-    """The answered views of a stretch as one file."""
-    rows = _rows(views)
-    raw_bytes = sum(map(row_bytes, rows))
-    group_bytes = math.ceil(min(raw_bytes, ROW_GROUP_BYTES) / 2)
-    split = encoded_size(rows, layout, group_bytes=group_bytes)
-    return Piece(len(views), _content(rows), encoded_size(rows, layout), split, raw_bytes)
-
-
-def _rows(views: Sequence[Sequence[View]]) -> list[ViewRow]:
-    return [view.row() for of_sample in views for view in of_sample]
-
-
-def _content(rows: Sequence[ViewRow]) -> Content:
-    return Content(
-        rows=len(rows), tokens=sum(len(row.x_0) for row in rows), expected_masked=sum(r.t * len(r.masked) for r in rows)
-    )
-
-
 def planned_content(plan: Plan) -> Content:
     """Of all rows of a plan."""
     totals = plan.totals
@@ -268,40 +198,17 @@ def planned_content(plan: Plan) -> Content:
     )  # fmt: skip
 
 
-def fit(pieces: Sequence[Piece], columns: tuple[Column, ...]) -> Model:
-    """The model that gives the pieces' bytes, column by column, in sum."""
-    groups, more = (sum(size.groups for size in sizes) for sizes in _both(pieces))
-
-    def price(whole: int, split: int) -> float:
-        return max(0.0, (split - whole) / (more - groups)) if more > groups else 0.0
-
-    prices, rates = {}, {}
-    for column in columns:
-        whole, split = (sum(s.column_bytes[column.name] for s in sizes) for sizes in _both(pieces))
-        prices[column.name] = price(whole, split)
-        content = sum(piece.content.of(column) for piece in pieces)
-        rates[column.name] = max(0.0, whole - prices[column.name] * groups) / max(content, 1e-9)
-    footers = [sum(size.bytes - sum(size.column_bytes.values()) for size in sizes) for sizes in _both(pieces)]
-    group_footer = price(*footers)
-    return Model(columns, prices, rates, group_footer, (footers[0] - group_footer * groups) / len(pieces))
-
-
-def _both(pieces: Sequence[Piece]) -> Iterator[list[EncodedSize]]:
-    yield [piece.whole for piece in pieces]
-    yield [piece.split for piece in pieces]
-
-
 def _scaled(plan: Plan, pieces: Sequence[Piece], basis: str) -> tuple[SizeEstimate, float]:
     """Pieces of a plan, scaled up to all of it, and the standard error as they differ among themselves."""
     num_samples, model = _samples_of(pieces), fit(pieces, cache_layout(plan).columns)
     if num_samples == len(plan.samples) and len(pieces) == plan.num_shards:
-        parts = [_sizes(piece.whole) for piece in pieces]
-        return _estimate(plan, {name: _sum(parts, name) for name in parts[0]}, 0.0, basis), 0.0
+        parts = [sizes_of(piece.whole) for piece in pieces]
+        return _estimate(plan, {name: total_of(parts, name) for name in parts[0]}, 0.0, basis), 0.0
     sizes = model.by_column(planned_content(plan), plan.num_shards, _num_groups(plan, pieces))
     said = [sum(model.by_column(piece.content, 1, piece.whole.groups).values()) for piece in pieces]
     off = [piece.whole.bytes - size for piece, size in zip(pieces, said, strict=True)]
     left = math.sqrt(1 - num_samples / len(plan.samples))
-    error = _standard_error(off, sum(said)) * left
+    error = standard_error(off, sum(said)) * left
     return _estimate(plan, sizes, max(CERTAINTY * left, 2 * error), basis), error
 
 
@@ -312,16 +219,6 @@ def _estimate(plan: Plan, sizes: Mapping[str, float], error: float, basis: str) 
         bytes=total, low=math.floor(total * max(0.0, 1 - error)), high=math.ceil(total * (1 + error)), columns=columns,
         shard_bytes=round(total * min(1.0, per_shard / len(plan.samples))), basis=basis,
     )  # fmt: skip
-
-
-def _standard_error(off: Sequence[float], total: float) -> float:
-    """Of the sum of all pieces' bytes, as a share of it; a single piece tells nothing of its own error.
-
-    Args: off: bytes of every piece that the estimate does not explain.
-    """
-    if len(off) < 2:
-        return CERTAINTY
-    return math.sqrt(len(off) / (len(off) - 1) * sum(one**2 for one in off)) / total
 
 
 def _num_groups(plan: Plan, pieces: Sequence[Piece]) -> int:

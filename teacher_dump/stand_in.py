@@ -2,7 +2,7 @@
 
 views -> the same views with answers of the right shapes and ranges, drawn at random. Which columns depend on the
 teacher at all, and how far, then shows in the bytes that the real writer makes of them. The distributions are Zipf's
-with noise, p of rank r ~ r^-s exp(0.3 z); `SURE` and `UNSURE` were chosen to enclose the trained teachers of
+with noise, p of rank r ~ r^-s exp(z); `SURE` and `UNSURE` were chosen to enclose the trained teachers of
 docs/log.md. Nothing here ever reaches a cache.
 """
 
@@ -14,8 +14,6 @@ import numpy as np
 from ..shared.noising import keyed_generator
 from .views import View
 
-_NOISE = 0.3
-
 
 @dataclass(frozen=True)
 class StandIn:
@@ -24,13 +22,17 @@ class StandIn:
     Args:
         exponent: s of Zipf's law over the candidates at one position.
         logp: nats, the smallest and the largest size of a clean token's log-probability; its logarithm is uniform.
-        spread: 0: all positions have the same candidates; 1: any token of the support is as likely a candidate as any
-            other; in between, the logarithm of its rank is more or less uniform.
+        spread: how widely candidates are drawn: 1: any token of the support alike; 0: the logarithm of a token's rank
+            is uniform; below: common ones even more often.
+        local: share of candidates that follow a ranking of their sample's own: texts have topics.
+        noise: standard deviation of z.
     """
 
     exponent: float
     logp: tuple[float, float]
     spread: float
+    local: float
+    noise: float
 
     def answer(self, views: Sequence[Sequence[View]], support: np.ndarray) -> None:
         """Fill all views. support: [n] student ids that a candidate may be."""
@@ -45,26 +47,33 @@ class StandIn:
         for asked in view.passes(0):
             gold = -np.exp(rng.uniform(low, high, int(asked.answered.sum()))).astype(np.float32)
             num = int(asked.target.sum())
-            ids = self._candidates(rng, num, view.k, support)
+            ids = self._candidates(rng, view.sample.index, num, view.k, support)
             view.keep(asked, gold, ids, *self._distributions(rng, num, view.k, len(support), temperatures))
 
-    def _candidates(self, rng: np.random.Generator, num: int, k: int, support: np.ndarray) -> np.ndarray:
-        """[num, k] distinct ids at each position, most of them of low rank."""
+    def _candidates(self, rng: np.random.Generator, sample: int, num: int, k: int, support: np.ndarray) -> np.ndarray:
+        """[num, k] distinct ids at each position: even places of the support by rank, odd ones by the sample's rank."""
         if not num or not k:
             return np.zeros((num, k), np.int32)
-        room = len(support) - k + 1
-        uniform = rng.random((num, k))
-        rank = self.spread * uniform * room + (1 - self.spread) * (room**uniform - 1)
+        places = len(support) // 2
+        if k > places:
+            return support[np.argsort(rng.random((num, len(support))), axis=1)[:, :k]].astype(np.int32)
+        room, uniform = places - k + 1, rng.random((num, k))
+        spread = max(0.0, self.spread)
+        rank = spread * uniform * room + (1 - spread) * (room ** (uniform ** (1 + max(0.0, -self.spread))) - 1)
         distinct = np.sort(rank.astype(np.int64), axis=1) + np.arange(k)  # a rising sequence plus 0, 1, 2, ...
-        return support[rng.permuted(distinct, axis=1)].astype(np.int32)
+        shift = int(keyed_generator(0, sample, "topic").integers(places))
+        own = rng.random((num, k)) < self.local
+        place = np.where(own, 2 * ((distinct + shift) % places) + 1, 2 * distinct)
+        return support[rng.permuted(place, axis=1)].astype(np.int32)
 
     def _distributions(
         self, rng: np.random.Generator, num: int, k: int, num_support: int, temperatures: Sequence[float]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """top_logp [num, k] in order of probability, log_z and log_tail [num, #T]."""
         if not num or not k:
-            return np.zeros((num, k), np.float32), *np.zeros((2, num, len(temperatures)), np.float32)
-        scores = -self.exponent * np.log(np.arange(1, k + 1)) + _NOISE * rng.standard_normal((num, k))
+            log_z = np.zeros((num, len(temperatures)), np.float32)
+            return np.zeros((num, k), np.float32), log_z, log_z
+        scores = -self.exponent * np.log(np.arange(1, k + 1)) + self.noise * rng.standard_normal((num, k))
         scores = -np.sort(-scores, axis=1)
         top = scores - _log_mass(scores, self.exponent, num_support, 1.0)[:, None]
         log_z, log_tail = np.zeros((2, num, len(temperatures)))
@@ -75,9 +84,9 @@ class StandIn:
         return top.astype(np.float32), log_z.astype(np.float32), log_tail.astype(np.float32)
 
 
-SURE = StandIn(exponent=4.0, logp=(1e-3, 1.0), spread=0.0)
-MIDDLING = StandIn(exponent=1.3, logp=(1e-2, 8.0), spread=0.1)
-UNSURE = StandIn(exponent=1.0, logp=(0.5, 12.0), spread=1.0)
+SURE = StandIn(exponent=4.0, logp=(1e-3, 1.0), spread=-1.0, local=0.5, noise=0.1)
+MIDDLING = StandIn(exponent=1.3, logp=(1e-2, 8.0), spread=0.1, local=0.5, noise=0.3)
+UNSURE = StandIn(exponent=1.0, logp=(0.5, 12.0), spread=1.0, local=0.5, noise=0.6)
 
 
 def _log_mass(scores: np.ndarray, exponent: float, num_support: int, temperature: float) -> np.ndarray:

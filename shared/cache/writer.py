@@ -76,10 +76,10 @@ class EncodedSize:
     bytes: int
 
 
-def encoded_size(rows: Iterable[ViewRow], layout: Layout, *, group_bytes: int = ROW_GROUP_BYTES) -> EncodedSize:
+def encoded_size(rows: Iterable[ViewRow], layout: Layout, *, group_bytes: int | None = None) -> EncodedSize:
     """Encode rows as `write_shard` does, in memory and unread, to learn their size.
 
-    Args: group_bytes: uncompressed bytes at which a row group ends.
+    Args: group_bytes: uncompressed bytes at which a row group ends; None: as in every shard.
     """
     memory = io.BytesIO()
     sink = _HashingFile(memory)
@@ -90,7 +90,7 @@ def encoded_size(rows: Iterable[ViewRow], layout: Layout, *, group_bytes: int = 
 
 def _write(
     file: "_HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int,
-    group_bytes: int = ROW_GROUP_BYTES,
+    group_bytes: int | None = None,
 ) -> tuple[ShardStatistics, str]:  # fmt: skip
     """Write all row groups and the footer; statistics and a digest of every batch."""
     schema = arrow_schema(layout)
@@ -99,7 +99,7 @@ def _write(
     try:
         with output_errors(path):
             writer = pq.ParquetWriter(file, schema, **parquet_options(layout))  # type: ignore[arg-type]
-        for group in _groups(rows, group_bytes):
+        for group in _groups(rows, group_bytes or ROW_GROUP_BYTES):
             batch = batch_from_rows(group, layout, where=str(path), first_row=num_rows)
             num_samples = len(order.seen)
             check_batch(batch, layout, order)
