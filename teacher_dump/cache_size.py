@@ -23,7 +23,7 @@ from ..shared.cache import ViewRow, shard_is_done
 from ..shared.cache.batch import row_bytes
 from ..shared.cache.receipts import Receipt
 from ..shared.cache.schema import ROW_GROUP_BYTES
-from ..shared.cache.writer import EncodedSize, encoded_size
+from ..shared.cache.writer import EncodedSize
 from ..shared.errors import ConfigError
 from .plan import Plan, PlannedSample, open_samples
 from .shard_task import ShardTask, cache_layout
@@ -116,29 +116,23 @@ def _made_up(task: ShardTask) -> list[tuple[SizeEstimate, float]]:
 
 def _probed(task: ShardTask, num_probe: int, middling: SizeEstimate, error: float, say: Say) -> SizeEstimate:
     """The middling estimate, corrected column by column by what the teacher's answers take."""
-    plan, layout = task.plan, cache_layout(task.plan)
-    chosen, asked = stretches(plan, num_probe, _length(task)), 0
+    plan, chosen = task.plan, stretches(task.plan, num_probe, _length(task))
     total, made_up, real = sum(len(samples) for _, samples in chosen), [], []
     with tempfile.TemporaryDirectory() as folder:
         task = open_task(Path(folder), plan)
         for one in chosen:
             views = task.draw(*one)
             MIDDLING.answer(views, _support(task))
-            made_up.append(sizes_of(encoded_size(_rows(views), layout)))
+            made_up.append(_piece(task, views))
             task.ask(views)
-            real.append(sizes_of(encoded_size(_rows(views), layout)))
-            asked += len(views)
-            say(f"probe: the teacher was asked about {asked:,} of {total:,} samples")
-    factor = {name: total_of(real, name) / max(1, total_of(made_up, name)) for name in middling.columns}
-    off = [sum(r.values()) - sum(factor[name] * m[name] for name in factor) for r, m in zip(real, made_up, strict=True)]
-    own_error = standard_error(off, sum(sum(sizes.values()) for sizes in real))
-    sizes = {name: size * factor[name] for name, size in middling.columns.items()}
-    answers = sum(size for name, size in sizes.items() if factor[name] != 1) / sum(sizes.values())
+            real.append(_piece(task, views))
+            say(f"probe: the teacher was asked about {_samples_of(real):,} of {total:,} samples")
+    expected, found = _by_column(plan, made_up), _by_column(plan, real)
+    sizes = {name: size * found[name] / max(1.0, expected[name]) for name, size in middling.columns.items()}
+    answers = sum(size for name, size in sizes.items() if found[name] != expected[name]) / sum(sizes.values())
     certainty = CERTAINTY * answers * max(1.0, math.sqrt(GOOD_PROBE / total))  # short stretches tell less of a shard
-    return _estimate(
-        plan, sizes, max(certainty, 2 * math.hypot(error, own_error)) * math.sqrt(1 - total / len(plan.samples)),
-        f"the teacher's answers about {total:,} of {len(plan.samples):,} samples",
-    )  # fmt: skip
+    error = max(certainty, 2 * math.hypot(error, _own_error(plan, real))) * math.sqrt(1 - total / len(plan.samples))
+    return _estimate(plan, sizes, error, f"the teacher's answers about {total:,} of {len(plan.samples):,} samples")
 
 
 def _piece(task: ShardTask, views: Sequence[Sequence[View]]) -> Piece:
@@ -200,16 +194,26 @@ def planned_content(plan: Plan) -> Content:
 
 def _scaled(plan: Plan, pieces: Sequence[Piece], basis: str) -> tuple[SizeEstimate, float]:
     """Pieces of a plan, scaled up to all of it, and the standard error as they differ among themselves."""
-    num_samples, model = _samples_of(pieces), fit(pieces, cache_layout(plan).columns)
+    num_samples = _samples_of(pieces)
     if num_samples == len(plan.samples) and len(pieces) == plan.num_shards:
         parts = [sizes_of(piece.whole) for piece in pieces]
         return _estimate(plan, {name: total_of(parts, name) for name in parts[0]}, 0.0, basis), 0.0
-    sizes = model.by_column(planned_content(plan), plan.num_shards, _num_groups(plan, pieces))
-    said = [sum(model.by_column(piece.content, 1, piece.whole.groups).values()) for piece in pieces]
-    off = [piece.whole.bytes - size for piece, size in zip(pieces, said, strict=True)]
     left = math.sqrt(1 - num_samples / len(plan.samples))
-    error = standard_error(off, sum(said)) * left
-    return _estimate(plan, sizes, max(CERTAINTY * left, 2 * error), basis), error
+    error = _own_error(plan, pieces) * left
+    return _estimate(plan, _by_column(plan, pieces), max(CERTAINTY * left, 2 * error), basis), error
+
+
+def _by_column(plan: Plan, pieces: Sequence[Piece]) -> dict[str, float]:
+    """Bytes of all of the plan, scaled up from pieces of it."""
+    model = fit(pieces, cache_layout(plan).columns)
+    return model.by_column(planned_content(plan), plan.num_shards, _num_groups(plan, pieces))
+
+
+def _own_error(plan: Plan, pieces: Sequence[Piece]) -> float:
+    """Standard error of what is scaled up, as the pieces differ among themselves."""
+    model = fit(pieces, cache_layout(plan).columns)
+    said = [sum(model.by_column(piece.content, 1, piece.whole.groups).values()) for piece in pieces]
+    return standard_error([p.whole.bytes - size for p, size in zip(pieces, said, strict=True)], sum(said))
 
 
 def _estimate(plan: Plan, sizes: Mapping[str, float], error: float, basis: str) -> SizeEstimate:

@@ -84,7 +84,7 @@ class StandIn:
         return top.astype(np.float32), log_z.astype(np.float32), log_tail.astype(np.float32)
 
 
-SURE = StandIn(exponent=4.0, logp=(1e-3, 1.0), spread=-1.0, local=0.5, noise=0.1)
+SURE = StandIn(exponent=4.0, logp=(1e-3, 1.0), spread=-1.0, local=0.0, noise=0.1)
 MIDDLING = StandIn(exponent=1.3, logp=(1e-2, 8.0), spread=0.1, local=0.5, noise=0.3)
 UNSURE = StandIn(exponent=1.0, logp=(0.5, 12.0), spread=1.0, local=0.5, noise=0.6)
 
