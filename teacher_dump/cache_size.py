@@ -36,6 +36,8 @@ FEWEST_ENCODED = 128
 """Samples that are encoded with made-up answers, at least; a plan of so few is encoded whole."""
 FEWEST_STRETCHES = 4
 """Parts of the plan that are looked at, at least: sources may follow one another."""
+MADE_UP_ERROR = 0.15
+"""How far made-up answers may be off even where they are as sure as the teacher's, as a share of the answers' bytes."""
 GOOD_PROBE = 64
 """Samples to ask the teacher about: within a few per cent (benchmarks/plan_size.py)."""
 
@@ -87,8 +89,12 @@ def estimate_size(
     middling, error = made_up[1]
     if num_probe:
         return _probed(task, num_probe, middling, error, say)
+    lowest, highest = (one(said.bytes for said, _ in made_up) for one in (min, max))
+    (sure, _), (unsure, _) = made_up[0], made_up[-1]
+    answers = sum(size for name, size in middling.columns.items() if sure.columns[name] != unsure.columns[name])
+    margin = MADE_UP_ERROR * answers + 2 * error * middling.bytes
     return replace(
-        middling, low=min(one.low for one, _ in made_up), high=max(one.high for one, _ in made_up),
+        middling, low=math.floor(max(0.0, lowest - margin)), high=math.ceil(highest + margin),
         basis="made-up answers; the range goes from a very sure teacher to a very unsure one; "
         f"--probe {GOOD_PROBE} asks yours about {GOOD_PROBE} samples and comes within a few per cent",
     )  # fmt: skip
@@ -116,23 +122,41 @@ def _made_up(task: ShardTask) -> list[tuple[SizeEstimate, float]]:
 
 def _probed(task: ShardTask, num_probe: int, middling: SizeEstimate, error: float, say: Say) -> SizeEstimate:
     """The middling estimate, corrected column by column by what the teacher's answers take."""
-    plan, chosen = task.plan, stretches(task.plan, num_probe, _length(task))
-    total, made_up, real = sum(len(samples) for _, samples in chosen), [], []
+    plan, length = task.plan, _length(task)
+    chosen, made_up, real = stretches(plan, num_probe, length), [], []
+    total = sum(len(samples) for _, samples in chosen)
     with tempfile.TemporaryDirectory() as folder:
         task = open_task(Path(folder), plan)
         for one in chosen:
             views = task.draw(*one)
             MIDDLING.answer(views, _support(task))
-            made_up.append(_piece(task, views))
+            made_up.append(_rows(views))
             task.ask(views)
-            real.append(_piece(task, views))
-            say(f"probe: the teacher was asked about {_samples_of(real):,} of {total:,} samples")
-    expected, found = _by_column(plan, made_up), _by_column(plan, real)
+            real.append(_rows(views))
+            say(f"probe: the teacher was asked about {len(real):,} of {len(chosen):,} parts of the plan")
+    unit = min(length, plan.config.shards.samples_per_shard)
+    expected, found = (_by_column(plan, _joined(rows, unit, plan)) for rows in (made_up, real))
     sizes = {name: size * found[name] / max(1.0, expected[name]) for name, size in middling.columns.items()}
     answers = sum(size for name, size in sizes.items() if found[name] != expected[name]) / sum(sizes.values())
-    certainty = CERTAINTY * answers * max(1.0, math.sqrt(GOOD_PROBE / total))  # short stretches tell less of a shard
-    error = max(certainty, 2 * math.hypot(error, _own_error(plan, real))) * math.sqrt(1 - total / len(plan.samples))
-    return _estimate(plan, sizes, error, f"the teacher's answers about {total:,} of {len(plan.samples):,} samples")
+    certainty = CERTAINTY * answers * max(1.0, math.sqrt(GOOD_PROBE / total))
+    error = max(certainty, 2 * math.hypot(error, _own_error(plan, _joined(real, 0, plan))))
+    return _estimate(
+        plan, sizes, error * math.sqrt(1 - total / len(plan.samples)),
+        f"the teacher's answers about {total:,} of {len(plan.samples):,} samples",
+    )  # fmt: skip
+
+
+def _joined(stretches: Sequence[Sequence[ViewRow]], num_samples: int, plan: Plan) -> list[Piece]:
+    """Stretches put together to pieces of about `num_samples`, those of a shard or row group: dictionaries fill up."""
+    parts: list[list[ViewRow]] = []
+    views, room = plan.config.noise.views, 0
+    for rows in stretches:
+        if not parts or room < len(rows):
+            parts.append([])
+            room = num_samples * views
+        parts[-1] += rows
+        room -= len(rows)
+    return [encoded_piece(rows, len(rows) // views, cache_layout(plan)) for rows in parts]
 
 
 def _piece(task: ShardTask, views: Sequence[Sequence[View]]) -> Piece:

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tide import cli
-from tide.shared.cache import Manifest, write_shard
+from tide.shared.cache import Manifest, write_shard, writer
 from tide.shared.cache.receipts import receipt_path
 from tide.shared.cache.statistics import leaf_bytes
 from tide.shared.cache.writer import encoded_size
 from tide.shared.config import RunConfig, load_config
 from tide.shared.errors import ConfigError
-from tide.teacher_dump import cache_size
+from tide.teacher_dump import cache_size, size_model
 from tide.teacher_dump.cache_size import estimate_size, planned_content, stretches
 from tide.teacher_dump.cost import warn_of_shard_sizes
 from tide.teacher_dump.dump import dump_teacher
@@ -45,9 +45,10 @@ def dumped(config: RunConfig, folder: Path) -> Manifest:
 
 
 def few_encoded(monkeypatch: pytest.MonkeyPatch, *, group_bytes: int) -> None:
-    """Plans of tests are too small to be sampled: encode less of them, as if row groups were short."""
+    """Plans of tests are too small to be sampled: encode less of them, in short row groups."""
     monkeypatch.setattr(cache_size, "FEWEST_ENCODED", 48)
-    monkeypatch.setattr(cache_size, "ROW_GROUP_BYTES", group_bytes)
+    for module in (cache_size, size_model, writer):
+        monkeypatch.setattr(module, "ROW_GROUP_BYTES", group_bytes)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_small_plan_without_a_teacher_is_predicted_to_the_byte(tiny_root, tmp_
 
 
 def test_finished_shards_tell_the_size_of_all(tmp_path):
-    config = real_text(signal__top_k=8, shards__samples_per_shard=20, data__limit=80)
+    config = real_text(signal__top_k=8, shards__samples_per_shard=12, data__limit=50)
     plan, _ = make_plan(config)
     root = tmp_path / "cache"
     real = dumped(config, root).totals.bytes
