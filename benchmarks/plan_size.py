@@ -6,8 +6,8 @@ Every setting is planned, predicted and then dumped in full, all in one run. The
     probe of n        the teacher asked about n samples spread over the plan
     first shard       the bytes of the dump's first shard scaled up, as `tide plan --out` does while a dump runs
 
-Run: python benchmarks/plan_size.py TEXT.jsonl ... (fields question/answer, prompt/response and the like). With the
-demo's shipped teacher about three minutes on one core; another one by --teacher and --student.
+Run: python benchmarks/plan_size.py TEXT.jsonl ... (fields question/answer or prompt/response). With the
+demo's shipped teacher some minutes on one core; another one by --teacher and --student.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=200, help="of each file")
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--length", type=int, default=192, help="tokens of a sample at most; a multiple of 32")
-    parser.add_argument("--probe", nargs="+", type=int, default=[16, 32, 64])
+    parser.add_argument("--probe", nargs="+", type=int, default=[32, 64])
     parser.add_argument("--settings", nargs="+", type=int, default=range(len(SETTINGS)), help="numbers, from 0")
     parser.add_argument("--teacher", type=Path, default=ASSETS / "teacher")
     parser.add_argument("--student", type=Path, default=ASSETS / "student")
