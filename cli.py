@@ -66,7 +66,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def plan(
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher; or look at its progress.")
+    ] = None,
+    probe: Annotated[
+        int, typer.Option(metavar="N", help="Ask the teacher about N samples, 64 say: bytes within a few per cent.")
+    ] = 0,
     tflops: Annotated[
         float | None, typer.Option(help="What one of your GPUs sustains, for the GPU-hours; stated in the answer.")
     ] = None,
@@ -74,17 +79,22 @@ def plan(
 ) -> None:  # fmt: skip
     """Say what a dump would do and cost: samples, views, shards, bytes, the teacher's memory, FLOPs and GPU-hours.
 
-    Needs tokenizers and the teacher's config.json, but no weights.
+    Needs tokenizers and the teacher's config.json, but no weights, and so states a wide range of bytes: how sure the
+    teacher is decides them. --probe asks it; while a dump runs, --out goes by its finished shards.
     """
     run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
     if tflops is not None and not tflops > 0:
         raise ConfigError(f"--tflops {tflops:g}: expected a positive number of teraflops a second")
-    from .teacher_dump.cost import ASSUMED_TFLOPS, describe_plan
+    from .teacher_dump.cache_size import estimate_size, require_probe
+    from .teacher_dump.cost import ASSUMED_TFLOPS, describe_plan, warn_of_shard_sizes
     from .teacher_dump.dump import prepare_plan
     from .teacher_dump.plan import make_plan
 
+    require_probe(probe)
     made = prepare_plan(run, out) if out else make_plan(run)[0]
-    _print(describe_plan(made, tflops=tflops or ASSUMED_TFLOPS), as_json)
+    size = estimate_size(made, num_probe=probe, root=out, say=_say)
+    warn_of_shard_sizes(made, size)
+    _print(describe_plan(made, size, tflops=tflops or ASSUMED_TFLOPS), as_json)
 
 
 @app.command()
@@ -426,9 +436,11 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A number with separators, a list as words, anything else as it prints."""
+    """A number with separators, a list or names with their values as words, anything else as it prints."""
+    if isinstance(value, dict):
+        value = [f"{name} {_shown(item)}" for name, item in value.items()]
     if isinstance(value, list | tuple):
-        return ", ".join(value) or "nothing"
+        return ", ".join(map(_shown, value)) or "nothing"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

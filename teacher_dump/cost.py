@@ -1,21 +1,29 @@
-"""What a plan will cost, before any weight is loaded: samples, bytes, and the teacher's memory, FLOPs and GPU-hours."""
+"""What a plan will cost: samples, bytes, and the teacher's memory, FLOPs and GPU-hours; no weight is loaded."""
 
+import math
+import warnings
 from typing import Any
 
 from ..shared.models.loading import local_folder, read_config
 from ..shared.models.size import ModelSize, model_size
 from .audit_cost import audit_bytes
+from .cache_size import SizeEstimate
 from .plan import Plan
 
 ASSUMED_TFLOPS = 100.0
 """Sustained teraflops a second of one GPU, where the user states none."""
 
 
-def describe_plan(plan: Plan, *, tflops: float = ASSUMED_TFLOPS) -> dict[str, Any]:
+MIN_SHARD_BYTES, MAX_SHARD_BYTES = 64_000_000, 512_000_000
+"""Where shards are neither many nor heavy to move."""
+
+
+def describe_plan(plan: Plan, size: SizeEstimate, *, tflops: float = ASSUMED_TFLOPS) -> dict[str, Any]:
     """A plan in numbers, for people and scripts; bytes, token-forwards and all that follows are estimates.
 
     Args:
         plan: one that `make_plan` or `Plan.at` gave, so that the teacher's config.json is found.
+        size: what `estimate_size` said of it.
         tflops: > 0, sustained teraflops a second of one GPU.
     """
     totals = plan.totals
@@ -31,10 +39,30 @@ def describe_plan(plan: Plan, *, tflops: float = ASSUMED_TFLOPS) -> dict[str, An
         "expected_masked_positions": totals["expected_masked"],
         "expected_token_forwards": plan.expected_forwards,
         "shards": plan.num_shards,
-        "estimated_bytes": plan.estimated_bytes(),
+        "estimated_bytes": size.bytes,
+        "estimated_bytes_range": [size.low, size.high],
+        "estimated_bytes_from": size.basis,
+        "estimated_bytes_per_shard": size.shard_bytes,
+        "estimated_bytes_by_column": dict(size.columns),
         "estimated_audit_bytes": audit_bytes(plan),
         **(teacher_cost(plan, tflops) if plan.teacher is not None else {}),
     }
+
+
+def warn_of_shard_sizes(plan: Plan, size: SizeEstimate) -> None:
+    """Say it where shards of a large cache come out very small or very large, and which setting would change that.
+
+    A cache that fits into a few shards may be cut as its owner likes.
+    """
+    if size.bytes < 4 * MAX_SHARD_BYTES or MIN_SHARD_BYTES <= size.shard_bytes <= MAX_SHARD_BYTES:
+        return
+    per_shard, middle = plan.config.shards.samples_per_shard, math.sqrt(MIN_SHARD_BYTES * MAX_SHARD_BYTES)
+    better = float(f"{min(per_shard, len(plan.samples)) * middle / size.shard_bytes:.1g}")
+    warnings.warn(
+        f"shards.samples_per_shard = {per_shard:,} makes shards of about {size.shard_bytes / 1e6:,.1f} MB; 64 to 512 "
+        f"MB are handiest to move and to fetch: {max(1, int(better)):,} samples would give about that",
+        stacklevel=2,
+    )
 
 
 def teacher_cost(plan: Plan, tflops: float) -> dict[str, Any]:

@@ -35,10 +35,6 @@ from ..shared.tokens import Dropped
 from .pairing import Pairing, open_pairing
 from .portable import find_sources, planned_settings, portable_sources
 
-BYTES_PER_MASKED = {"none": 0.3, "chunk": 3.0, "topk": 8.0}
-BYTES_PER_TOP_ENTRY = 2.5
-"""Rough sizes for the estimate (docs/log.md has measurements); a dump reports the real ones."""
-
 
 class PlannedSample(NamedTuple):
     """Where a sample stands in the data: number of the source, row in it, and the id it had."""
@@ -134,14 +130,6 @@ class Plan:
         if self.teacher["spec"]["block_size"] is None:
             return totals["teacher_tokens"] * passes
         return totals["teacher_tokens"] + totals["teacher_maskable"] * passes
-
-    def estimated_bytes(self) -> int:
-        """Rough size of the shards, from measured bytes per masked position."""
-        masked = self.totals["expected_masked"]
-        per_position = BYTES_PER_MASKED[self.signal_kind]
-        if self.signal_kind == "topk":
-            per_position += BYTES_PER_TOP_ENTRY * self.settings["signal"]["top_k"]
-        return int(masked * per_position + 2 * self.totals["tokens"])
 
 
 def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:

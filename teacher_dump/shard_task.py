@@ -20,7 +20,7 @@ from ..shared.conversations import ConversationReader
 from ..shared.errors import DataError
 from ..shared.tokens import Dropped, PairedSample
 from .pairing import Pairing
-from .plan import Plan
+from .plan import Plan, PlannedSample
 from .teacher import Context, Pass, Teacher
 from .views import Sample, View, draw_views
 
@@ -43,11 +43,9 @@ class ShardTask:
         Raises: DataError: the data changed since the plan was made, or the teacher's answers are not numbers.
             OutputError: see `write_shard`.
         """
-        samples = self._samples(shard)
-        signal = None if self.teacher is None else self.plan.config.signal
-        views = list(draw_views(samples, self.plan.config.noise, signal=signal, k=self._top_k))
-        if self.teacher is not None:
-            self._ask(self.teacher, samples, views, progress)
+        first = shard * self.plan.config.shards.samples_per_shard
+        views = self.draw(first, self.plan.shard_samples(shard))
+        self.ask(views, progress)
         name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
         rows = (view.row() for of_sample in views for view in of_sample)
         statistics = write_shard(root / name, rows, cache_layout(self.plan), plan_hash=plan_hash, shard=shard)
@@ -63,22 +61,30 @@ class ShardTask:
         write_audit(root / name, rows, cache_layout(self.plan), plan_hash=self.plan.hash, shard=shard)
         return name
 
+    def draw(self, first: int, planned: Sequence[PlannedSample]) -> list[list[View]]:
+        """All views of consecutive samples of the plan, unanswered; `first`: position of the first one in the plan.
+
+        Raises: DataError: the data changed since the plan was made.
+        """
+        plan = self.plan
+        signal = None if plan.signal_kind == "none" else plan.config.signal
+        return list(draw_views(self._samples(first, planned), plan.config.noise, signal=signal, k=self._top_k))
+
     @property
     def _top_k(self) -> int:
         return self.plan.config.signal.top_k if self.plan.signal_kind == "topk" else 0
 
-    def _samples(self, shard: int) -> list[Sample]:
-        first = shard * self.plan.config.shards.samples_per_shard
+    def _samples(self, first: int, planned: Sequence[PlannedSample]) -> list[Sample]:
         samples = []
-        for index, planned in enumerate(self.plan.shard_samples(shard), start=first):
+        for index, one in enumerate(planned, start=first):
             try:
-                paired = self.pairing.encode(self.conversations.read(*planned))
+                paired = self.pairing.encode(self.conversations.read(*one))
             except Dropped as error:
                 raise DataError(
-                    f"sample {planned.sample_id} was planned and cannot be used now ({error}): the tokenizers changed "
+                    f"sample {one.sample_id} was planned and cannot be used now ({error}): the tokenizers changed "
                     "since the plan was made; restore them, or dump into another folder"
                 ) from error
-            samples.append(Sample(planned.sample_id, index, paired, self._is_target(paired)))
+            samples.append(Sample(one.sample_id, index, paired, self._is_target(paired)))
         return samples
 
     def _is_target(self, paired: PairedSample) -> np.ndarray:
@@ -90,10 +96,11 @@ class ShardTask:
         student_ids = self.pairing.student_id[paired.teacher.x_0[chunks[:, 0]]]
         return single & (student_ids == paired.student.x_0[chunks[:, 2]])
 
-    def _ask(
-        self, teacher: Teacher, samples: Sequence[Sample], views: Sequence[Sequence[View]], progress: Progress
-    ) -> None:
+    def ask(self, views: Sequence[Sequence[View]], progress: Progress = lambda tokens: None) -> None:
         """Fill the views with answers, in micro-batches that depend on the shard and the plan's token budget alone."""
+        if self.teacher is None:
+            return
+        teacher, samples = self.teacher, [of_sample[0].sample for of_sample in views]
         budget, reported = self.plan.config.teacher.tokens_per_batch, teacher.num_token_forwards
         for group in by_tokens([len(sample.paired.teacher.x_0) for sample in samples], budget):
             asked = [(view, one) for place, i in enumerate(group) for view in views[i] for one in view.passes(place)]

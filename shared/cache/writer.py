@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,9 +71,34 @@ def whole_or_absent(path: Path) -> Iterator["HashingFile"]:
             temporary.unlink()
 
 
+@dataclass(frozen=True)
+class EncodedSize:
+    """What rows take as a shard.
+
+    Args: groups: number of row groups; column_bytes: compressed, by column; bytes: of the whole file.
+    """
+
+    groups: int
+    column_bytes: dict[str, int]
+    bytes: int
+
+
+def encoded_size(rows: Iterable[ViewRow], layout: Layout, *, group_bytes: int | None = None) -> EncodedSize:
+    """Encode rows as `write_shard` does, in memory and unread, to learn their size.
+
+    Args: group_bytes: uncompressed bytes at which a row group ends; None: as in every shard.
+    """
+    memory = io.BytesIO()
+    sink = HashingFile(memory, Path("memory"), Path("memory"))
+    _write(sink, sink.path, rows, layout, plan_hash="0" * 64, shard=0, group_bytes=group_bytes)
+    metadata = pq.read_metadata(memory)
+    return EncodedSize(metadata.num_row_groups, leaf_bytes(metadata, layout), memory.getbuffer().nbytes)
+
+
 def _write(
-    file: "HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int
-) -> tuple[ShardStatistics, str]:
+    file: "HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int,
+    group_bytes: int | None = None,
+) -> tuple[ShardStatistics, str]:  # fmt: skip
     """Write all row groups and the footer; statistics and a digest of every batch."""
     schema = arrow_schema(layout)
     digest, statistics, order, num_rows = hashlib.sha256(), ShardStatistics.empty(), SampleOrder(), 0
@@ -80,7 +106,7 @@ def _write(
     try:
         with output_errors(path):
             writer = pq.ParquetWriter(file, schema, **parquet_options(layout))  # type: ignore[arg-type]
-        for group in _groups(rows):
+        for group in _groups(rows, group_bytes or ROW_GROUP_BYTES):
             batch = batch_from_rows(group, layout, where=str(path), first_row=num_rows)
             num_samples = len(order.seen)
             check_batch(batch, layout, order)
@@ -102,12 +128,12 @@ def _write(
     return statistics, digest.hexdigest()
 
 
-def _groups(rows: Iterable[ViewRow]) -> Iterator[list[ViewRow]]:
+def _groups(rows: Iterable[ViewRow], group_bytes: int) -> Iterator[list[ViewRow]]:
     group: list[ViewRow] = []
     size = 0
     for row in rows:
         more = row_bytes(row)
-        if group and size + more > ROW_GROUP_BYTES:
+        if group and size + more > group_bytes:
             yield group
             group, size = [], 0
         group.append(row)
@@ -166,13 +192,16 @@ class HashingFile(io.RawIOBase):
             os.fsync(self.file.fileno())
 
     def writable(self) -> bool:
+        """Always."""
         return True
 
     def write(self, data: Any) -> int:
+        """Hand on and hash; number of bytes taken."""
         self.sha256.update(data)
         return self.file.write(data)
 
     def tell(self) -> int:
+        """Bytes written so far."""
         return self.file.tell()
 
 

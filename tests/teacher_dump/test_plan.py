@@ -14,6 +14,7 @@ from tide.shared.errors import ConfigError
 from tide.shared.tokens import Dropped
 from tide.teacher_dump import pairing as pairing_module
 from tide.teacher_dump import plan as plan_module
+from tide.teacher_dump.cache_size import estimate_size
 from tide.teacher_dump.cost import describe_plan
 from tide.teacher_dump.dump import prepare_plan
 from tide.teacher_dump.pairing import open_pairing
@@ -39,13 +40,14 @@ def test_a_plan_needs_no_weights_and_says_what_a_dump_would_do(without_weights, 
     said = json.loads(capsys.readouterr().out)
     cache = without_weights / "cache"
     plan = read_plan(cache).at(load_config(overrides=settings(without_weights)), cache)
-    assert said == describe_plan(plan)
+    assert said == describe_plan(plan, estimate_size(plan))
     assert said["plan_hash"] == plan.hash
     assert said["samples"] == 8
     assert said["views"] == 3 * 8
     assert said["tokens"] > said["expected_masked_positions"] / 3 > 0
     assert said["expected_token_forwards"] > 0
-    assert said["estimated_bytes"] > 0
+    low, high = said["estimated_bytes_range"]
+    assert 0 < low < said["estimated_bytes"] == sum(said["estimated_bytes_by_column"].values()) < high
     assert [path.name for path in (without_weights / "cache").iterdir()] == ["plan.json"]
 
 

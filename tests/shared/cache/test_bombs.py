@@ -134,8 +134,11 @@ def test_an_audit_of_more_tokens_than_the_support_is_refused_by_its_footer(audit
         pa.array(np.arange(rows + 1, dtype=np.int32) * length), one, type=schema.field("logp").type
     )
     table = pq.read_table(audited / AUDIT).set_column(schema.names.index("logp"), schema.field("logp"), logp)
-    pq.write_table(table.replace_schema_metadata(pq.read_metadata(audited / AUDIT).metadata), audited / AUDIT, version="2.6",
-                   compression="zstd", store_schema=False, write_page_checksum=True)  # fmt: skip
+    metadata = pq.read_metadata(audited / AUDIT).metadata
+    options = {"version": "2.6", "compression": "zstd", "store_schema": False, "write_page_checksum": True}
+    with pq.ParquetWriter(audited / AUDIT, table.schema, **options) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(metadata)
     assert (audited / AUDIT).stat().st_size < 200_000
     vouch_for(audited)
     assert re.search(r"expands to|values for", require_refused(audited))
