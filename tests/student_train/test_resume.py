@@ -154,7 +154,7 @@ def test_other_settings_are_refused_by_name(
         tiny.train(tiny.config())
     with pytest.raises(CacheMismatch, match=name) as refused:
         tiny.train(tiny.config(**changed))
-    assert "--no-resume" in str(refused.value)
+    assert "--resume never" in str(refused.value)
     tiny.train(tiny.config())  # nothing is lost
     with pytest.raises(CacheMismatch, match=name):  # the finished student is not overwritten either
         tiny.train(tiny.config(**changed))

@@ -17,7 +17,8 @@ from accelerate.state import AcceleratorState
 from tide.shared.cache import open_cache
 from tide.shared.config import RunConfig
 from tide.shared.errors import CacheMismatch, ConfigError, OutputError, TideError, Unavailable
-from tide.student_train.trainer import Run, own_accelerator_state
+from tide.student_train.processes import own_accelerator_state
+from tide.student_train.trainer import Run
 from tiny_runs import make_cache, tiny_config
 
 STEP = 3
