@@ -60,6 +60,7 @@ class Heartbeat:
         self._who: list[str] = []
         self._beats: dict[int, str] = {}
         self._heard: dict[int, float] = {}
+        self._answered = 0.0  # when the store last did
         self._verdict: tuple[str, int, float] | None = None  # sentence, exit code, when it was read
 
     def __enter__(self) -> "Heartbeat":
@@ -78,7 +79,8 @@ class Heartbeat:
         self._store.wait(names)
         self._who = [value.decode() for value in self._store.multi_get(names)]
         others = range(1, self.num_ranks) if self.rank == 0 else {0, (self.rank + 1) % self.num_ranks}
-        self._heard = dict.fromkeys(others, time.monotonic())
+        self._answered = time.monotonic()
+        self._heard = dict.fromkeys(others, self._answered)
         for work in (self._exchange, self._judge):
             thread = threading.Thread(target=work, name=f"tide{work.__name__}", daemon=True)
             thread.start()
@@ -91,8 +93,8 @@ class Heartbeat:
         try:
             if _may_be_a_lost_connection(error):
                 self._explain(error)
-        except TryAgain as explained:
-            self._leave_word(str(explained), TryAgain.exit_code)
+        except TideError as explained:
+            self._leave_word(str(explained), explained.exit_code)
             raise
         else:
             if error is None or isinstance(error, TryAgain):  # in agreement with the others
@@ -111,7 +113,7 @@ class Heartbeat:
             with contextlib.suppress(RuntimeError):  # the store is gone: the silence will tell
                 self._store.set(f"beat/{self.rank}", str(count))
                 verdict, *beats = (value.decode() for value in self._store.multi_get(keys))
-                now = time.monotonic()
+                self._answered = now = time.monotonic()
                 for rank, beat in zip(ranks, beats, strict=True):
                     if beat != self._beats.get(rank):
                         self._beats[rank], self._heard[rank] = beat, now
@@ -125,7 +127,7 @@ class Heartbeat:
         while not self._over.wait(BEAT_S / 2):
             now = time.monotonic()
             if now - before > 3 * BEAT_S:  # this process itself stood still (a debugger, a suspended machine)
-                self._heard = dict.fromkeys(self._heard, now)
+                self._answered, self._heard = now, dict.fromkeys(self._heard, now)
             before = now
             if self._verdict and now - self._verdict[2] > GRACE_S:
                 self._end(*self._verdict[:2])
@@ -139,20 +141,24 @@ class Heartbeat:
         waits = {rank: now - heard for rank, heard in self._heard.items() if self._beats.get(rank) != "bye"}
         if not waits or max(waits.values()) <= limit_s:
             return None
-        # Rank 0 often holds the store, and without a store nobody is heard.
-        rank = 0 if waits.get(0, 0.0) > limit_s else max(waits, key=lambda rank: waits[rank])
+        rank, where = max(waits, key=lambda rank: waits[rank]), ""
+        if now - self._answered > limit_s / 2:  # without the store nobody is heard, and it is rank 0 or beside it
+            rank, where = 0, ", nor of the store that it or its launcher holds"
         return (
-            f"{self._who[rank]} died: no sign of life for {waits[rank]:.0f} s. {_RESUMES}; if it happens again, look "
-            "for the reason (memory, a preempted node) in that process's own output and in the system's log"
+            f"{self._who[rank]} died: no sign of life for {max(waits.values()):.0f} s{where}. {_RESUMES}; if it "
+            "happens again, look for the reason (memory, a preempted node) in that process's own output and in the "
+            "system's log"
         )
 
     def _explain(self, error: BaseException | None) -> None:
-        """Raises: TryAgain: an error of a collective call is due to another process; returns if nothing says so."""
+        """Raises: TideError: an error of a collective call is due to another process; returns if nothing says so."""
         deadline = time.monotonic() + SUSPICION_S + 2 * BEAT_S
         while time.monotonic() < deadline:
-            found = self._verdict[0] if self._verdict else self._silent(SUSPICION_S)
-            if found:
-                raise TryAgain(found) from error
+            if self._verdict:
+                raise _as_error(*self._verdict[:2]) from error
+            lost = self._silent(SUSPICION_S)
+            if lost:
+                raise TryAgain(lost) from error
             time.sleep(BEAT_S / 10)
         if "timed out" in str(error).lower() or "timeout" in str(error).lower():
             raise TryAgain(
@@ -172,16 +178,17 @@ class Heartbeat:
             if sentence is not None:
                 self._store.compare_set("verdict", _NOTHING, json.dumps([sentence, code]))
             self._store.set(f"beat/{self.rank}", "bye")
-            deadline = time.monotonic() + GRACE_S + 3 * BEAT_S
-            while self.rank == 0 and sentence is not None and time.monotonic() < deadline:
-                beats = self._store.multi_get([f"beat/{rank}" for rank in range(self.num_ranks)])
+            start = time.monotonic()
+            alive = [rank for rank, heard in self._heard.items() if start - heard < SUSPICION_S]
+            while self.rank == 0 and sentence is not None and time.monotonic() < start + GRACE_S + 3 * BEAT_S:
+                beats = self._store.multi_get([f"beat/{rank}" for rank in alive]) if alive else []
                 if all(beat == b"bye" for beat in beats):
                     return
                 time.sleep(BEAT_S / 10)
 
     def _end(self, sentence: str, code: int) -> None:
         """End the process from a thread; nothing is lost, since files are only ever renamed into place when whole."""
-        kind = "TryAgain" if code == TryAgain.exit_code else "TideError"
+        kind = type(_as_error(sentence, code)).__name__
         sys.stderr.write(terminal_text(redacted(f"{kind}: {sentence}")) + "\n")
         sys.stderr.flush()
         _ended(self._store.compare_set, "verdict", _NOTHING, json.dumps([sentence, code]))
@@ -201,6 +208,15 @@ def _ended(call: Callable[..., Any], *arguments: str) -> None:
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(BEAT_S)
+
+
+def _as_error(sentence: str, code: int) -> TideError:
+    """What another process said, to be raised here: the command ends with the same code everywhere."""
+    if code == TryAgain.exit_code:
+        return TryAgain(sentence)
+    error = TideError(sentence)
+    error.exit_code = code
+    return error
 
 
 def _may_be_a_lost_connection(error: BaseException | None) -> bool:

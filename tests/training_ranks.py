@@ -7,6 +7,7 @@ rank, with a process group of its own each time. Run as `python training_ranks.p
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,12 +19,15 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def free_ports(num: int) -> list[int]:
-    """Ports nobody listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(num)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports nobody listens on, all different; below those that the kernel gives to outgoing connections."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 500):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == num:
+            return ports
+    raise AssertionError("no free ports")
 
 
 def rank_environment(rank: int, num_ranks: int, port: int) -> dict[str, str]:
