@@ -6,6 +6,7 @@ shared/errors.py.
 
 import io
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -151,7 +152,8 @@ def train_student(
     how = {"auto": not no_resume, "never": False}.get(resume, Path(resume))
     with train_progress() as report:
         folder = train(run, cache, out, resume=how, heldout=heldout, report=report)
-    _print({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        _print({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.distributed import PrefixStore, distributed_c10d
+from torch.distributed import distributed_c10d
 
 from ..shared.cache.inert import terminal_text
 from ..shared.errors import EXIT_INTERRUPTED, TideError, TryAgain
@@ -68,7 +68,8 @@ class Heartbeat:
             return self
         name = on_main(self._accelerator, lambda: uuid.uuid4().hex)
         # The store has no public accessor. A clone has a connection of its own: a wait in it blocks nobody else.
-        self._store = PrefixStore(f"tide/{name}", distributed_c10d._get_default_store().clone())
+        shared: Any = distributed_c10d._get_default_store()
+        self._store = distributed_c10d.PrefixStore(f"tide/{name}", shared.clone())
         self._store.set_timeout(timedelta(seconds=self._timeout_s))
         if self.rank == 0:
             self._store.set("verdict", _NOTHING)

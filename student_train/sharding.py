@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
@@ -34,20 +34,19 @@ def sharding_asked_for() -> FullyShardedDataParallelPlugin | None:
         )
     if not _says_yes("ACCELERATE_USE_FSDP"):
         return None
-    plugin = FullyShardedDataParallelPlugin()
-    for setting, value, fits in (
-        ("fsdp_version", plugin.fsdp_version, plugin.fsdp_version == 2),
-        ("fsdp_offload_params", True, not isinstance(plugin.cpu_offload, CPUOffloadPolicy)),
-        ("fsdp_cpu_ram_efficient_loading", True, not plugin.cpu_ram_efficient_loading),
-        ("fsdp_activation_checkpointing", True, not plugin.activation_checkpointing),
+    for setting, asked, fits in (
+        ("fsdp_version", os.environ.get("FSDP_VERSION", "1"), "2"),
+        ("fsdp_offload_params", _says_yes("FSDP_OFFLOAD_PARAMS"), False),
+        ("fsdp_cpu_ram_efficient_loading", _says_yes("FSDP_CPU_RAM_EFFICIENT_LOADING"), False),
+        ("fsdp_activation_checkpointing", _says_yes("FSDP_ACTIVATION_CHECKPOINTING"), False),
     ):
-        if not fits:
+        if asked != fits:
             raise ConfigError(
-                f"{setting} = {value} in the launcher's configuration: tide trains with FSDP2 (fsdp_version: 2) "
+                f"{setting} = {asked} in the launcher's configuration: tide trains with FSDP2 (fsdp_version: 2) "
                 "without offloading or partial loading, and checkpoints activations by "
                 "train.gradient_checkpointing=true; take recipes/accelerate/fsdp2.yaml"
             )
-    return plugin
+    return FullyShardedDataParallelPlugin()
 
 
 def _says_yes(variable: str) -> bool:
@@ -61,14 +60,14 @@ def shard(student: Student, accelerator: Accelerator, plugin: FullyShardedDataPa
     names = set(student.model._no_split_modules or ())
     for module in student.model.modules():
         if type(module).__name__ in names:
-            fully_shard(module, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
+            fully_shard(module, mesh=mesh, reshard_after_forward=bool(plugin.reshard_after_forward))
     fully_shard(student, mesh=mesh)
     register_fsdp_forward_method(student, "answers")
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A detached tensor with all processes' shares; a collective call if it lies in shares, else free."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def whole_weights(model: PreTrainedModel, *, keep: bool = True) -> dict[str, torch.Tensor] | None:
