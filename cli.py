@@ -6,6 +6,7 @@ shared/errors.py.
 
 import io
 import json
+import os
 import sys
 import traceback
 import warnings
@@ -132,17 +133,37 @@ def train_student(
     out: Annotated[Path, typer.Option("--out", help="Run folder: metrics.jsonl, checkpoints/, student/.")],
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     student: StudentOption = None,
-    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint below --out.")] = True,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|FOLDER",
+            help="auto: continue from the newest checkpoint below --out; never: begin anew, removing what is there; or "
+            "a checkpoint, e.g. run/checkpoints/step-00000500.",
+        ),
+    ] = "auto",
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="The same as --resume never.")] = False,
+    heldout: Annotated[
+        str | None,
+        typer.Option(help="Cache of unseen documents to score the student on, every train.heldout_every steps."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Stage two: train a student from a cache. The teacher is never opened."""
+    """Stage two: train a student from a cache. The teacher is never opened.
+
+    Started by torchrun or accelerate launch, all processes train one student, and print nothing but the first one's
+    progress.
+    """
     run = _run_config(recipe, config, settings, student=student)
     from .shared.progress import train_progress
     from .student_train.trainer import train_student as train
 
+    if no_resume and resume not in ("auto", "never"):
+        raise ConfigError(f"--no-resume and --resume {resume} exclude each other: drop one")
+    how = {"auto": not no_resume, "never": False}.get(resume, Path(resume))
     with train_progress() as report:
-        folder = train(run, cache, out, resume=resume, report=report)
-    _print({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
+        folder = train(run, cache, out, resume=how, heldout=heldout, report=report)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        _print({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
 
 
 @app.command()

@@ -295,11 +295,15 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     keep_checkpoints: int = 2
+    heldout_every: int = 500
+    """With --heldout: the student is scored before the first step, every so many steps, and after the last."""
+    collective_timeout_s: float = 600.0
+    """Longest wait for the other processes of a run; a dead one is noticed earlier, within about a minute."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "views_per_row", "log_every", "save_every", "keep_checkpoints"):
+        for name in ("batch_size", "views_per_row", "log_every", "save_every", "keep_checkpoints", "heldout_every"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "at least 1")
         _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "a positive number or null")
         _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
@@ -310,6 +314,8 @@ class TrainConfig:
         for name in ("lr", "muon_lr"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a learning rate > 0")
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
+        limit = self.collective_timeout_s
+        _require(0 < limit <= 86400, "train.collective_timeout_s", limit, "seconds, more than 0 and at most a day")
         _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "a number >= 0")
         clip = self.grad_clip
         _require(clip is None or clip > 0, "train.grad_clip", clip, "a norm > 0, or null for no clipping")

@@ -1,12 +1,15 @@
 """Checkpoints: written to a temporary folder, fsynced, renamed; nothing is pickled.
 
+At every instant, also in the middle of a save, the newest finished checkpoint is whole on the disk.
+
     <out>/checkpoints/step-00000500/   model.safetensors, config.json ...   a plain transformers folder
                                        optimizer-<name>.safetensors, .json  tensors, and everything else
                                        tide_state.json                      written last: step, settings, hashes
     <out>/student/                     the finished student: transformers folder, tokenizer, card, tide_state.json
 
-With the configuration and the cache this is the whole state of a run. The newest few are kept, and a damaged newest one
-falls back to the one before it with a warning. A folder whose settings are not those asked for is refused by name.
+With the configuration and the cache this is the whole state of a run, and it knows nothing of processes: tensors are
+whole, whoever held which share of them (sharding.py). The newest few are kept, and a damaged newest one falls back to
+the one before it with a warning. A folder whose settings are not those asked for is refused by name.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,12 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
-from ..shared.errors import CacheMismatch, DataError, OutputError
+from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
+from .sharding import like_parameter, whole_tensor, whole_weights
 
 STATE_NAME = "tide_state.json"
 _MAX_STATE_BYTES = 64 << 20
+_ASIDE = ".tide-replaced"
 _ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
 
 
@@ -53,35 +58,49 @@ class Checkpoint:
             shown = "; ".join(f"{n}: then {self.identity.get(n)!r}, now {asked.get(n)!r}" for n in different)
             raise CacheMismatch(
                 f"{self.folder} belongs to a run with other settings ({shown}). Use them to continue it, give another "
-                "--out, or begin anew there with --no-resume"
+                "--out, or begin anew there with --resume never"
             )
 
 
 def save_checkpoint(
     root: Path, step: int, model: PreTrainedModel, optimizers: Mapping[str, Optimizer], *,
     identity: Mapping[str, Any], window: Mapping[str, Sequence[float]], keep: int,
+    doubtful: Collection[Path] = (), is_main: bool = True,
 ) -> Path:  # fmt: skip
     """Write `root/step-XXXXXXXX`; delete all but the newest `keep`, and later ones, which this run has overtaken.
+
+    Every process of a run calls this, because the main one, which writes, may hold only a share of each tensor.
 
     Args:
         optimizers: by name; state and hyperparameters are stored.
         identity: settings that must be equal for a run to continue from here.
         window: totals of metrics that are not written yet.
+        doubtful: folders that must not count as one of the kept: damaged ones that the run did not begin from.
     Raises: OutputError: disk full, permission denied; older checkpoints stay as they are.
     """
     folder = root / f"step-{step:08d}"
+    if not is_main:
+        _take_part(model, optimizers)
+        return folder
     with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=whole_weights(model))
         for name, optimizer in optimizers.items():
             tensors, settings = _flatten(optimizer)
             save_file(tensors, temporary / f"optimizer-{name}.safetensors")
             (temporary / f"optimizer-{name}.json").write_bytes(readable_json(settings))
         _write_state(temporary, step, identity, window)
     numbered = _checkpoints(root)
-    overtaken = [path for number, path in numbered if number > step]
-    for old in [*overtaken, *[path for number, path in numbered if number <= step][:-keep]]:
+    gone = [path for number, path in numbered if number > step or (number < step and path in doubtful)]
+    for old in [*gone, *[path for number, path in numbered if number <= step and path not in gone][:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _take_part(model: PreTrainedModel, optimizers: Mapping[str, Optimizer]) -> None:
+    """Give the main process what it lacks, in the order in which it writes."""
+    whole_weights(model, keep=False)
+    for optimizer in optimizers.values():
+        _flatten(optimizer, keep=False)
 
 
 def find_checkpoint(root: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
@@ -89,6 +108,7 @@ def find_checkpoint(root: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
 
     Raises: CacheMismatch: it belongs to a run with other settings. OutputError: it cannot be read.
     """
+    _restore_replaced(root)
     for _, folder in reversed(_checkpoints(root)):
         try:
             checkpoint = _read_state(folder)
@@ -100,15 +120,37 @@ def find_checkpoint(root: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     return None
 
 
+def open_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint:
+    """One particular checkpoint.
+
+    Raises: ConfigError: `folder` is none. DataError: it is damaged. CacheMismatch: it belongs to a run with other
+        settings.
+    """
+    if not (folder / STATE_NAME).is_file():
+        raise ConfigError(f"{folder} is no checkpoint; give a folder such as run/checkpoints/step-00000500")
+    try:
+        checkpoint = _read_state(folder)
+    except DataError as error:
+        raise DataError(f"{folder} is damaged ({error}); resume from another checkpoint") from error
+    checkpoint.require(identity)
+    return checkpoint
+
+
+def later_checkpoints(root: Path, step: int) -> list[Path]:
+    """Folders of steps after `step`: a run that begins from there has passed them over."""
+    return [path for number, path in _checkpoints(root) if number > step]
+
+
 def load_optimizers(folder: Path, optimizers: Mapping[str, Optimizer]) -> None:
-    """Restore what `save_checkpoint` stored."""
+    """Restore what `save_checkpoint` stored, each process its own share."""
     for name, optimizer in optimizers.items():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         tensors = load_file(folder / f"optimizer-{name}.safetensors")
         settings = json.loads((folder / f"optimizer-{name}.json").read_text())
         state: dict[int, dict[str, Any]] = {int(key): dict(values) for key, values in settings["scalars"].items()}
         for key, tensor in tensors.items():
             parameter, _, field = key.partition(".")
-            state.setdefault(int(parameter), {})[field] = tensor
+            state.setdefault(int(parameter), {})[field] = like_parameter(tensor, parameters[int(parameter)])
         groups = [
             {**group, **{k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in saved.items()}}
             for group, saved in zip(optimizer.state_dict()["param_groups"], settings["groups"], strict=True)
@@ -118,14 +160,18 @@ def load_optimizers(folder: Path, optimizers: Mapping[str, Optimizer]) -> None:
 
 def save_student(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str, *,
-    step: int, identity: Mapping[str, Any],
+    step: int, identity: Mapping[str, Any], is_main: bool = True,
 ) -> None:  # fmt: skip
     """Write the finished student: a plain transformers folder with its tokenizer and card; replaced as a whole.
 
+    Every process of a run calls this, and the main one writes.
     Raises: OutputError: disk full, permission denied; what was there before stays.
     """
+    if not is_main:
+        _take_part(model, {})
+        return
     with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=whole_weights(model))
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card)
         _write_state(temporary, step, identity, {})
@@ -136,6 +182,7 @@ def find_student(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None
 
     Raises: CacheMismatch: another run's. OutputError: the folder was not written by a training run: it is not touched.
     """
+    _restore_replaced(folder.parent)
     if not folder.exists():
         return None
     if not (folder / STATE_NAME).exists():
@@ -162,10 +209,15 @@ def remove_run(out: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the name `folder` once the block has filled it; after an error it is gone."""
+    """A temporary folder that takes the name `folder` once the block has filled it; after an error it is gone.
+
+    A folder that has the name already steps aside under another one first, and is deleted last: a process that is
+    killed in between leaves it whole, for `_restore_replaced`.
+    """
     with output_errors(folder, _ADVICE), _safetensors_errors():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.tmp")
+        _restore_replaced(folder.parent)
+        temporary, aside = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}{_ASIDE}")
         for left_over in {temporary, *folder.parent.glob(".step-*.tmp")}:  # of a run that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         try:
@@ -173,11 +225,22 @@ def replacing(folder: Path) -> Iterator[Path]:
             yield temporary
             _fsync_tree(temporary)
             if folder.exists():
-                shutil.rmtree(folder)
+                os.replace(folder, aside)
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            _restore_replaced(folder.parent)
         fsync_folder(folder.parent)
+
+
+def _restore_replaced(root: Path) -> None:
+    """Folders that stepped aside for a new one: back if it never came, else deleted."""
+    for aside in root.glob(f".*{_ASIDE}"):
+        folder = aside.with_name(aside.name.removeprefix(".").removesuffix(_ASIDE))
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.replace(aside, folder)
 
 
 @contextlib.contextmanager
@@ -215,14 +278,16 @@ def _read_state(folder: Path) -> Checkpoint:
         raise DataError(f"{STATE_NAME}: {type(error).__name__}: {error}") from error
 
 
-def _flatten(optimizer: Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors by `parameter.field`, and everything else as JSON."""
+def _flatten(optimizer: Optimizer, *, keep: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Whole tensors by `parameter.field`, and everything else as JSON; `keep=False`: only help others to have them."""
     state = optimizer.state_dict()
     tensors, scalars = {}, {}
     for parameter, fields in state["state"].items():
         for field, value in fields.items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{parameter}.{field}"] = value.detach().cpu().contiguous()
+                whole = whole_tensor(value)
+                if keep:
+                    tensors[f"{parameter}.{field}"] = whole.cpu().contiguous()
             else:
                 scalars.setdefault(str(parameter), {})[field] = value
     return tensors, {"groups": state["param_groups"], "scalars": scalars}

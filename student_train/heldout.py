@@ -7,7 +7,7 @@ grid: the 1/t of the bound cancels against the expected number of masked tokens.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 
 from ..shared.cache import Cache, ViewRow
 from ..shared.noising import keyed_generator
-from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
-from ..shared.sliced_head import top_logits
+from ..shared.rows import blocks_read, clean_piece, join, noised_piece, stack
 from .student import Student
 
 T_GRID = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -47,6 +46,12 @@ class HeldoutScores:
         return self.num_correct.sum(0) / np.maximum(1, self.num_tokens.sum(0))
 
     @property
+    def summary(self) -> dict[str, float]:
+        """Bits per byte, averaged over t, and the share of masked tokens that are guessed right, at all t together."""
+        accuracy = self.num_correct.sum() / max(1, self.num_tokens.sum())
+        return {"heldout_bits_per_byte": float(self.bits_per_byte.mean()), "heldout_accuracy": float(accuracy)}
+
+    @property
     def document_bits_per_byte(self) -> np.ndarray:
         """[documents] mean over t, for pairing; NaN for a document that was never masked."""
         ratio = np.where(self.num_bytes > 0, self.nll / (math.log(2) * np.maximum(1, self.num_bytes)), np.nan)
@@ -54,7 +59,6 @@ class HeldoutScores:
         return np.where(known.any(1), np.nansum(ratio, axis=1) / np.maximum(1, known.sum(1)), np.nan)
 
 
-@torch.inference_mode()
 def evaluate_heldout(
     model: PreTrainedModel, cache: Cache, *, mask_id: int, t_grid: Sequence[float] = T_GRID, num_draws: int = 1,
     seed: int = 0,
@@ -68,45 +72,86 @@ def evaluate_heldout(
         t_grid: times to ask at; num_draws: masks per document and time.
         seed: of the masks; not of any training.
     """
-    student = Student(model.eval())
-    manifest = cache.manifest
-    num_views = manifest.noise["views"]
-    documents = cache.rows(np.arange(0, len(cache), num_views))
-    bytes_of = np.array([len(token) for token in cache.vocabulary().token_bytes])
-    sums = np.zeros((4, len(documents), len(t_grid)))
-    order = sorted(range(len(documents)), key=lambda i: len(documents[i].x_0))
-    questions = [
-        (number, column, _mask(documents[number], t, seed, draw))
-        for number in order for column, t in enumerate(t_grid) for draw in range(num_draws)
-    ]  # fmt: skip
-    for batch in _batches(questions, documents):
+    questions = HeldoutQuestions(cache, mask_id=mask_id, t_grid=t_grid, num_draws=num_draws, seed=seed)
+    scores = questions.ask(Student(model), lambda: False)
+    assert scores is not None
+    return scores
+
+
+class HeldoutQuestions:
+    """The masked documents of an evaluation in batches, made once and asked as often as one likes.
+
+    Args: see `evaluate_heldout`.
+    """
+
+    def __init__(
+        self, cache: Cache, *, mask_id: int, t_grid: Sequence[float] = T_GRID, num_draws: int = 1, seed: int = 0
+    ) -> None:
+        manifest = cache.manifest
+        self.t_grid, self._mask_id, self._block_size = tuple(t_grid), mask_id, manifest.block_size
+        self._eos_id = manifest.student.eos_id
+        self._documents = cache.rows(np.arange(0, len(cache), manifest.noise["views"]))
+        self._bytes_of = np.array([len(token) for token in cache.vocabulary().token_bytes])
+        documents = self._documents
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i].x_0))
+        questions = [
+            (number, column, _mask(documents[number], t, seed, draw))
+            for number in order for column, t in enumerate(t_grid) for draw in range(num_draws)
+        ]  # fmt: skip
+        self.batches = _batches(questions, documents)
+
+    @torch.no_grad()
+    def ask(
+        self, student: Student, stop: Callable[[], bool], *, rank: int = 0, num_ranks: int = 1,
+        add_up: Callable[[Tensor], Tensor] = lambda sums: sums,
+    ) -> HeldoutScores | None:  # fmt: skip
+        """Score a student; every process of a run asks its share of the batches, and as many as every other.
+
+        Args:
+            student: is in evaluation mode afterwards.
+            stop: asked before each batch, with the same answer on every process; True: give up.
+            rank, num_ranks: of this process. add_up: sums over processes.
+        Returns: the scores of all processes together, or None if `stop` said so.
+        """
+        student.eval()
+        sums = np.zeros((4, len(self._documents), len(self.t_grid)))
+        for start in range(0, len(self.batches), num_ranks):
+            if stop():
+                return None
+            place = start + rank
+            # One batch too few: ask any, for shares of a sharded student are gathered on all processes together.
+            counts = place < len(self.batches)
+            self._ask(student, self.batches[place if counts else 0], sums if counts else np.zeros_like(sums))
+        device = student.model.device
+        total = torch.from_numpy(sums)
+        if num_ranks > 1:
+            total = add_up(total.to(device)).cpu()
+        return HeldoutScores(self.t_grid, *total.numpy())
+
+    def _ask(self, student: Student, batch: list, sums: np.ndarray) -> None:
+        """Add one batch to the sums of nats, bytes, tokens and right answers, each [documents, len(t)]."""
         pieces, read, gold, place = [], [], [], []
         for row, (number, column, masked) in enumerate(batch):
-            x_0 = documents[number].x_0
-            noised = noised_piece(x_0, masked[None], mask_id=mask_id, block_size=manifest.block_size)
-            pieces.append(join(noised.piece, clean_piece(x_0, blocks_read(noised), manifest.block_size)))
-            keep = x_0[noised.position] != manifest.student.eos_id
+            x_0 = self._documents[number].x_0
+            noised = noised_piece(x_0, masked[None], mask_id=self._mask_id, block_size=self._block_size)
+            pieces.append(join(noised.piece, clean_piece(x_0, blocks_read(noised), self._block_size)))
+            keep = x_0[noised.position] != self._eos_id
             read.append((row, noised.read[keep]))
             gold.append(x_0[noised.position[keep]])
             place += [(number, column)] * int(keep.sum())
         rows = stack(pieces)
         index = np.concatenate([row * rows.ids.shape[1] + positions for row, positions in read])
         gold_ids = np.concatenate(gold).astype(np.int64)
-        nll, correct = _answers(student, rows, torch.from_numpy(index), torch.from_numpy(gold_ids))
+        device = student.model.device
+        nll, correct = student.answers(
+            rows.to(device), torch.from_numpy(index).to(device), torch.from_numpy(gold_ids).to(device)
+        )
         where = np.array(place, np.int64).reshape(-1, 2)
-        values = np.stack([nll, bytes_of[gold_ids], np.ones(len(place)), correct])
+        values = np.stack([
+            nll.double().cpu().numpy(), self._bytes_of[gold_ids], np.ones(len(place)), correct.cpu().numpy()
+        ])  # fmt: skip
         for total, value in zip(sums, values, strict=True):
             np.add.at(total, (where[:, 0], where[:, 1]), value)  # pyright: ignore[reportArgumentType]
-    return HeldoutScores(tuple(t_grid), *sums)
-
-
-def _answers(student: Student, rows: RowTensors, read: Tensor, gold_ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """(-log-probability of the clean token, is it the most likely one) at the given places of the flattened rows."""
-    device = student.model.device
-    hidden = student.hidden(rows.to(device)).flatten(0, 1)[read.to(device)]
-    best = top_logits(hidden, student.head_weight(), gold_ids.to(device), k=1)
-    correct = best.top_ids[:, 0].cpu() == gold_ids
-    return -best.gold_logp.double().cpu().numpy(), correct.numpy()
 
 
 def _mask(document: ViewRow, t: float, seed: int, draw: int) -> np.ndarray:

@@ -6,7 +6,8 @@ A line holds the means over the steps since the line before it:
 
 `step` counts finished optimiser steps; losses are unweighted, by name, and `loss` is their weighted sum, all in nats;
 `grad_norm` is the norm before clipping; `lr` is AdamW's at the last of these steps. Sums over an unfinished window are
-part of a checkpoint: a resumed run writes the lines that an uninterrupted one would have written.
+part of a checkpoint: a resumed run writes the lines that an uninterrupted one would have written. Lines of evaluations
+stand between them: {"step": 500, "epoch": 7.8, "heldout_bits_per_byte": 3.9, "heldout_accuracy": 0.1}.
 """
 
 import importlib.util
@@ -80,22 +81,27 @@ class MetricsFile:
                 os.fsync(file.fileno())
 
     def keep_until(self, steps_done: int) -> None:
-        """Drop what a stopped run wrote after its last checkpoint, and a line it was cut off in."""
+        """Drop what a stopped run wrote after its last checkpoint, and a line it was cut off in.
+
+        An evaluation belongs to the step that follows it: the one at `steps_done` will be done again.
+        """
         if not self.path.exists():
             return
         lines = self.path.read_text().splitlines()
-        kept = [line for line in lines if (_step(line) or math.inf) <= steps_done]
+        kept = [line for line in lines if _order(line) <= (steps_done, False)]
         temporary = temporary_name(self.path)
         with output_errors(self.path, _ADVICE):
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.replace(self.path)
 
 
-def _step(line: str) -> int | None:
+def _order(line: str) -> tuple[float, bool]:
+    """Where a line stands: its step, and is it an evaluation? A line cut off stands at the end."""
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        return values["step"], "heldout_bits_per_byte" in values
     except (ValueError, KeyError, TypeError):
-        return None
+        return math.inf, False
 
 
 _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..shared.attention import attention_mask
 from ..shared.rows import RowTensors
-from ..shared.sliced_head import gather_at_targets
+from ..shared.sliced_head import gather_at_targets, top_logits
 from ..shared.sparse_logits import SparseLogits
 
 
@@ -59,6 +59,14 @@ class Student(nn.Module):
                 hidden, self.head_weight(), gold_ids, target, top_ids, temperatures=temperatures, support=self.support
             )
         )
+
+    def answers(
+        self, rows: RowTensors, read: Int[Tensor, " n"], gold_ids: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """What an evaluation asks, without gradient: nats of the clean token, >= 0, and is it the most likely one?"""
+        hidden = self.hidden(rows).flatten(0, 1)[read]
+        best = top_logits(hidden, self.head_weight(), gold_ids, k=1)
+        return -best.gold_logp, best.top_ids[:, 0] == gold_ids
 
     def hidden(self, rows: RowTensors) -> Float[Tensor, "b l d"]:
         """Last hidden states of the rows under the block-diffusion mask."""

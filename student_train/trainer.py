@@ -5,21 +5,22 @@
    each, the recipe's losses, one optimiser step
 3. metrics as JSONL (and trackers by name), checkpoints, exact resume; at the end `<out>/student`
 
-The state of a run is the step number, the student and the optimisers; order, noise, learning rate and random numbers
-follow from the step.
+Several processes run the same loop, the same number of steps each, on shares of the same global batches. The state of
+a run is the step number, the student and the optimisers; order, noise, learning rate and random numbers follow from the
+step.
 """
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from ..shared.cache import Cache, open_cache
@@ -27,32 +28,40 @@ from ..shared.cache.files import output_errors
 from ..shared.config import RunConfig, TrainConfig, to_tree
 from ..shared.errors import ConfigError, TryAgain
 from ..shared.noising import keyed_generator
-from .batches import Batch, GlobalCounts, ViewOrder, collate, views_of
+from .batches import Batch, GlobalCounts, Item, ViewOrder, collate, views_of
 from .checkpoint import (
     Checkpoint,
     find_checkpoint,
     find_student,
+    later_checkpoints,
     load_optimizers,
+    open_checkpoint,
     remove_run,
     save_checkpoint,
     save_student,
 )
-from .metrics import MetricsFile, MetricsWindow, flat_settings, require_finite, require_trackers
+from .heartbeat import Heartbeat
+from .heldout import HeldoutQuestions
+from .metrics import MetricsFile, MetricsWindow, flat_settings, require_finite
 from .objective import Objective
 from .open_student import open_encoder, open_model, refuse_own_input, student_card
 from .optimizers import build_optimizers, schedule_factor, set_learning_rates
+from .processes import join_processes, on_any_process, on_main, own_accelerator_state
+from .sharding import shard, sharding_asked_for, whole_tensor
 from .stop_signal import StopSignal
-from .student import Student
+from .student import Student, StudentOutput
 
 Report = Callable[[dict[str, float]], None]
 _NOT_IDENTITY = {
     "log_every", "save_every", "keep_checkpoints", "report_to", "micro_batch_size", "gradient_checkpointing",
+    "heldout_every", "collective_timeout_s",
 }  # fmt: skip
 
 
 def train_student(
-    config: RunConfig, cache_path: str, out: Path, *, resume: bool = True, report: Report = lambda metrics: None
-) -> Path:
+    config: RunConfig, cache_path: str, out: Path, *, resume: bool | Path = True, heldout: str | None = None,
+    report: Report = lambda metrics: None,
+) -> Path:  # fmt: skip
     """Train a student from a cache.
 
     Args:
@@ -60,38 +69,69 @@ def train_student(
         cache_path: folder or hub id of a complete cache.
         out: run folder; gets `metrics.jsonl`, `checkpoints/` and, at the end, `student/`.
         resume: continue from the newest checkpoint below `out`, if there is one; False: remove what is there and begin
-            anew. A run that is finished already is left as it is.
-        report: called with the metrics of every logged step.
+            anew; a path: continue from this checkpoint. A run that is finished already is left as it is, unless a
+            path is given.
+        heldout: folder or hub id of a cache of unseen documents for the same student, to score it on while it trains.
+        report: called with the metrics of every logged step, on the main process.
     Returns: the folder of the finished student.
     Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
-        ConfigError: the recipe needs something the cache does not have. TryAgain: stopped by a signal, state saved.
-        OutputError: nothing can be written below `out`. TideError: the loss became NaN or infinite.
+        ConfigError: the recipe needs something the cache does not have. TryAgain: stopped by a signal, state saved; or
+        another process of the run died. OutputError: nothing can be written below `out`. TideError: the loss became
+        NaN or infinite.
     """
-    cache = open_cache(cache_path)
-    identity = run_identity(config, cache)
-    refuse_own_input(config, out)
-    checkpoint = None
-    if resume:
-        if find_student(out / "student", identity):
-            return out / "student"
-        checkpoint = find_checkpoint(out / "checkpoints", identity)
     with own_accelerator_state(), contextlib.ExitStack() as stack:
-        run = Run(config, cache, out, checkpoint)
+        accelerator = join_processes(config.train, out)
+        stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
+        cache = open_cache(cache_path)
+        identity = run_identity(config, cache)
+        refuse_own_input(config, out)
+        finished, checkpoint = on_main(accelerator, lambda: _find_start(out, identity, resume))
+        if finished:
+            return out / "student"
+        run = Run(config, cache, out, checkpoint, accelerator=accelerator, heldout=heldout)
         stack.callback(run.close)
         stack.enter_context(torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []))
         stop = stack.enter_context(StopSignal())
-        run.prepare_folder(anew=not resume)
-        batches = stack.enter_context(contextlib.closing(run.batches()))
+        run.prepare_folder(anew=resume is False)
+        _train(run, stop, report)
+        return run.finish()
+
+
+def _find_start(out: Path, identity: Mapping[str, Any], resume: bool | Path) -> tuple[bool, Checkpoint | None]:
+    """(is the run finished already?, where it continues), from what lies on the disk."""
+    if resume is False:
+        return False, None
+    finished = find_student(out / "student", identity)
+    if isinstance(resume, Path):
+        return False, open_checkpoint(resume, identity)
+    return (True, None) if finished else (False, find_checkpoint(out / "checkpoints", identity))
+
+
+def _train(run: "Run", stop: StopSignal, report: Report) -> None:
+    """All steps that are left, with evaluations between them and one after the last."""
+    save_every = run.config.train.save_every
+
+    def asked_to_stop() -> bool:
+        return on_any_process(run.accelerator, stop.received is not None)
+
+    def leave(steps_done: int) -> None:
+        if stop.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise TryAgain(f"{run.out}: stopped after step {steps_done}, which is saved; run the same command again")
+
+    with contextlib.closing(run.batches()) as batches:
         for step, micro_batches, counts in batches:
+            if not run.evaluate(step, report, asked_to_stop):
+                run.save(step)
+                leave(step)
             run.step(step, micro_batches, counts, report)
-            is_last, stopped = step + 1 == run.num_steps, run.on_any_process(stop.received is not None)
-            if is_last or stopped or (step + 1) % config.train.save_every == 0:
+            is_last, stopped = step + 1 == run.num_steps, asked_to_stop()
+            if is_last or stopped or (step + 1) % save_every == 0:
                 run.save(step + 1)
             if stopped and not is_last:
-                if stop.received == signal.SIGINT:
-                    raise KeyboardInterrupt
-                raise TryAgain(f"{out}: stopped after step {step + 1}, which is saved; run the same command again")
-        return run.finish()
+                leave(step + 1)
+    if not run.evaluate(run.num_steps, report, asked_to_stop):
+        leave(run.num_steps)
 
 
 def run_identity(config: RunConfig, cache: Cache) -> dict[str, Any]:
@@ -104,19 +144,17 @@ def run_identity(config: RunConfig, cache: Cache) -> dict[str, Any]:
 class Run:
     """Everything one training run holds; made and used inside `own_accelerator_state`."""
 
-    def __init__(self, config: RunConfig, cache: Cache, out: Path, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, cache: Cache, out: Path, checkpoint: Checkpoint | None = None, *,
+        accelerator: Accelerator | None = None, heldout: str | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.cache, self.out, self.checkpoint = config, cache, out, checkpoint
         train, manifest = config.train, cache.manifest
-        require_trackers(train.report_to)
         self.encoder = open_encoder(config, cache)
         self.objective = Objective(
             config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
         )
-        self.accelerator = Accelerator(
-            # without cpu=True, accelerate overlooks the other processes of torchrun on a machine without accelerators
-            cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
-            log_with=list(train.report_to) or None, project_dir=str(out),
-        )  # fmt: skip
+        self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
         if train.batch_size % self.accelerator.num_processes:
             raise ConfigError(
@@ -129,15 +167,35 @@ class Run:
         in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
         model = open_model(config, cache, checkpoint.folder if checkpoint else None)
         self.student = Student(model, in_support if in_support.any() else None)
-        # autocast and DDP wrap what the step calls; self.student stays the bare module
-        self.forward = self.accelerator.prepare(self.student)
+        self.forward, self.is_sharded = self._wrapped()
         self.optimizers = build_optimizers(self.student.model, train)
         self.factor = schedule_factor(train, self.num_steps)
+        self.heldout = self._questions(heldout) if heldout else None
         self.window, self.metrics_file = MetricsWindow(), MetricsFile(out)
+        self._doubtful = later_checkpoints(out / "checkpoints", self.first_step)
         if checkpoint:
             load_optimizers(checkpoint.folder, self.optimizers)
             self._restore_window(checkpoint.window)
         self._tokens, self._clock = 0, time.perf_counter()
+
+    def _wrapped(self) -> tuple[Callable[..., StudentOutput], bool]:
+        """What a step calls, and does the student lie in shares? `self.student` stays the module inside."""
+        plugin = sharding_asked_for()
+        if plugin is None or self.accelerator.num_processes == 1:
+            return self.accelerator.prepare(self.student), False  # autocast and DDP
+        shard(self.student, self.accelerator, plugin)
+
+        def forward(*arguments: Any) -> StudentOutput:
+            # autocast's cache would keep all layers' weights in half precision for the whole forward pass
+            with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+                return self.student(*arguments)
+
+        return forward, True
+
+    def _questions(self, heldout: str) -> HeldoutQuestions:
+        """Raises: CacheMismatch: the held-out cache was made for another student."""
+        cache = open_cache(heldout)
+        return HeldoutQuestions(cache, mask_id=open_encoder(self.config, cache).mask_id)
 
     def prepare_folder(self, *, anew: bool) -> None:
         """Make `out` hold what belongs to the steps done so far, and nothing else."""
@@ -169,9 +227,8 @@ class Run:
     def build(self, step: int) -> tuple[list[Batch], GlobalCounts]:
         """This process's share of the global batch of `step`, in micro-batches, and the counts of the whole."""
         items = self.order.items(step)
-        share = len(items) // self.accelerator.num_processes
-        first = share * self.accelerator.process_index
-        mine = sorted(items[first : first + share], key=self.order.length, reverse=True)  # little padding
+        mine = sorted(self.share(items), key=self.order.length, reverse=True)  # little padding
+        share = len(mine)
         micro = min(share, self.config.train.micro_batch_size or share)
         signal, block_size = self.cache.manifest.signal, self.cache.manifest.block_size
         batches = []
@@ -186,6 +243,12 @@ class Run:
             )  # fmt: skip
             batches.append(batch)
         return batches, self.order.counts(items)
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's part of a global batch: parts of all processes in rank order are the batch."""
+        size = len(items) // self.accelerator.num_processes
+        first = size * self.accelerator.process_index
+        return items[first : first + size]
 
     def losses(self, batch: Batch, counts: GlobalCounts, step: int) -> dict[str, Tensor]:
         """Student forward and losses of one micro-batch: its share of the global means, by name."""
@@ -202,7 +265,9 @@ class Run:
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
             is_last = number + 1 == len(batches)
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.forward):
+            # Shares are added up in each micro-batch: whole gradients would need the memory that sharding saves.
+            add_up = is_last or self.is_sharded
+            with contextlib.nullcontext() if add_up else self.accelerator.no_sync(self.forward):
                 values = self.losses(batch, counts, step)
                 loss = self.objective.total(values)
                 # DDP averages gradients over processes, and every process holds only its share of a global mean.
@@ -220,7 +285,7 @@ class Run:
         torch.manual_seed(int(seed))
         self.student.train()
         values = self.gradient(step, batches, counts)
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), train.grad_clip or float("inf"))
+        norm = self._clip(train.grad_clip or float("inf"))
         factor = self.factor(step)
         set_learning_rates(self.optimizers, train, factor)
         for optimizer in self.optimizers.values():
@@ -231,25 +296,48 @@ class Run:
         if (step + 1) % train.log_every == 0 or step + 1 == self.num_steps:
             self._log(step + 1, train.lr * factor, report)
 
-    def save(self, steps_done: int) -> None:
-        """Write a checkpoint (on the main process)."""
-        totals = self._totals(steps_done)
-        if self.accelerator.is_main_process:
-            save_checkpoint(
-                self.out / "checkpoints", steps_done, self.student.model, self.optimizers,
-                identity=run_identity(self.config, self.cache), window=totals, keep=self.config.train.keep_checkpoints,
+    def _clip(self, largest: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `largest`; its norm before, the same on every process."""
+        parameters = [p for p in self.student.parameters() if p.grad is not None]
+        norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return norm
+
+    def evaluate(self, steps_done: int, report: Report, stop: Callable[[], bool]) -> bool:
+        """Score the student on held-out documents if it is time to; False: given up, because `stop` said so."""
+        is_time = steps_done == self.num_steps or steps_done % self.config.train.heldout_every == 0
+        if self.heldout is None or not is_time:
+            return True
+        begin = time.perf_counter()
+        with self.accelerator.autocast():
+            scores = self.heldout.ask(
+                self.student, stop, rank=self.accelerator.process_index, num_ranks=self.accelerator.num_processes,
+                add_up=lambda sums: self.accelerator.reduce(sums, "sum"),  # type: ignore[arg-type, return-value]
             )  # fmt: skip
+        if scores is not None:
+            self._write({"step": steps_done, "epoch": self._epoch(steps_done), **scores.summary}, report)
+        self._clock += time.perf_counter() - begin
+        return scores is not None
+
+    def save(self, steps_done: int) -> None:
+        """Write a checkpoint: the main process writes, and gathers what others hold."""
+        totals = self._totals(steps_done)
+        save_checkpoint(
+            self.out / "checkpoints", steps_done, self.student.model, self.optimizers,
+            identity=run_identity(self.config, self.cache), window=totals, keep=self.config.train.keep_checkpoints,
+            doubtful=self._doubtful, is_main=self.accelerator.is_main_process,
+        )  # fmt: skip
+        self._doubtful = []
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> Path:
         """Write the finished student."""
         folder = self.out / "student"
-        if self.accelerator.is_main_process:
-            card = student_card(self.config, self.cache, self.encoder, self.num_steps)
-            save_student(
-                folder, self.student.model, self.encoder.tokenizer, card, step=self.num_steps,
-                identity=run_identity(self.config, self.cache),
-            )  # fmt: skip
+        save_student(
+            folder, self.student.model, self.encoder.tokenizer,
+            student_card(self.config, self.cache, self.encoder, self.num_steps), step=self.num_steps,
+            identity=run_identity(self.config, self.cache), is_main=self.accelerator.is_main_process,
+        )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -258,12 +346,6 @@ class Run:
         if self.accelerator.is_main_process:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
-
-    def on_any_process(self, flag: bool) -> bool:
-        """Is `flag` set anywhere? Signals do not reach all processes between the same two steps."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        return bool(self._reduce("flag", torch.tensor(float(flag), device=self.device)) > 0)
 
     def _restore_window(self, totals: Mapping[str, Sequence[float]]) -> None:
         """Totals over all processes go to the main one; the others hold zeros under the same names."""
@@ -277,17 +359,23 @@ class Run:
         self.window.clear()
         metrics: dict[str, float] = {
             "step": steps_done,
-            "epoch": steps_done * self.config.train.batch_size / self.order.num_samples,
+            "epoch": self._epoch(steps_done),
             **{name: total / count for name, (total, count) in totals.items()},
             "lr": lr,
             "tokens_per_s": self._tokens / max(1e-9, now - self._clock),
         }
         self._tokens, self._clock = 0, now
+        self._write(metrics, report)
+
+    def _write(self, metrics: dict[str, float], report: Report) -> None:
         if self.accelerator.is_main_process:
             self.metrics_file.append(metrics)
             report(metrics)
         if self.config.train.report_to:
-            self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=steps_done)
+            self.accelerator.log({k: v for k, v in metrics.items() if k != "step"}, step=int(metrics["step"]))
+
+    def _epoch(self, steps_done: int) -> float:
+        return steps_done * self.config.train.batch_size / self.order.num_samples
 
     def _totals(self, steps_done: int) -> dict[str, tuple[float, int]]:
         totals = self.window.totals(self._reduce)
@@ -299,23 +387,6 @@ class Run:
         if name == "grad_norm" or self.accelerator.num_processes == 1:
             return value
         return self.accelerator.reduce(value, "sum")  # type: ignore[return-value]
-
-
-@contextlib.contextmanager
-def own_accelerator_state() -> Iterator[None]:
-    """accelerate keeps one state per process, and refuses a second training with another precision in it.
-
-    While a run lasts it has a state of its own; afterwards the caller's is back. Devices and process groups
-    (`PartialState`) are shared.
-    """
-    state: Any = AcceleratorState._shared_state
-    saved = dict(state)
-    state.clear()
-    try:
-        yield
-    finally:
-        state.clear()
-        state.update(saved)
 
 
 def _fresh_ratio(train: TrainConfig, objective: Objective) -> float:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,3 +174,29 @@ def test_a_warning_is_one_line(tide):
     assert warnings.formatwarning(UserWarning("shard 3 is made again"), UserWarning, "file.py", 1) == (
         "UserWarning: shard 3 is made again\n"
     )
+
+
+@pytest.mark.parametrize(
+    "options, resume",
+    [
+        ([], True), (["--resume", "auto"], True), (["--resume", "never"], False), (["--no-resume"], False),
+        (["--resume", "never", "--no-resume"], False), (["--resume", "o/checkpoints/x"], Path("o/checkpoints/x")),
+    ],
+)  # fmt: skip
+def test_resume_is_automatic_never_or_from_a_checkpoint(tide, monkeypatch, options, resume):
+    seen = {}
+    monkeypatch.setattr(
+        "tide.student_train.trainer.train_student",
+        lambda config, cache, out, **more: seen.update(more) or out / "student",
+    )
+    code, out, _ = tide("train-student", "--cache", "c", "--out", "o", "--student", "s", *options)
+    assert code == 0
+    assert seen["resume"] == resume
+    assert seen["heldout"] is None
+    assert "student" in out
+
+
+def test_contradicting_ways_to_resume_are_refused(tide):
+    code, _, err = tide("train-student", "--cache", "c", "--out", "o", "--no-resume", "--resume", "o/checkpoints/x")
+    assert code == 2
+    assert "exclude each other" in err

@@ -10,7 +10,7 @@ from tide import cli
 from tide.shared.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "docs/reproducing.md"]
+DOCUMENTS = ["README.md", "docs/operations.md", "docs/reproducing.md"]
 
 
 def commands(text: str) -> list[list[str]]:

@@ -180,6 +180,34 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
+@pytest.mark.parametrize("where", ["before", "between"])
+def test_a_folder_that_stepped_aside_for_a_new_one_is_never_lost(
+    tmp_path: Path, student, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kill leaves it: nothing after the first or the second of two renames happens."""
+    optimizers = trained_optimizers(student)
+    save(tmp_path, 1, student, optimizers, keep=1)
+    before, original, renames = contents(tmp_path / "step-00000001"), os.replace, []
+
+    def replace(old: Path, new: Path) -> None:
+        renames.append(new)
+        original(old, new)
+        if len(renames) == (1 if where == "between" else 2):
+            monkeypatch.setattr("tide.student_train.checkpoint.shutil.rmtree", lambda *a, **k: None)
+            monkeypatch.setattr("tide.student_train.checkpoint._restore_replaced", lambda root: None)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tide.student_train.checkpoint.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 1, student, optimizers, keep=1)
+    monkeypatch.undo()
+    assert (tmp_path / ".step-00000001.tide-replaced").exists()
+    found = find_checkpoint(tmp_path, IDENTITY)
+    assert found is not None
+    assert contents(found.folder) == before
+    assert not (tmp_path / ".step-00000001.tide-replaced").exists()
+
+
 def test_only_folders_of_a_run_are_removed(tmp_path: Path, student) -> None:
     save(tmp_path / "checkpoints", 2, student, trained_optimizers(student))
     (tmp_path / "student").mkdir()

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tide.shared.errors import CacheMismatch, ConfigError, TryAgain
+from tide.shared.errors import CacheMismatch, ConfigError, DataError, TryAgain
+from tide.student_train.heldout import HeldoutQuestions
 from tide.student_train.trainer import Run
 from tiny_runs import settings
 
@@ -154,7 +155,7 @@ def test_other_settings_are_refused_by_name(
         tiny.train(tiny.config())
     with pytest.raises(CacheMismatch, match=name) as refused:
         tiny.train(tiny.config(**changed))
-    assert "--no-resume" in str(refused.value)
+    assert "--resume never" in str(refused.value)
     tiny.train(tiny.config())  # nothing is lost
     with pytest.raises(CacheMismatch, match=name):  # the finished student is not overwritten either
         tiny.train(tiny.config(**changed))
@@ -196,3 +197,71 @@ def test_a_refused_command_with_no_resume_removes_nothing(tiny: SimpleNamespace)
     with pytest.raises(ConfigError):
         tiny.train(tiny.config(losses=[{"name": "kl", "temperature": 3.0}]), resume=False)
     assert sorted(tiny.out.rglob("*")) == before
+
+
+def test_a_run_continues_from_the_very_checkpoint_it_is_given(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    tiny.train(tiny.config(train__keep_checkpoints=3), tmp_path / "whole")
+    early = tmp_path / "whole" / "checkpoints" / "step-00000002"
+    tiny.train(tiny.config(), resume=early)  # in a new folder, without the lines of the first two steps
+    assert [line["step"] for line in tiny.metrics(tiny.out)] == [4, 6]
+    tiny.assert_same_run(tiny.out, tmp_path / "whole")
+    before = [path.stat().st_mtime_ns for path in (tmp_path / "whole" / "checkpoints").iterdir()]
+    tiny.train(tiny.config(), tmp_path / "whole", resume=early)  # in its own folder, although it is finished
+    tiny.assert_same_run(tmp_path / "whole", tiny.out)
+    assert before != [path.stat().st_mtime_ns for path in (tmp_path / "whole" / "checkpoints").iterdir()]
+
+
+def test_a_checkpoint_to_continue_from_that_is_none_damaged_or_anothers_is_refused(tiny: SimpleNamespace) -> None:
+    tiny.train(tiny.config(), tiny.out)
+    folder = tiny.out / "checkpoints" / "step-00000004"
+    with pytest.raises(ConfigError, match="is no checkpoint; give a folder such as run/checkpoints/step-00000500"):
+        tiny.train(tiny.config(), resume=tiny.out / "checkpoints")
+    with pytest.raises(CacheMismatch, match=r"train.lr: then 0.01, now 0.5"):
+        tiny.train(tiny.config(train__lr=0.5), tiny.out.with_name("other"), resume=folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="model.safetensors is missing"):
+        tiny.train(tiny.config(), resume=folder)
+
+
+def test_a_passed_over_checkpoint_does_not_count_as_kept(
+    tiny: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(monkeypatch, 3)
+    with pytest.raises(TryAgain):
+        tiny.train(tiny.config())
+    (tiny.out / "checkpoints" / "step-00000003" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="step-00000003 is damaged"):
+        tiny.train(tiny.config(train__save_every=4))  # the next save, step 4, is after the damaged one
+    kept = sorted(path.name for path in (tiny.out / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000006"]
+
+
+def test_evaluations_are_the_same_lines_whether_or_not_a_signal_interrupts_one(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.config(train__heldout_every=2, train__log_every=1, train__steps=5)
+    tiny.train(tiny.config(train__log_every=1, train__steps=5), tmp_path / "unasked")
+    tiny.train(config, tmp_path / "whole", heldout=str(tiny.cache))
+    lines = tiny.metrics(tmp_path / "whole")
+    assert [line["step"] for line in lines if "heldout_accuracy" in line] == [0, 2, 4, 5]
+    trained, unasked = [line for line in lines if "loss" in line], tiny.metrics(tmp_path / "unasked")
+    assert [line["loss"] for line in trained] == [line["loss"] for line in unasked]  # asking changes nothing
+    original, calls = HeldoutQuestions._ask, []
+
+    def ask(self: HeldoutQuestions, *arguments: object) -> None:
+        calls.append(1)
+        original(self, *arguments)
+        if len(calls) in (2, 5):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(HeldoutQuestions, "_ask", ask)
+    monkeypatch.setattr("tide.student_train.heldout._MAX_POSITIONS", 1)  # many batches
+    for _ in range(2):
+        with pytest.raises(TryAgain, match="which is saved"):
+            tiny.train(config, heldout=str(tiny.cache))
+    tiny.train(config, heldout=str(tiny.cache))
+    found = tiny.metrics(tiny.out)
+    assert [line["step"] for line in found] == [line["step"] for line in lines]
+    for line, other in zip(found, lines, strict=True):
+        line.pop("tokens_per_s", None), other.pop("tokens_per_s", None)
+        assert line == pytest.approx(other, rel=1e-5)  # batches of other sizes round differently

@@ -1,9 +1,7 @@
 """The training loop: gradients of one step, what a run writes and leaves alone, what it refuses."""
 
 import math
-import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +15,8 @@ from accelerate.state import AcceleratorState
 from tide.shared.cache import open_cache
 from tide.shared.config import RunConfig
 from tide.shared.errors import CacheMismatch, ConfigError, OutputError, TideError, Unavailable
-from tide.student_train.trainer import Run, own_accelerator_state
+from tide.student_train.processes import own_accelerator_state
+from tide.student_train.trainer import Run
 from tiny_runs import make_cache, tiny_config
 
 STEP = 3
@@ -284,34 +283,3 @@ def test_an_incomplete_or_damaged_cache_is_refused(tiny: SimpleNamespace, tmp_pa
     with pytest.raises(CacheError, match="no such folder"):
         tiny.train(tiny.config(), cache=tmp_path / "nowhere")
     assert not tiny.out.exists()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.mark.slow
-def test_two_processes_train_like_one(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    script = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tiny_runs import hybrid
-from tide.student_train.trainer import train_student
-train_student(hybrid(Path({str(tiny.root)!r}), train__micro_batch_size=1), {str(tiny.cache)!r}, Path({str(tiny.out)!r}))
-"""
-    environment = {
-        **os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", script], env={**environment, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(2)
-    ]
-    assert [rank.wait(timeout=200) for rank in ranks] == [0, 0]
-    tiny.train(tiny.config(), tmp_path / "one")
-    for found, expected in zip(tiny.metrics(tiny.out), tiny.metrics(tmp_path / "one"), strict=True):
-        del found["tokens_per_s"], expected["tokens_per_s"]
-        assert found == pytest.approx(expected, rel=1e-4)  # Adam turns rounding into steps of its own size

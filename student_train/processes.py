@@ -1,0 +1,92 @@
+"""The processes of one training: how they find each other, decide once for all, and how long they wait.
+
+torchrun, `accelerate launch`, or anything that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT starts
+them; one process alone needs none of that. What a process could see differently from another (which checkpoint is the
+newest whole one, was a signal received) is decided by the main one and told, or added up.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from torch.distributed import DistNetworkError, DistStoreError
+
+from ..shared.config import TrainConfig
+from ..shared.errors import TideError, TryAgain
+from .metrics import require_trackers
+from .sharding import sharding_asked_for
+
+T = TypeVar("T")
+
+
+def join_processes(train: TrainConfig, out: Path) -> Accelerator:
+    """Join the other processes of this run, if there are any.
+
+    Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`.
+        Unavailable: a tracker is missing.
+    """
+    require_trackers(train.report_to)
+    sharding_asked_for()  # refuse before accelerate looks for packages that the refusal is about
+    limit = timedelta(seconds=train.collective_timeout_s)
+    try:
+        return Accelerator(
+            # without cpu=True, accelerate overlooks the other processes of torchrun on a machine without accelerators
+            cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
+            log_with=list(train.report_to) or None, project_dir=str(out),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
+        )  # fmt: skip
+    except (DistStoreError, DistNetworkError) as error:
+        place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise TryAgain(
+            f"rank {os.environ.get('RANK', '?')}: the {os.environ.get('WORLD_SIZE', '?')} processes of this run did "
+            f"not all meet at {place} within train.collective_timeout_s = {train.collective_timeout_s:g} s ({error}). "
+            "Did each start, with the same MASTER_ADDR and MASTER_PORT, and can it reach that machine?"
+        ) from error
+
+
+def on_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the main process finds, or the TideError that it meets, on every process. Collective."""
+    if accelerator.num_processes == 1:
+        return decide()
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer = [decide(), None]
+        except TideError as error:
+            answer = [None, error]
+    result, error = broadcast_object_list(answer)
+    if error is not None:
+        raise error
+    return result
+
+
+def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Is `flag` set anywhere? Signals do not reach all processes between the same two steps. Collective."""
+    if accelerator.num_processes == 1:
+        return flag
+    count: Any = accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum")
+    return bool(count > 0)
+
+
+@contextlib.contextmanager
+def own_accelerator_state() -> Iterator[None]:
+    """accelerate keeps one state per process, and refuses a second training with another precision in it.
+
+    While a run lasts it has a state of its own; afterwards the caller's is back. Devices and process groups
+    (`PartialState`) are shared.
+    """
+    state: Any = AcceleratorState._shared_state
+    saved = dict(state)
+    state.clear()
+    try:
+        yield
+    finally:
+        state.clear()
+        state.update(saved)
