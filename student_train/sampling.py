@@ -1,0 +1,361 @@
+"""Block-wise decoding: requests -> answers, the one function behind `tide generate`, `tide chat` and evaluation.
+
+Block by block, every step one forward over [the block before, clean, if it was just finished | this block, part masked]:
+
+    step 1 of a block   finished positions without keys yet (the prompt, or the last block) and the block's tokens
+    other steps         the block's tokens alone, against the cached keys of everything before
+    after each step     the surest positions keep their token, the rest is masked again (low-confidence remasking)
+
+so a finished position is computed once, and never in a forward of its own. What a student sees is what it saw in
+training (math.md, Block diffusion): x_0 before the block, the block bidirectional, and in the answer's first block the
+end of the prompt, clean, beside masks. An answer is over as soon as everything before an EOS or a stop text is final,
+which no later step could change; its slot goes to the next request at once.
+
+Alone or in company: slots never see each other, random numbers are keyed by (seed, block, step), and attention computes
+the same bits in any batch. What remains is the rounding of the linear layers, whose order of summation may depend on how
+many tokens a forward holds. In float32 it moves logits by about 1e-6, which no decision of the tests or of docs/log.md
+met; in bf16 by about 1e-2, which turns near-ties: there, equal batches give equal answers, different ones nearly so.
+With batch_size=1 an answer depends on nothing but its request, on any device.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..shared.config import DecodingConfig, to_tree
+from ..shared.errors import ConfigError, DataError
+from ..shared.noising import keyed_generator
+from .answer_text import AnswerEnd, AnswerReader, Finish
+from .block_cache import BlockCache, PackedForward, Span, block_attention, packed_hidden
+from .block_schedule import Block, block_numbers, plan_blocks
+from .open_student import vocabulary_weights
+from .token_choice import choose_tokens, tokens_to_fix
+
+_TOKENS_PER_FORWARD = 8192
+"""New requests wait while a forward holds so many tokens: long prompts do not meet in one."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt, as token ids; `seed` alone decides its random numbers."""
+
+    prompt_ids: Sequence[int]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Args:
+        ids: its tokens before EOS or the stop text (a token that holds the beginning of one is left out).
+        text: what they spell, up to that point; special tokens are left out.
+        finish: why it ends.
+        num_forwards: forwards that its tokens took part in.
+        num_token_forwards: tokens computed for it, prompt and guidance included.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    finish: Finish
+    num_forwards: int
+    num_token_forwards: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An answer after one step.
+
+    Args:
+        number: of the request.
+        ids: up to the end of the current block; None: masked.
+        fresh: indices into `ids` that this step has fixed.
+        block_done: nothing is masked any more.
+        generation: the finished answer, with its last step.
+    """
+
+    number: int
+    ids: tuple[int | None, ...]
+    fresh: tuple[int, ...]
+    block_done: bool
+    generation: Generation | None
+
+
+Watch = Callable[[Snapshot], None]
+
+
+@dataclass
+class DecodingCounts:
+    """Work of a decoder since it was made."""
+
+    forwards: int = 0
+    token_forwards: int = 0
+
+
+def settings_json(settings: DecodingConfig) -> str:
+    """Every setting that changes an answer, as JSON with sorted keys: for cache keys and result files."""
+    return json.dumps(to_tree(settings), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass
+class _Sequence:
+    """A request that is being answered in a slot."""
+
+    number: int
+    request: Request
+    slot: int
+    blocks: list[Block]
+    block_of: np.ndarray
+    ids: np.ndarray
+    """int64: prompt and answer; the mask where nothing is fixed."""
+    fixed: np.ndarray
+    """bool, likewise."""
+    num_cached: int = 0
+    """Leading positions whose clean keys are in the cache."""
+    block: int = 0
+    step: int = 0
+    num_final: int = 0
+    """Leading tokens of the answer that are fixed without a gap."""
+    num_forwards: int = 0
+    num_token_forwards: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt_ids)
+
+    def span(self) -> Span:
+        """What this sequence computes next."""
+        block = self.blocks[self.block]
+        return Span(self.slot, self.num_cached, block.start, block.stop)
+
+    def open_positions(self) -> np.ndarray:
+        """Positions of the block that are still to be written."""
+        block = self.blocks[self.block]
+        return block.first + np.flatnonzero(~self.fixed[block.first : block.last])
+
+    def uniform(self) -> np.ndarray:
+        """One number in [0, 1) for each of these."""
+        block = self.blocks[self.block]
+        draws = keyed_generator(self.request.seed, "decode", block.start, self.step).random(block.stop - block.start)
+        return draws[self.open_positions() - block.start]
+
+    def write(self, ids: np.ndarray, confidence: np.ndarray, threshold: float | None) -> np.ndarray:
+        """Fix the surest of the open positions; returns which."""
+        chosen = tokens_to_fix(confidence, self.blocks[self.block].quota(self.step), threshold)
+        position = self.open_positions()[chosen]
+        self.ids[position], self.fixed[position] = ids[chosen], True
+        return position
+
+    def answer(self, stop: int) -> np.ndarray:
+        return self.ids[self.prompt_tokens : stop]
+
+    def find_end(self, reader: AnswerReader, stop: Sequence[str]) -> AnswerEnd | None:
+        """Is the answer over? Looks at tokens that nothing masked stands before."""
+        last = self.blocks[-1].last
+        gaps = np.flatnonzero(~self.fixed[self.prompt_tokens : last])
+        num_final = int(gaps[0]) if len(gaps) else last - self.prompt_tokens
+        if num_final == self.num_final:
+            return None
+        self.num_final = num_final
+        final = self.answer(self.prompt_tokens + num_final).tolist()
+        end = reader.find_end(final, stop)
+        return end or (AnswerEnd("length", len(final), reader.text(final)) if not len(gaps) else None)
+
+    def advance(self) -> bool:
+        """To the next step, or the next block; returns whether the block was finished."""
+        self.num_cached, self.step = self.blocks[self.block].start, self.step + 1
+        done = not len(self.open_positions())
+        if done:
+            self.block, self.step = self.block + 1, 0
+        return done
+
+
+@dataclass
+class Decoder:
+    """A student that writes.
+
+    Args:
+        model: a BD3LM student in evaluation mode, on its device.
+        reader: its vocabulary.
+        block_size: of its training, for settings that name none.
+    """
+
+    model: PreTrainedModel
+    reader: AnswerReader
+    block_size: int
+    counts: DecodingCounts = field(default_factory=DecodingCounts)
+
+    def __post_init__(self) -> None:
+        weight = vocabulary_weights(self.model)[1]
+        if self.reader.mask_id >= len(weight):
+            raise ConfigError(
+                f"the mask has id {self.reader.mask_id} and the model {len(weight)} embeddings: this is no diffusion "
+                "student; make one with tide convert and tide train-student"
+            )
+        self.allowed = torch.tensor(self.reader.allowed(len(weight)), device=weight.device)
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return int(self.model.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], settings: DecodingConfig, *, batch_size: int = 16, watch: Watch | None = None
+    ) -> list[Generation]:
+        """Answer requests.
+
+        Args:
+            batch_size: sequences at a time; decides speed and memory alone (see the module's docstring).
+            watch: called after every step of every sequence; what it raises ends the decoding.
+        Returns: answers in the order of the requests.
+        Raises: ConfigError: an empty prompt. DataError: a prompt that is too long or of another vocabulary; logits that
+            are not numbers.
+        """
+        for number, request in enumerate(requests):
+            self._check(number, request, settings)
+        if not requests:
+            return []
+        device = self.model.device
+        bf16 = settings.precision == "bf16" or (settings.precision is None and device.type != "cpu")
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+            stack.enter_context(block_attention(self.model))
+            return _Decoding(self, requests, settings, min(batch_size, len(requests))).run(watch)
+
+    def _check(self, number: int, request: Request, settings: DecodingConfig) -> None:
+        length, limit = len(request.prompt_ids), self.max_positions
+        if not length:
+            raise ConfigError(f"prompt {number + 1} is empty; a student needs at least one token to answer to")
+        if length + settings.max_new_tokens > limit:
+            raise DataError(
+                f"prompt {number + 1} has {length} tokens and decoding.max_new_tokens is {settings.max_new_tokens}: "
+                f"together more than the {limit} positions of this student. Shorten one of the two"
+            )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < len(self.allowed):
+            raise DataError(f"prompt {number + 1} holds ids outside the student's {len(self.allowed)} embeddings")
+
+
+class _Decoding:
+    """One call of `Decoder.generate`."""
+
+    def __init__(self, decoder: Decoder, requests: Sequence[Request], settings: DecodingConfig, num_slots: int) -> None:
+        self.decoder, self.settings, self.num_slots = decoder, settings, num_slots
+        block_size = settings.block_size or decoder.block_size
+        plans = [plan_blocks(len(r.prompt_ids), settings, block_size, decoder.max_positions) for r in requests]
+        self.streams = 2 if settings.guidance else 1  # behind the slots of all prompts lie those of masked ones
+        self.cache = BlockCache(self.streams * num_slots, max(plan[-1].stop for plan in plans))
+        self.waiting = map(self._begin, range(len(requests)), requests, plans)
+        self.block_size = block_size
+        self.active: dict[int, _Sequence] = {}
+        self.results: list[Generation | None] = [None] * len(requests)
+        self.spans: list[Span] = []
+        self.packed: PackedForward | None = None
+        self.next: _Sequence | None = next(self.waiting)
+
+    def _begin(self, number: int, request: Request, blocks: list[Block]) -> _Sequence:
+        length, prompt = blocks[-1].stop, np.asarray(request.prompt_ids, np.int64)
+        ids = np.full(length, self.decoder.reader.mask_id, np.int64)
+        ids[: len(prompt)] = prompt
+        block_of = block_numbers(len(prompt), self.settings, self.block_size, self.cache.capacity)
+        return _Sequence(number, request, 0, blocks, block_of, ids, np.arange(length) < len(prompt))
+
+    def run(self, watch: Watch | None) -> list[Generation]:
+        while self._admit():
+            ids, confidence = self._step()
+            taken = 0
+            for sequence in list(self.active.values()):
+                num_open = len(sequence.open_positions())
+                own = slice(taken, taken + num_open)
+                taken += num_open
+                self._finish_step(sequence, ids[own], confidence[own], watch)
+        return [result for result in self.results if result is not None]
+
+    def _admit(self) -> bool:
+        """Give free slots to waiting requests; returns whether anything is left to do."""
+        load = sum(s.span().stop - s.span().start for s in self.active.values())
+        for slot in range(self.num_slots):
+            if self.next is None:
+                break
+            if slot in self.active:
+                continue
+            size = self.next.span().stop
+            if self.active and self.streams * (load + size) > _TOKENS_PER_FORWARD:
+                break
+            self.next.slot = slot
+            self.active[slot], load = self.next, load + size
+            self.next = next(self.waiting, None)
+        self.active = dict(sorted(self.active.items()))
+        return bool(self.active)
+
+    def _step(self) -> tuple[np.ndarray, np.ndarray]:
+        """One forward: for every open position of all sequences, in order, a token and its confidence."""
+        sequences, device = list(self.active.values()), self.decoder.model.device
+        spans = [sequence.span() for sequence in sequences]
+        if spans != self.spans or self.packed is None:
+            shadows = [Span(self.num_slots + s.slot, s.start, s.noised, s.stop) for s in spans]
+            every = [*spans, *shadows][: self.streams * len(spans)]
+            block_of = [sequence.block_of for sequence in sequences] * self.streams
+            config = self.decoder.model.config
+            groups = config.num_attention_heads // config.num_key_value_heads
+            self.packed, self.spans = PackedForward(self.cache, every, block_of, groups, device), spans
+        ids, read, offset = [], [], 0
+        for sequence, span in zip(sequences, spans, strict=True):
+            ids.append(sequence.ids[span.start : span.stop])
+            read.append(sequence.open_positions() - span.start + offset)
+            offset += span.stop - span.start
+            sequence.num_forwards += 1
+            sequence.num_token_forwards += self.streams * (span.stop - span.start)
+        if self.streams == 2:
+            ids += [self._without_prompt(sequence, span) for sequence, span in zip(sequences, spans, strict=True)]
+        self.decoder.counts.forwards += 1
+        self.decoder.counts.token_forwards += self.streams * offset
+        index = torch.from_numpy(np.concatenate(read)).to(device)
+        hidden = packed_hidden(self.decoder.model, torch.from_numpy(np.concatenate(ids)).to(device), self.packed)
+        return self._choose(hidden, index, offset, sequences)
+
+    def _choose(
+        self, hidden: Float[Tensor, "n d"], index: Int[Tensor, " m"], offset: int, sequences: Sequence[_Sequence]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        uniform = torch.zeros(len(index), device=hidden.device)
+        if self.settings.temperature:
+            draws = np.concatenate([sequence.uniform() for sequence in sequences])
+            uniform = torch.from_numpy(draws.astype(np.float32)).to(hidden.device)
+        chosen, confidence = choose_tokens(
+            hidden[index], hidden[index + offset] if self.streams == 2 else None,
+            vocabulary_weights(self.decoder.model)[1], self.decoder.allowed, uniform, self.settings,
+        )  # fmt: skip
+        values = confidence.cpu().numpy()
+        if not np.isfinite(values).all():
+            raise DataError("the student's logits are not numbers (NaN): its weights are damaged; train it again")
+        return chosen.cpu().numpy(), values
+
+    def _without_prompt(self, sequence: _Sequence, span: Span) -> np.ndarray:
+        """The tokens of a span with the prompt masked."""
+        position = np.arange(span.start, span.stop)
+        return np.where(
+            position < sequence.prompt_tokens, self.decoder.reader.mask_id, sequence.ids[span.start : span.stop]
+        )
+
+    def _finish_step(self, sequence: _Sequence, ids: np.ndarray, confidence: np.ndarray, watch: Watch | None) -> None:
+        fresh = sequence.write(ids, confidence, self.settings.threshold)
+        last = sequence.blocks[sequence.block].last
+        end = sequence.find_end(self.decoder.reader, self.settings.stop)
+        done = sequence.advance()
+        generation = None
+        if end is not None:
+            kept = tuple(sequence.answer(sequence.prompt_tokens + end.num_tokens).tolist())
+            generation = Generation(kept, end.text, end.finish, sequence.num_forwards, sequence.num_token_forwards)
+            self.results[sequence.number] = generation
+            del self.active[sequence.slot]
+        if watch is not None:
+            fixed = sequence.fixed[sequence.prompt_tokens : last]
+            shown = tuple(i if f else None for i, f in zip(sequence.answer(last).tolist(), fixed, strict=True))
+            watch(Snapshot(sequence.number, shown, tuple((fresh - sequence.prompt_tokens).tolist()), done, generation))
