@@ -17,7 +17,8 @@ from .config_tree import from_tree, merge, override, read_yaml, suggest, to_tree
 from .errors import ConfigError
 
 __all__ = [
-    "EPS_T", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig", "StudentConfig",
+    "EPS_T", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig",
+    "StudentConfig",
     "TeacherConfig", "TidalConfig", "TrainConfig", "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
 
@@ -315,7 +316,7 @@ class DecodingConfig:
     block_size: int | None = None
     """None: what the checkpoint was trained with."""
     prompt_alignment: Literal["training", "boundary"] = "training"
-    """`training`: blocks count from the prompt's first token, so the answer may begin inside one, as it did in training;
+    """`training`: blocks count from the prompt's first token, and the answer may begin inside one, as in training;
     `boundary`: the answer begins a block (the paper's code pads prompts on the left to get there)."""
     temperature: float = 0.0
     """0: the most likely token. Above: tokens are drawn from softmax(logits / temperature)."""

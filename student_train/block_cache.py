@@ -4,9 +4,9 @@
 
 A forward reads tokens of several sequences one after the other in a single row, [1, n]: linear layers see no padding
 whatever the lengths, and a sequence that has ended costs nothing. Attention takes the row apart again: neighbouring
-slots with equally many queries and keys become one call on a view of the cache. Every mask comes from
-shared/attention.py. As a position holds one stream at a time (a finished block clean, the current one noised, overwritten
-in each step), the cache needs no second copy of anything.
+slots with equally many queries and keys become one call on a view of the cache, under masks of shared/attention.py.
+A position holds one stream at a time (a finished block clean, the current one noised, overwritten in each step), so
+the cache needs no second copy of anything.
 
 How many keys a call reads follows from the sequence alone (`_KEY_STEP`), so its attention has the same bits alone or in
 any company wherever a batched call computes its members alike. The linear layers have no such promise: see sampling.py.
@@ -107,15 +107,9 @@ class PackedForward:
                 together = spans[first:last]
                 end = tokens + sum(span.stop - span.start for span in together)
                 mask = _mask(together, block_of[first:last]).to(device)
-                self.calls.append(
-                    _Call(
-                        together[0].slot,
-                        together[-1].slot + 1,
-                        slice(tokens, end),
-                        together[0].num_keys,
-                        mask.repeat(1, 1, num_groups, 1),
-                    )  # fmt: skip
-                )
+                slots = (together[0].slot, together[-1].slot + 1)
+                mask = mask.repeat(1, 1, num_groups, 1)
+                self.calls.append(_Call(*slots, slice(tokens, end), together[0].num_keys, mask))
                 first, tokens = last, end
 
     def attend(
@@ -178,7 +172,7 @@ AttentionInterface.register(_NAME, _attention)
 @contextlib.contextmanager
 def block_attention(model: PreTrainedModel) -> Iterator[None]:
     """While active, the model's forward takes `packed=`; afterwards its attention is what it was."""
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "sdpa"
     model.set_attn_implementation(_NAME)
     try:
         yield

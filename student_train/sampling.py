@@ -1,6 +1,6 @@
 """Block-wise decoding: requests -> answers, the one function behind `tide generate`, `tide chat` and evaluation.
 
-Block by block, every step one forward over [the block before, clean, if it was just finished | this block, part masked]:
+Block by block, every step one forward over [the block before, clean, if it was just finished | this block]:
 
     step 1 of a block   finished positions without keys yet (the prompt, or the last block) and the block's tokens
     other steps         the block's tokens alone, against the cached keys of everything before
@@ -12,10 +12,10 @@ end of the prompt, clean, beside masks. An answer is over as soon as everything 
 which no later step could change; its slot goes to the next request at once.
 
 Alone or in company: slots never see each other, random numbers are keyed by (seed, block, step), and attention computes
-the same bits in any batch. What remains is the rounding of the linear layers, whose order of summation may depend on how
-many tokens a forward holds. In float32 it moves logits by about 1e-6, which no decision of the tests or of docs/log.md
-met; in bf16 by about 1e-2, which turns near-ties: there, equal batches give equal answers, different ones nearly so.
-With batch_size=1 an answer depends on nothing but its request, on any device.
+the same bits in any batch. What remains is the rounding of the linear layers, whose order of summation may depend on
+how many tokens a forward holds. In float32 it turned no decision of the tests and of docs/log.md; in bf16 it is large
+enough to turn near-ties, after which an answer goes its own way. What must not depend on the batch in bf16 is decoded
+with batch_size=1: there, an answer depends on nothing but its request.
 """
 
 import json

@@ -245,6 +245,8 @@ class Run:
         """Write the finished student."""
         folder = self.out / "student"
         if self.accelerator.is_main_process:
+            decodes = {"block_size": self.encoder.block_size, "mask_token_id": self.encoder.mask_id}
+            self.student.model.config.update(decodes)  # of this training, whatever the start said
             card = student_card(self.config, self.cache, self.encoder, self.num_steps)
             save_student(
                 folder, self.student.model, self.encoder.tokenizer, card, step=self.num_steps,

@@ -1,10 +1,11 @@
 """Where an answer ends and what it spells: stop texts across tokens, blocks and the bytes of one character."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from tide.shared.tokens import TextEncoder, load_tokenizer
 from tide.shared.config import DecodingConfig
+from tide.shared.tokens import TextEncoder, load_tokenizer
 from tide.student_train.answer_text import AnswerEnd, AnswerReader
 from tiny_caches import MASK
 from tiny_decoders import naive_answer, prompts, tiny_decoder
@@ -73,10 +74,10 @@ def test_a_stop_text_may_cross_blocks_and_split_a_character():
     """Two tokens of the student are made to spell halves of one character; their pair is the stop text."""
     (request,), settings = prompts(6), {"max_new_tokens": 48, "temperature": 2.0}
     free = naive_answer(tiny_decoder(), request, DecodingConfig(**settings)).ids
-    # the answer's blocks begin at 2, 10, 18, ...: a pair of tokens on both sides of such a boundary, never earlier together
+    # the answer's blocks begin at 2, 10, 18, ...: two tokens on both sides of a boundary, never together earlier
     place = next(
         p for p in range(10, 47, 8)
-        if (free[p - 1], free[p]) not in list(zip(free, free[1:p], strict=False)) and free[p - 1] != free[p]
+        if (free[p - 1], free[p]) not in list(pairwise(free[:p])) and free[p - 1] != free[p]
     )  # fmt: skip
     decoder = tiny_decoder(spelling={free[place - 1]: b"\xe2\x82", free[place]: b"\xac"})
     asked: dict[str, Any] = {**settings, "stop": ("€",)}

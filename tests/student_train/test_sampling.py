@@ -1,4 +1,4 @@
-"""Block-wise decoding against a twin that computes everything anew in every step, and against itself in other company."""
+"""Block-wise decoding against a twin that computes everything anew, and against itself in other company."""
 
 import json
 from typing import Any
@@ -26,11 +26,10 @@ def answers(decoder: Decoder, requests: list[Request], batch_size: int = 3, **se
 @pytest.mark.parametrize("block_size", [4, 8, 32])
 def test_greedy_decoding_equals_the_naive_twin_token_for_token(block_size, guidance, alignment):
     decoder, requests = tiny_decoder(), prompts(*ODD)
-    settings = {
-        "max_new_tokens": 37, "block_size": block_size, "guidance": guidance, "prompt_alignment": alignment, "steps": 20,
-    }  # fmt: skip
+    settings = {"max_new_tokens": 37, "steps": 20, "block_size": block_size}
+    settings |= {"guidance": guidance, "prompt_alignment": alignment}
     twin = [naive_answer(decoder, request, DecodingConfig(**settings)).ids for request in requests]
-    assert len({ids for ids in twin}) == len(requests), "prompts matter"
+    assert len(set(twin)) == len(requests), "prompts matter"
     assert answers(decoder, requests, **settings) == twin
 
 
@@ -128,7 +127,7 @@ def test_the_cache_is_written_in_place_and_never_copied(monkeypatch):
 
 
 def test_neighbours_share_calls_and_rounding_stays_out_of_attention():
-    """The same sequences alone and together: bit for bit the same attention, given the same queries, keys and values."""
+    """The same sequences alone and together: given the same queries, keys and values, the same bits."""
     cache = {n: block_cache.BlockCache(n, 64) for n in (1, 4)}
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(3, 1, 4, 8, 16, generator=generator) for _ in range(4)]
