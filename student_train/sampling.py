@@ -29,25 +29,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..shared.config import DecodingConfig, to_tree
+from ..shared.config import DecodingConfig, from_tree, to_tree
 from ..shared.errors import ConfigError, DataError
-from ..shared.noising import keyed_generator
-from .answer_text import AnswerEnd, AnswerReader, Finish
+from .answer_text import AnswerReader, Finish
 from .block_cache import BlockCache, PackedForward, Span, block_attention, packed_hidden
 from .block_schedule import Block, block_numbers, plan_blocks
+from .open_answer import OpenAnswer, Request
 from .open_student import vocabulary_weights
-from .token_choice import choose_tokens, tokens_to_fix
+from .token_choice import choose_tokens
+
+__all__ = [
+    "Decoder", "DecodingCounts", "Generation", "Request", "Snapshot", "Watch", "settings_json",
+]  # fmt: skip
 
 _TOKENS_PER_FORWARD = 8192
 """New requests wait while a forward holds so many tokens: long prompts do not meet in one."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt, as token ids; `seed` alone decides its random numbers."""
-
-    prompt_ids: Sequence[int]
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,80 +97,8 @@ class DecodingCounts:
 
 def settings_json(settings: DecodingConfig) -> str:
     """Every setting that changes an answer, as JSON with sorted keys: for cache keys and result files."""
-    return json.dumps(to_tree(settings), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-@dataclass
-class _Sequence:
-    """A request that is being answered in a slot."""
-
-    number: int
-    request: Request
-    slot: int
-    blocks: list[Block]
-    block_of: np.ndarray
-    ids: np.ndarray
-    """int64: prompt and answer; the mask where nothing is fixed."""
-    fixed: np.ndarray
-    """bool, likewise."""
-    num_cached: int = 0
-    """Leading positions whose clean keys are in the cache."""
-    block: int = 0
-    step: int = 0
-    num_final: int = 0
-    """Leading tokens of the answer that are fixed without a gap."""
-    num_forwards: int = 0
-    num_token_forwards: int = 0
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.request.prompt_ids)
-
-    def span(self) -> Span:
-        """What this sequence computes next."""
-        block = self.blocks[self.block]
-        return Span(self.slot, self.num_cached, block.start, block.stop)
-
-    def open_positions(self) -> np.ndarray:
-        """Positions of the block that are still to be written."""
-        block = self.blocks[self.block]
-        return block.first + np.flatnonzero(~self.fixed[block.first : block.last])
-
-    def uniform(self) -> np.ndarray:
-        """One number in [0, 1) for each of these."""
-        block = self.blocks[self.block]
-        draws = keyed_generator(self.request.seed, "decode", block.start, self.step).random(block.stop - block.start)
-        return draws[self.open_positions() - block.start]
-
-    def write(self, ids: np.ndarray, confidence: np.ndarray, threshold: float | None) -> np.ndarray:
-        """Fix the surest of the open positions; returns which."""
-        chosen = tokens_to_fix(confidence, self.blocks[self.block].quota(self.step), threshold)
-        position = self.open_positions()[chosen]
-        self.ids[position], self.fixed[position] = ids[chosen], True
-        return position
-
-    def answer(self, stop: int) -> np.ndarray:
-        return self.ids[self.prompt_tokens : stop]
-
-    def find_end(self, reader: AnswerReader, stop: Sequence[str]) -> AnswerEnd | None:
-        """Is the answer over? Looks at tokens that nothing masked stands before."""
-        last = self.blocks[-1].last
-        gaps = np.flatnonzero(~self.fixed[self.prompt_tokens : last])
-        num_final = int(gaps[0]) if len(gaps) else last - self.prompt_tokens
-        if num_final == self.num_final:
-            return None
-        self.num_final = num_final
-        final = self.answer(self.prompt_tokens + num_final).tolist()
-        end = reader.find_end(final, stop)
-        return end or (AnswerEnd("length", len(final), reader.text(final)) if not len(gaps) else None)
-
-    def advance(self) -> bool:
-        """To the next step, or the next block; returns whether the block was finished."""
-        self.num_cached, self.step = self.blocks[self.block].start, self.step + 1
-        done = not len(self.open_positions())
-        if done:
-            self.block, self.step = self.block + 1, 0
-        return done
+    tree = to_tree(from_tree(DecodingConfig, to_tree(settings)))  # temperature 1 and 1.0 are one setting
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @dataclass
@@ -254,18 +178,18 @@ class _Decoding:
         self.cache = BlockCache(self.streams * num_slots, max(plan[-1].stop for plan in plans))
         self.waiting = map(self._begin, range(len(requests)), requests, plans)
         self.block_size = block_size
-        self.active: dict[int, _Sequence] = {}
+        self.active: dict[int, OpenAnswer] = {}
         self.results: list[Generation | None] = [None] * len(requests)
         self.spans: list[Span] = []
         self.packed: PackedForward | None = None
-        self.next: _Sequence | None = next(self.waiting)
+        self.next: OpenAnswer | None = next(self.waiting)
 
-    def _begin(self, number: int, request: Request, blocks: list[Block]) -> _Sequence:
+    def _begin(self, number: int, request: Request, blocks: list[Block]) -> OpenAnswer:
         length, prompt = blocks[-1].stop, np.asarray(request.prompt_ids, np.int64)
         ids = np.full(length, self.decoder.reader.mask_id, np.int64)
         ids[: len(prompt)] = prompt
         block_of = block_numbers(len(prompt), self.settings, self.block_size, self.cache.capacity)
-        return _Sequence(number, request, 0, blocks, block_of, ids, np.arange(length) < len(prompt))
+        return OpenAnswer(number, request, 0, blocks, block_of, ids, np.arange(length) < len(prompt))
 
     def run(self, watch: Watch | None) -> list[Generation]:
         while self._admit():
@@ -322,7 +246,7 @@ class _Decoding:
         return self._choose(hidden, index, offset, sequences)
 
     def _choose(
-        self, hidden: Float[Tensor, "n d"], index: Int[Tensor, " m"], offset: int, sequences: Sequence[_Sequence]
+        self, hidden: Float[Tensor, "n d"], index: Int[Tensor, " m"], offset: int, sequences: Sequence[OpenAnswer]
     ) -> tuple[np.ndarray, np.ndarray]:
         uniform = torch.zeros(len(index), device=hidden.device)
         if self.settings.temperature:
@@ -337,14 +261,14 @@ class _Decoding:
             raise DataError("the student's logits are not numbers (NaN): its weights are damaged; train it again")
         return chosen.cpu().numpy(), values
 
-    def _without_prompt(self, sequence: _Sequence, span: Span) -> np.ndarray:
+    def _without_prompt(self, sequence: OpenAnswer, span: Span) -> np.ndarray:
         """The tokens of a span with the prompt masked."""
         position = np.arange(span.start, span.stop)
         return np.where(
             position < sequence.prompt_tokens, self.decoder.reader.mask_id, sequence.ids[span.start : span.stop]
         )
 
-    def _finish_step(self, sequence: _Sequence, ids: np.ndarray, confidence: np.ndarray, watch: Watch | None) -> None:
+    def _finish_step(self, sequence: OpenAnswer, ids: np.ndarray, confidence: np.ndarray, watch: Watch | None) -> None:
         fresh = sequence.write(ids, confidence, self.settings.threshold)
         last = sequence.blocks[sequence.block].last
         end = sequence.find_end(self.decoder.reader, self.settings.stop)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tide.shared.config import DecodingConfig
 from tide.shared.errors import ConfigError, DataError
+from tide.shared.models.a2d import A2DLlamaConfig, A2DLlamaLMHeadModel, A2DQwen2Config, A2DQwen2LMHeadModel
 from tide.student_train import block_cache
 from tide.student_train.block_schedule import plan_blocks
 from tide.student_train.sampling import Decoder, Generation, Request, Snapshot, settings_json
@@ -63,6 +64,36 @@ def test_batch_and_order_change_nothing(more):
     for batch_size in (2, 5, 12):
         assert answers(decoder, requests, batch_size, **settings) == alone
     assert answers(decoder, requests[::-1], 5, **settings) == alone[::-1]
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [(A2DLlamaConfig, A2DLlamaLMHeadModel), (A2DQwen2Config, A2DQwen2LMHeadModel)],
+)
+def test_students_on_other_networks_equal_the_twin_too(config, model):
+    decoder, requests = tiny_decoder(), prompts(1, 9, 14)
+    torch.manual_seed(3)
+    network = model(
+        config(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            attn_implementation="sdpa",
+            pad_token_id=None,
+        )  # fmt: skip
+    ).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(10 if parameter.dim() == 2 else 1)
+    decoder = Decoder(network, decoder.reader, 8)
+    settings = DecodingConfig(max_new_tokens=20, guidance=0.5)
+    twin = [naive_answer(decoder, request, settings).ids for request in requests]
+    assert len(set(twin)) == 3
+    assert [g.ids for g in decoder.generate(requests, settings)] == twin
 
 
 def test_an_answer_ends_with_the_block_of_its_eos_and_leaves_the_batch():
@@ -227,6 +258,7 @@ def test_settings_have_one_stable_json_form_that_names_all_of_them():
     assert list(json.loads(text)) == sorted(DecodingConfig.__dataclass_fields__)
     assert text == settings_json(DecodingConfig(stop=("\n\n", "ß")))
     assert text != settings_json(DecodingConfig(stop=("\n\n", "ß"), top_p=0.99))
+    assert settings_json(DecodingConfig(temperature=1)) == settings_json(DecodingConfig(temperature=1.0))
 
 
 def test_steps_are_spread_in_proportion_and_the_remainder_comes_first():
