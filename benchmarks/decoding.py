@@ -14,7 +14,7 @@ Token-forwards by hand, for P prompt tokens at a block boundary, B blocks of b t
 Variants are interleaved, round after round; ratios are medians of the rounds' own ratios of CPU time. EOS is barred, so
 all write to the end; tokens are compared. --steps 64 shows the schedule of four tokens a step.
 
-Run: python benchmarks/decoding.py [--quick] [--tokens 256] [--steps N] [--prompt 96] [--batch 1]   (minutes on one core)
+Run: python benchmarks/decoding.py [--quick] [--tokens 256] [--steps N] [--prompt 96] [--batch 1]. Minutes on one core.
 """
 
 import argparse

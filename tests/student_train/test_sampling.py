@@ -73,19 +73,9 @@ def test_batch_and_order_change_nothing(more):
 def test_students_on_other_networks_equal_the_twin_too(config, model):
     decoder, requests = tiny_decoder(), prompts(1, 9, 14)
     torch.manual_seed(3)
-    network = model(
-        config(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=512,
-            attn_implementation="sdpa",
-            pad_token_id=None,
-        )  # fmt: skip
-    ).eval()
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": None}
+    network = model(config(vocab_size=VOCAB, attn_implementation="sdpa", **shape, **heads)).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(10 if parameter.dim() == 2 else 1)
