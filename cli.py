@@ -234,7 +234,9 @@ def _open_writer(
     recipe: str | None, config: Path | None, settings: list[str], *, student: str | None, **short: Any
 ) -> "Writer":
     """The student of `generate` and `chat`; `short` are options that stand for settings of `decoding`."""
-    given = [f"decoding.{name}={json.dumps(value)}" for name, value in short.items() if value is not None]
+    # characters stay as they are: YAML would read an escaped pair of surrogates as two halves
+    written = {name: json.dumps(value, ensure_ascii=False) for name, value in short.items() if value is not None}
+    given = [f"decoding.{name}={value}" for name, value in written.items()]
     run = _run_config(recipe, config, [*given, *settings], student=student)
     from .student_train.open_decoder import open_writer
 

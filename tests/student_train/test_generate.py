@@ -83,6 +83,15 @@ def test_prompts_come_from_arguments_files_or_standard_input_in_order(tide, tmp_
     assert (code, out) == (0, f"{rows[0]['text']}\n{rows[2]['text']}\n")
 
 
+def test_stop_texts_end_an_answer_and_are_no_part_of_it(tide):
+    arguments = (QUESTION, "--max-new-tokens", 30, "--temperature", 1.0, "--json")
+    free = json.loads(tide("generate", *arguments)[1])["text"]
+    stop = next(free[n : n + 2] for n in range(4, len(free)) if "�" not in free[n : n + 2])
+    row = json.loads(tide("generate", *arguments, "--stop", "🌊", "--stop", stop)[1])
+    assert row["finish"] == "stop"
+    assert row["text"] == free[: free.index(stop)]
+
+
 def test_raw_text_is_continued_without_a_template(tide, student):
     arguments = (QUESTION, "--max-new-tokens", 12, "--temperature", 0.9)
     answers = [tide("generate", *arguments, *more)[1] for more in ([], ["--raw"])]
