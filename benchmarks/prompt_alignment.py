@@ -5,11 +5,11 @@ on the left until the answer begins a block. Both on the same held-out documents
 
     bits per byte    of the clean document at t = 0.1 ... 0.9, same masks, blocks counted from either place (heldout.py)
     answers          greedy, against the document: exact matches, and the longest-match ratio of difflib
-    company          answers that differ between batches of 1 and 16, by precision; and between fp32 and bf16
+    --company        answers that differ between batches of 1 and 16, by precision; and between fp32 and bf16
 
 Differences are paired by document; +- is their standard error over documents.
 
-Run: python benchmarks/prompt_alignment.py demo   (a folder of `tide demo`) [--documents 160] [--arms ce kl ...]
+Run: python benchmarks/prompt_alignment.py demo [--documents 160] [--arms ce kl ...] [--company]; demo: of `tide demo`
 """
 
 import argparse
@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=160)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--arms", nargs="*", default=["ce", "kl", "tide-hybrid"])
+    parser.add_argument("--company", action="store_true", help="also compare batches and precisions; takes longest")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cache = open_cache(arguments.demo / "heldout")
@@ -148,7 +149,8 @@ def main() -> None:
                 f"{run.name:<15} {alignment:<10} {np.nanmean(one.bits):>9.3f} {int(one.exact.sum()):>6} "
                 f"{one.ratio.mean():>6.3f}{more}", flush=True,
             )  # fmt: skip
-        print(f"{'':<15} batch 1 and 16 differ in: {company(writer, documents)}", flush=True)
+        if arguments.company:
+            print(f"{'':<15} batch 1 and 16 differ in: {company(writer, documents)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ which no later step could change; its slot goes to the next request at once.
 
 Alone or in company: slots never see each other, random numbers are keyed by (seed, block, step), and attention computes
 the same bits in any batch. What remains is the rounding of the linear layers, whose order of summation may depend on
-how many tokens a forward holds: batch and alone agree token for token unless two candidates are closer than that. On the
-CPU this turned no decision of the tests and of docs/log.md, in float32 or bf16; accelerators choose their kernels by
-shape, and in bf16 a near-tie may fall the other way. What must not depend on the batch there is decoded with
+how many tokens a forward holds: batch and alone agree token for token unless two candidates are closer than that. On
+the CPU this turned no decision of the tests and of docs/log.md, in float32 or bf16; accelerators choose their kernels
+by shape, and in bf16 a near-tie may fall the other way. What must not depend on the batch there is decoded with
 batch_size=1, where an answer depends on nothing but its request.
 """
 
