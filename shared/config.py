@@ -17,7 +17,8 @@ from .config_tree import from_tree, merge, override, read_yaml, suggest, to_tree
 from .errors import ConfigError
 
 __all__ = [
-    "EPS_T", "DataConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig", "StudentConfig",
+    "EPS_T", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig",
+    "StudentConfig",
     "TeacherConfig", "TidalConfig", "TrainConfig", "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
 
@@ -322,6 +323,43 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class DecodingConfig:
+    """How a student writes (student_train/sampling.py); every field changes the answer, none the speed alone."""
+
+    max_new_tokens: int = 256
+    steps: int | None = None
+    """Denoising steps of a whole answer, spread over its blocks; None: `max_new_tokens`, one token a step."""
+    block_size: int | None = None
+    """None: what the checkpoint was trained with."""
+    prompt_alignment: Literal["training", "boundary"] = "training"
+    """`training`: blocks count from the prompt's first token, and the answer may begin inside one, as in training;
+    `boundary`: the answer begins a block (the paper's code pads prompts on the left to get there)."""
+    temperature: float = 0.0
+    """0: the most likely token. Above: tokens are drawn from softmax(logits / temperature)."""
+    top_p: float = 1.0
+    """Draw only among the most likely tokens that together hold this probability."""
+    guidance: float = 0.0
+    """Classifier-free guidance g: logits u + (1 + g) (c - u), with u from a masked prompt; doubles the work."""
+    threshold: float | None = None
+    """Also fix every token of at least this confidence in a step; None: as many as the schedule says."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the forward passes, under autocast; None: bf16 on accelerators, fp32 on the CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "steps", "block_size"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"decoding.{name}", value, "at least 1")
+        _require(self.temperature >= 0, "decoding.temperature", self.temperature, "0 or more")
+        _require(0 < self.top_p <= 1, "decoding.top_p", self.top_p, "a probability in (0, 1]")
+        _require(self.guidance >= 0, "decoding.guidance", self.guidance, "0 (none) or more")
+        threshold = self.threshold
+        _require(threshold is None or 0 < threshold <= 1, "decoding.threshold", threshold, "a probability, or null")
+        _require(all(self.stop), "decoding.stop", self.stop, "texts that are not empty")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run: what `recipes/*.yaml` and `--config` files hold."""
 
@@ -333,6 +371,7 @@ class RunConfig:
     shards: ShardConfig = field(default_factory=ShardConfig)
     losses: tuple[LossConfig, ...] = (LossConfig(name="ce"),)
     train: TrainConfig = field(default_factory=TrainConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
         block = self.student.block_size

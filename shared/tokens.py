@@ -157,6 +157,26 @@ class TextEncoder:
         rendering = self.render(messages)
         return self.tokenize(rendering, (rendering.content[0], len(rendering.text)))
 
+    def encode_prompt(self, messages: Messages) -> list[int]:
+        """Token ids of a conversation that awaits an answer, as the template writes it up to there.
+
+        Raises: Dropped: the template refuses the conversation. ConfigError: it holds the mask token.
+        """
+        return self.encode_text(self._apply([dict(message) for message in messages], add_generation_prompt=True))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text as it stands; names of special tokens in it count as those tokens.
+
+        Raises: ConfigError: it holds the mask token, which no student has seen in a prompt.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        ids = backend.encode(text, add_special_tokens=False).ids
+        if self.mask_id in ids:
+            raise ConfigError("the prompt holds the student's mask token, which stands for what is not written yet")
+        return ids
+
     def render(self, messages: Messages) -> Rendering:
         """Write the conversation up to its last assistant turn and find the answer in it.
 

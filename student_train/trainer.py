@@ -333,6 +333,8 @@ class Run:
     def finish(self) -> Path:
         """Write the finished student."""
         folder = self.out / "student"
+        decodes = {"block_size": self.encoder.block_size, "mask_token_id": self.encoder.mask_id}
+        self.student.model.config.update(decodes)  # of this training, whatever the start said
         save_student(
             folder, self.student.model, self.encoder.tokenizer,
             student_card(self.config, self.cache, self.encoder, self.num_steps), step=self.num_steps,

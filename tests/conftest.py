@@ -24,10 +24,12 @@ SHAPE_CHECKED = (
     "tide.shared.sliced_head",
     "tide.shared.sparse_logits",
     "tide.student_train.batches",
+    "tide.student_train.block_cache",
     "tide.student_train.losses",
     "tide.student_train.objective",
     "tide.student_train.student",
     "tide.student_train.tidal",
+    "tide.student_train.token_choice",
 )
 jaxtyping.install_import_hook(SHAPE_CHECKED, "shape_checks.checked")
 

@@ -15,7 +15,7 @@ from tide.shared.progress import dump_progress, train_progress
 
 COMMANDS = [
     "plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "merge-caches",
-    "push-cache", "pull-cache",
+    "push-cache", "pull-cache", "generate",
     "cache-to-datasets", "demo", "doctor",
 ]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
@@ -37,7 +37,7 @@ def tide(monkeypatch, capsys):
 def test_help_names_every_command(tide):
     code, out, err = tide("--help")
     assert (code, err) == (0, "")
-    assert [name for name in COMMANDS if name not in out] == []
+    assert [name for name in [*COMMANDS, "chat"] if name not in out] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -47,7 +47,9 @@ def test_every_command_explains_itself(tide, command):
     assert "--json" in out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["inspect-cache", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["inspect-cache", "--help"], ["generate", "--help"], ["chat", "--help"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     program = (
         "import sys; from tide.cli import main\n"

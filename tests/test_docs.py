@@ -38,7 +38,7 @@ def test_every_command_of_a_document_is_accepted(document):
 
 def test_settings_that_the_hyperparameter_table_names_exist():
     text = (ROOT / "docs/reproducing.md").read_text()
-    names = set(re.findall(r"`((?:data|student|teacher|noise|signal|train|losses\.\d)\.[a-z_.*0-9]+)", text))
+    names = set(re.findall(r"`((?:data|student|teacher|noise|signal|train|decoding|losses\.\d)\.[a-z_.*0-9]+)", text))
     assert len(names) > 20
     config = load_config("tide-shared")
     for name in names:

@@ -1,0 +1,66 @@
+"""A checkpoint to a student that writes: `student` and `decoding` of a configuration -> tokenizer and `Decoder`.
+
+Mask, block size and special tokens come from the checkpoint; the settings of a training are what names them where a
+checkpoint (of another project) does not.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from accelerate import PartialState
+
+from ..shared.config import DecodingConfig, RunConfig
+from ..shared.errors import ConfigError, DataError
+from ..shared.models.loading import load_model, local_folder, read_config
+from ..shared.models.specs import BIDIRECTIONAL, family_of
+from ..shared.tokens import TextEncoder, load_tokenizer
+from .answer_text import AnswerReader
+from .sampling import Decoder
+
+
+class Writer(NamedTuple):
+    """Everything that turns messages into answers."""
+
+    encoder: TextEncoder
+    decoder: Decoder
+    settings: DecodingConfig
+    """With the block size filled in: what a result's cache key should hold."""
+
+
+def open_writer(config: RunConfig) -> Writer:
+    """Load a student for decoding, onto this process's device.
+
+    Raises: ConfigError: no student named; no mask token, or no embedding for it. DataError: not a student's
+        architecture, damaged files. Unavailable: hub, or too little memory.
+    """
+    student = config.student
+    if not student.path:
+        raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id")
+    folder = local_folder(student.path, student.revision)
+    described = read_config(folder)
+    family = family_of(described, str(folder))
+    if family.native != BIDIRECTIONAL or family.logit_shift or family.block_size is None:
+        raise DataError(
+            f"{folder}: a {described['model_type']} does not write block by block as a BD3LM student does; give a "
+            "student that tide trained, or an a2d checkpoint"
+        )
+    block_size = _number(described, "block_size", str(folder)) or student.block_size
+    encoder = TextEncoder(
+        load_tokenizer(student.tokenizer or folder), block_size=block_size, max_length=block_size,
+        mask_token=student.mask_token, eos_token=student.eos_token, template=student.template,
+        mask_id=None if student.mask_token else _number(described, "mask_token_id", str(folder)),
+    )  # fmt: skip
+    device = PartialState(cpu=not torch.accelerator.is_available()).device
+    assert device is not None
+    model = load_model(folder, device_map=None if device.type == "cpu" else {"": device})
+    settings = replace(config.decoding, block_size=config.decoding.block_size or block_size)
+    return Writer(encoder, Decoder(model, AnswerReader.of(encoder), block_size), settings)
+
+
+def _number(described: dict, name: str, where: str) -> int | None:
+    """A positive number of config.json, or None where it says nothing."""
+    value = described.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise DataError(f"{where}/config.json: {name} = {value!r}: expected a positive number, or nothing")
+    return value
