@@ -106,9 +106,8 @@ def dump_teacher(
     from .teacher_dump.dump import dump_teacher as dump
     from .teacher_dump.dump import prepare_plan
 
-    def prepare() -> tuple[str, int]:
-        plan = prepare_plan(run, out, launcher=launcher)
-        return plan.hash, plan.num_shards
+    def prepare() -> int:
+        return prepare_plan(run, out, launcher=launcher).num_shards
 
     with dump_progress(prepare, out) as report:
         manifest = dump(run, out, launcher=launcher, num_workers=workers, verify=verify, report=report)
@@ -288,7 +287,7 @@ def repair_cache(
         from .teacher_dump.repair import make_again, set_aside
 
         aside = set_aside(run, path)
-        with dump_progress(lambda: (aside.plan.hash, aside.plan.num_shards), path) as report:
+        with dump_progress(lambda: aside.plan.num_shards, path) as report:
             result = make_again(run, path, aside, num_workers=workers, report=report)
     _print(vars(result), as_json)
 

@@ -5,9 +5,13 @@
 3. micro-batches fixed by the plan's token budget: prefill each group of samples once, then score its passes
 4. answers -> `ViewRow`s -> a temporary file, fsynced, read back, renamed -> a receipt
 
-Doing a shard twice is harmless: the same bytes come out.
+Doing a shard twice is harmless: the same bytes come out. A sample that cannot be asked or answered is an error that
+names it, or, with `data.skip_bad`, left out and counted: what it is left out of is a function of plan and shard too,
+because micro-batches are cut before anything is answered and one sample's rows never touch another's.
 """
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +21,15 @@ import numpy as np
 from ..shared.cache import Layout, Receipt, shard_name, write_receipt, write_shard
 from ..shared.conversations import ConversationReader
 from ..shared.errors import DataError
-from ..shared.tokens import Dropped, PairedSample
+from ..shared.tokens import PairedSample
 from .pairing import Pairing
 from .plan import Plan
 from .teacher import Context, Pass, Teacher
-from .views import Sample, View, draw_views
+from .views import SKIP, NotNumbers, Sample, View, draw_views
 
 Progress = Callable[[int], None]
+UNANSWERED, UNUSABLE = "teacher's answer is not a number", "cannot be tokenised"
+"""Why a sample is left out, in the manifest's words."""
 
 
 @dataclass(frozen=True)
@@ -42,33 +48,48 @@ class ShardTask:
         Raises: DataError: the data changed since the plan was made, or the teacher's answers are not numbers.
             OutputError: see `write_shard`.
         """
-        samples = self._samples(shard)
+        left_out: dict[str, str] = {}
+        samples = self._samples(shard, left_out)
         signal = None if self.teacher is None else self.plan.config.signal
         views = list(draw_views(samples, self.plan.config.noise, signal=signal, k=self._top_k))
         if self.teacher is not None:
-            self._ask(self.teacher, samples, views, progress)
+            self._ask(self.teacher, samples, views, progress, left_out)
         name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
-        rows = (view.row() for of_sample in views for view in of_sample)
+        rows = (view.row() for of_sample in views for view in of_sample if view.sample.sample_id not in left_out)
         statistics = write_shard(root / name, rows, cache_layout(self.plan), plan_hash=plan_hash, shard=shard)
-        return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics)
+        return write_receipt(
+            root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, left_out=Counter(left_out.values())
+        )
 
     @property
     def _top_k(self) -> int:
         return self.plan.config.signal.top_k if self.plan.signal_kind == "topk" else 0
 
-    def _samples(self, shard: int) -> list[Sample]:
+    def _samples(self, shard: int, left_out: dict[str, str]) -> list[Sample]:
         first = shard * self.plan.config.shards.samples_per_shard
         samples = []
         for index, planned in enumerate(self.plan.shard_samples(shard), start=first):
+            conversation = self.conversations.read(*planned)
             try:
-                paired = self.pairing.encode(self.conversations.read(*planned))
-            except Dropped as error:
-                raise DataError(
+                paired = self.pairing.encode(conversation)
+            except Exception as error:  # tokenizers and chat templates are other people's code
+                self._leave_out(planned.sample_id, UNUSABLE, left_out, DataError(
                     f"sample {planned.sample_id} was planned and cannot be used now ({error}): the tokenizers changed "
-                    "since the plan was made; restore them, or dump into another folder"
-                ) from error
+                    f"since the plan was made; restore them, or dump into another folder. {SKIP}"
+                ), error)  # fmt: skip
+                continue
             samples.append(Sample(planned.sample_id, index, paired, self._is_target(paired)))
         return samples
+
+    def _leave_out(
+        self, sample_id: str, reason: str, left_out: dict[str, str], error: DataError, cause: Exception | None = None
+    ) -> None:
+        """Note a sample that this shard will not hold. Raises: `error`, unless `data.skip_bad` permits to go on."""
+        if not self.plan.config.data.skip_bad:
+            raise error from cause
+        if sample_id not in left_out:
+            warnings.warn(f"sample {sample_id} is left out: {reason}", stacklevel=2)
+        left_out.setdefault(sample_id, reason)
 
     def _is_target(self, paired: PairedSample) -> np.ndarray:
         """[c] bool: one token on each side, and the loss support holds that pair."""
@@ -80,8 +101,9 @@ class ShardTask:
         return single & (student_ids == paired.student.x_0[chunks[:, 2]])
 
     def _ask(
-        self, teacher: Teacher, samples: Sequence[Sample], views: Sequence[Sequence[View]], progress: Progress
-    ) -> None:
+        self, teacher: Teacher, samples: Sequence[Sample], views: Sequence[Sequence[View]], progress: Progress,
+        left_out: dict[str, str],
+    ) -> None:  # fmt: skip
         """Fill the views with answers, in micro-batches that depend on the shard and the plan's token budget alone."""
         budget, reported = self.plan.config.teacher.tokens_per_batch, teacher.num_token_forwards
         for group in by_tokens([len(sample.paired.teacher.x_0) for sample in samples], budget):
@@ -94,11 +116,13 @@ class ShardTask:
             context = teacher.prefill([samples[i].paired.teacher.x_0 for i in group], num_blocks)
             prefix = context.labels.stream.shape[1]
             for part in by_tokens([prefix + teacher.num_touched(one.masked) for _, one in asked], budget):
-                self._score(teacher, context, [asked[i] for i in part])
+                self._score(teacher, context, [asked[i] for i in part], left_out)
                 progress(teacher.num_token_forwards - reported)
                 reported = teacher.num_token_forwards
 
-    def _score(self, teacher: Teacher, context: Context, batch: Sequence[tuple[View, Pass]]) -> None:
+    def _score(
+        self, teacher: Teacher, context: Context, batch: Sequence[tuple[View, Pass]], left_out: dict[str, str]
+    ) -> None:
         """One forward: hand each view its part of the answers."""
         temperatures = self.plan.config.signal.temperatures if self._top_k else ()
         answers = teacher.score(context, [one for _, one in batch], k=self._top_k, temperatures=temperatures)
@@ -113,14 +137,17 @@ class ShardTask:
             gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
             target_start, target_end = target_end, target_end + int(one.target.sum())
             of_pass = slice(target_start, target_end)
-            view.keep(
-                one,
-                gold_logp[gold_start:gold_end],
-                top_ids[of_pass],
-                top_logp[of_pass],
-                log_z[of_pass],
-                log_tail[of_pass],
-            )
+            try:
+                view.keep(
+                    one,
+                    gold_logp[gold_start:gold_end],
+                    top_ids[of_pass],
+                    top_logp[of_pass],
+                    log_z[of_pass],
+                    log_tail[of_pass],
+                )
+            except NotNumbers as error:
+                self._leave_out(view.sample.sample_id, UNANSWERED, left_out, error)
 
 
 def cache_layout(plan: Plan) -> Layout:

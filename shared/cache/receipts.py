@@ -4,7 +4,9 @@ A shard counts as done when receipt and file agree. Doing it twice is harmless, 
 of another plan simply means: not done.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import to_tree
@@ -17,7 +19,10 @@ MAX_RECEIPT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a finished shard is: `name` relative to the cache folder, SHA-256 and bytes of the file, its statistics."""
+    """What a finished shard is: `name` relative to the cache folder, SHA-256 and bytes of the file, its statistics.
+
+    Args: left_out: planned samples that are not in it, by reason (`data.skip_bad`).
+    """
 
     plan_hash: str
     shard: int
@@ -26,6 +31,7 @@ class Receipt:
     bytes: int
     rows: int
     statistics: ShardStatistics
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def receipt_path(root: str | Path, shard: int) -> Path:
@@ -33,13 +39,27 @@ def receipt_path(root: str | Path, shard: int) -> Path:
     return Path(root) / "receipts" / f"{shard:05d}.json"
 
 
-def write_receipt(root: str | Path, name: str, *, shard: int, plan_hash: str, statistics: ShardStatistics) -> Receipt:
+def listed_receipts(root: str | Path) -> set[int]:
+    """Numbers of the shards that have a receipt, by one listing; whether it agrees with its file is not looked at."""
+    try:
+        names = os.listdir(Path(root) / "receipts")
+    except OSError:
+        return set()
+    return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()}
+
+
+def write_receipt(
+    root: str | Path, name: str, *, shard: int, plan_hash: str, statistics: ShardStatistics,
+    left_out: Mapping[str, int] | None = None,
+) -> Receipt:  # fmt: skip
     """Hash the finished shard `root / name` and write its receipt atomically.
 
     Raises: CacheError: the shard is not there; OutputError: the receipt cannot be written.
     """
     path = file_inside(Path(root), name)
-    receipt = Receipt(plan_hash, shard, name, sha256_file(path), path.stat().st_size, statistics.rows, statistics)
+    receipt = Receipt(
+        plan_hash, shard, name, sha256_file(path), path.stat().st_size, statistics.rows, statistics, dict(left_out or {})
+    )
     atomic_write(receipt_path(root, shard), readable_json(to_tree(receipt)))
     return receipt
 
