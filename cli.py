@@ -116,6 +116,39 @@ def dump_teacher(
 
 
 @app.command()
+def status(
+    path: Annotated[Path, typer.Argument(help="Cache folder: what dump-teacher was given as --out.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is complete.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.", min=0.2)] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """How a dump is doing: shards done, running and failed, tokens per second, time left, every worker, the last error.
+
+    Looks at the folder alone, from any machine that sees it; --watch --json prints one object a line.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from .teacher_dump.status import dump_status, status_table
+    from .teacher_dump.status import watch as looks
+
+    statuses = looks(path, every) if watch else [dump_status(path)]
+    console = Console(highlight=False, markup=False)
+    if as_json or not (watch and console.is_terminal):
+        for one in statuses:
+            if as_json:
+                typer.echo(json.dumps(asdict(one)))
+            else:
+                console.print(status_table(one))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for one in statuses:
+            live.update(status_table(one), refresh=True)
+
+
+@app.command()
 def train_student(
     cache: Annotated[str, typer.Option("--cache", help="Cache folder, or hf://datasets/owner/name@revision.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder: metrics.jsonl, checkpoints/, student/.")],

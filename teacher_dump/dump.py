@@ -27,9 +27,7 @@ from .worker_records import RECORDS_NAME
 Launcher = Literal["local", "env", "ray"]
 
 
-def prepare_plan(
-    config: RunConfig, root: Path, *, launcher: Launcher = "local", stop: Stop | None = None
-) -> Plan:
+def prepare_plan(config: RunConfig, root: Path, *, launcher: Launcher = "local", stop: Stop | None = None) -> Plan:
     """The plan below `root`: the one that is there, if its settings are these; otherwise a new one.
 
     Args: launcher: `env`: of the ranks that come at the same time, one makes it and the others wait.

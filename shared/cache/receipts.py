@@ -58,7 +58,14 @@ def write_receipt(
     """
     path = file_inside(Path(root), name)
     receipt = Receipt(
-        plan_hash, shard, name, sha256_file(path), path.stat().st_size, statistics.rows, statistics, dict(left_out or {})
+        plan_hash,
+        shard,
+        name,
+        sha256_file(path),
+        path.stat().st_size,
+        statistics.rows,
+        statistics,
+        dict(left_out or {}),
     )
     atomic_write(receipt_path(root, shard), readable_json(to_tree(receipt)))
     return receipt
