@@ -48,6 +48,9 @@ SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Ov
 DataOption = Annotated[str | None, typer.Option("--data", help="Conversations: hub ids, folders or files joined by +.")]
 TeacherOption = Annotated[str | None, typer.Option("--teacher", help="Teacher checkpoint; none: cache clean samples.")]
 StudentOption = Annotated[str | None, typer.Option("--student", help="Student checkpoint: folder or hub id.")]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out and count what has no usable answer; short for data.skip_bad.")
+]
 LauncherOption = Annotated[
     Literal["local", "env"],
     typer.Option(help="local: workers here; env: one rank of accelerate, torchrun or Slurm."),
@@ -66,6 +69,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def plan(
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
+    skip_bad: SkipBadOption = False,
     out: Annotated[Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher.")] = None,
     tflops: Annotated[
         float | None, typer.Option(help="What one of your GPUs sustains, for the GPU-hours; stated in the answer.")
@@ -76,7 +80,7 @@ def plan(
 
     Needs tokenizers and the teacher's config.json, but no weights.
     """
-    run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+    run = _run_config(recipe, config, _with(settings, skip_bad), data=data, teacher=teacher, student=student)
     if tflops is not None and not tflops > 0:
         raise ConfigError(f"--tflops {tflops:g}: expected a positive number of teraflops a second")
     from .teacher_dump.cost import ASSUMED_TFLOPS, describe_plan
@@ -95,13 +99,14 @@ def dump_teacher(
     launcher: LauncherOption = "local",
     workers: Annotated[int, typer.Option(help="Processes of the local launcher.", min=1)] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards byte by byte first.")] = False,
+    skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Stage one: ask the teacher about every planned view and write the cache.
 
     The same command again finishes what was interrupted, and redoes nothing that is whole.
     """
-    run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+    run = _run_config(recipe, config, _with(settings, skip_bad), data=data, teacher=teacher, student=student)
     from .shared.progress import dump_progress
     from .teacher_dump.dump import dump_teacher as dump
     from .teacher_dump.dump import prepare_plan
@@ -409,6 +414,11 @@ def demo(
         typer.echo(json.dumps(result))
     else:
         typer.echo(f"\n{table(result)}\n\n{verdict(result)}\n\npicture: {out / 'demo.png'}")
+
+
+def _with(settings: list[str], skip_bad: bool) -> list[str]:
+    """The settings of a command, `--skip-bad` included."""
+    return [*settings, "data.skip_bad=true"] if skip_bad else settings
 
 
 def _run_config(recipe: str | None, path: Path | None, settings: list[str], **flags: str | None) -> "RunConfig":

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ..shared.cache import shard_is_done
+from ..shared.cache.files import output_errors
 from ..shared.cache.manifest import MANIFEST_NAME
 from ..shared.cache.receipts import listed_receipts
 from ..shared.config import WorkersConfig
 from ..shared.errors import TryAgain
 from .claims import Claims, Clock, Held
 from .worker_records import MAX_ERROR_CHARACTERS, State, WorkerRecord, own_name, remove_record, write_record
+
+MAX_BEAT_ERRORS = 3
+"""Signs of life in a row that cannot be written: a network file system may hiccup once."""
 
 
 class Board:
@@ -41,6 +45,7 @@ class Board:
         self._record = WorkerRecord(name, host, int(pid), "waiting")
         self._random = random.Random(name)
         self._held: Held | None = None
+        self._beat_errors: list[OSError] = []  # in a row
         self._since: float | None = None  # when the shard in hand was begun
         self._lock = threading.Lock()
 
@@ -93,7 +98,13 @@ class Board:
                 held.release()
 
     def progress(self, tokens: int = 0) -> None:
-        """The work in hand goes on: a sign of life, and something to tell."""
+        """The work in hand goes on: a sign of life, and something to tell.
+
+        Raises: OutputError: signs of life could not be written for a while, so the shard could not either.
+        """
+        if len(self._beat_errors) >= MAX_BEAT_ERRORS:
+            with output_errors(self.claims.folder):
+                raise self._beat_errors[-1]
         if self._held is not None:
             self._held.progress()
         with self._lock:
@@ -150,8 +161,12 @@ class Board:
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(self.workers.heartbeat_s):
             held = self._held
-            if held is not None:
-                held.renew()
+            try:
+                if held is not None:
+                    held.renew()
+                self._beat_errors.clear()
+            except OSError as error:
+                self._beat_errors.append(error)
             with self._lock:
                 if not stop.is_set():
                     write_record(self.root, self._record)

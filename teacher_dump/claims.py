@@ -43,9 +43,12 @@ class Held:
         self._last_progress = self.clock()
 
     def renew(self) -> None:
-        """Touch the file, unless the work is stuck or the claim was taken over meanwhile."""
+        """Touch the file, unless the work is stuck or the claim was taken over meanwhile.
+
+        Raises: OSError: it cannot be touched.
+        """
         if self.clock() - self._last_progress < self.stuck_s and self._is_mine():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(FileNotFoundError):
                 os.utime(self.path)
 
     def release(self) -> None:
