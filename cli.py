@@ -52,8 +52,11 @@ SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out and count what has no usable answer; short for data.skip_bad.")
 ]
 LauncherOption = Annotated[
-    Literal["local", "env"],
-    typer.Option(help="local: workers here; env: one rank of accelerate, torchrun or Slurm."),
+    Literal["local", "env", "slurm", "ray"],
+    typer.Option(
+        help="local: workers here; env: one rank of accelerate, torchrun or Slurm; slurm: submit a job array of "
+        "workers; ray: actors of a Ray cluster."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
@@ -97,16 +100,32 @@ def dump_teacher(
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
     launcher: LauncherOption = "local",
-    workers: Annotated[int, typer.Option(help="Processes of the local launcher.", min=1)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="local: processes; slurm: elements of the array; ray: actors.", min=1)
+    ] = 1,
+    sbatch: Annotated[
+        list[str], typer.Option("--sbatch", metavar="OPTIONS", help='slurm: as in "--partition=gpu --time=4:00:00".')
+    ] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the job script, submit nothing.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards byte by byte first.")] = False,
     skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Stage one: ask the teacher about every planned view and write the cache.
 
-    The same command again finishes what was interrupted, and redoes nothing that is whole.
+    The same command again finishes what was interrupted, and redoes nothing that is whole; `tide status OUT` tells how
+    far it is. SIGTERM or SIGUSR1: the shard in hand is finished within workers.grace_s seconds, then exit code 75.
     """
     run = _run_config(recipe, config, _with(settings, skip_bad), data=data, teacher=teacher, student=student)
+    if launcher == "slurm":
+        options = {"--recipe": recipe, "--config": config, "--data": data, "--teacher": teacher, "--student": student}
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        words += [word for item in _with(settings, skip_bad) for word in ("--set", item)]
+        words += ["--out", str(out), *(["--verify"] if verify else [])]
+        _submit(run, words, out, workers=workers, sbatch=sbatch, dry_run=dry_run, as_json=as_json)
+        return
+    if sbatch or dry_run:
+        raise ConfigError("--sbatch and --dry-run belong to --launcher slurm")
     from .shared.progress import dump_progress
     from .teacher_dump.dump import dump_teacher as dump
     from .teacher_dump.dump import prepare_plan
@@ -414,6 +433,22 @@ def demo(
         typer.echo(json.dumps(result))
     else:
         typer.echo(f"\n{table(result)}\n\n{verdict(result)}\n\npicture: {out / 'demo.png'}")
+
+
+def _submit(
+    run: "RunConfig", words: list[str], out: Path, *, workers: int, sbatch: list[str], dry_run: bool, as_json: bool
+) -> None:
+    """Print the job array of a dump, or submit it."""
+    from .teacher_dump.dump import require_startable
+    from .teacher_dump.launchers.slurm import array_script, submit
+
+    script = array_script(words, run, num_workers=workers, folder=Path.cwd(), sbatch=sbatch)
+    if dry_run:
+        typer.echo(script, nl=False)
+        return
+    require_startable(run, out)
+    job = submit(script)
+    _print({"job": job, "workers": workers, "cache": str(out), "look_with": f"tide status {out}"}, as_json)
 
 
 def _with(settings: list[str], skip_bad: bool) -> list[str]:

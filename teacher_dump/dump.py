@@ -18,7 +18,7 @@ from .claims import CLAIMS_NAME
 from .finalize import discard_damaged, tidy
 from .launchers.env import plan_once, rank_from_environment, run_env
 from .launchers.local import run_local
-from .launchers.ray import require_ray, run_ray
+from .launchers.ray_pool import require_ray, run_ray
 from .plan import Plan, make_plan, read_plan, write_plan
 from .stopping import Stop
 from .worker import Report
@@ -45,6 +45,17 @@ def prepare_plan(config: RunConfig, root: Path, *, launcher: Launcher = "local",
                 write_plan(root, plan)
                 return plan
     return read_plan(root).at(config, root)
+
+
+def require_startable(config: RunConfig, root: Path) -> None:
+    """Find out here, and not in a queue, whether a dump of these settings could begin or go on below `root`.
+
+    Raises: CacheMismatch, ConfigError, OutputError: see `prepare_plan`.
+    """
+    if (root / PLAN_NAME).exists():
+        read_plan(root).at(config, root)
+    else:
+        _require_usable_output(root)
 
 
 def dump_teacher(
