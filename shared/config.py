@@ -18,7 +18,8 @@ from .errors import ConfigError
 
 __all__ = [
     "EPS_T", "DataConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig", "StudentConfig",
-    "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig", "from_tree", "load_config", "recipe_names", "to_tree",
+    "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig", "from_tree", "load_config", "recipe_names",
+    "to_tree",
 ]  # fmt: skip
 
 EPS_T = 1e-3
@@ -190,7 +191,7 @@ class WorkersConfig:
     grace_s: float = 30.0
     """After SIGTERM or SIGUSR1, the shard in hand may take so long to finish before it is dropped."""
     lease_s: float = 120.0
-    """A shard whose worker gave no sign of life for so long is taken over; one that is dead on this machine, at once."""
+    """A shard whose worker gave no sign of life for so long is taken over; if it died on this machine, at once."""
     stuck_s: float = 900.0
     """A worker whose shard made no progress for so long gives no more signs of life."""
     max_failures: int = 3

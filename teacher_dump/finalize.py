@@ -37,7 +37,6 @@ from .plan import Plan
 from .weights_record import recorded_fingerprint
 from .worker_records import remove_records
 
-
 MAX_THREADS = 32
 """That read receipts and hash shards: both wait for the file system most of the time."""
 

@@ -105,7 +105,7 @@ class _Pool:
 
         self.ray, self.root, self.config, self.report, self.stop = ray, root.absolute(), config, report, stop
         gpus = config.teacher.devices_per_replica if ray.cluster_resources().get("GPU", 0) else 0
-        self.kind = ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=3)(PoolWorker)
+        self.kind: Any = ray.remote(PoolWorker).options(num_cpus=1, num_gpus=gpus, max_concurrency=3)
         self.members: list[_Member] = []
         self.errors: list[TideError] = []
         self.deaths = 0

@@ -62,7 +62,8 @@ def array_script(
     ours = [
         "--job-name=tide-dump", f"--array=0-{num_workers - 1}", "--ntasks=1",
         f"--gpus={config.teacher.devices_per_replica}", "--requeue", "--open-mode=append",
-        f"--signal=B:USR1@{math.ceil(config.workers.grace_s) + WARNING_MARGIN_S}", f"--chdir={shlex.quote(str(folder))}",
+        f"--signal=B:USR1@{math.ceil(config.workers.grace_s) + WARNING_MARGIN_S}",
+        f"--chdir={shlex.quote(str(folder))}",
     ]  # fmt: skip
     theirs = [option for text in sbatch for option in _options(text)]
     replaced = {_name(option) for option in theirs}

@@ -1,4 +1,4 @@
-"""Claims: who has a shard, who is dead, who is stuck; on a clock of the test's own, and never on that of another host."""
+"""Claims: who has a shard, who is dead, who is stuck; by a clock of the test's own, never by another host's."""
 
 import json
 import os

@@ -72,7 +72,7 @@ def require_same_bytes(config: RunConfig, tmp_path: Path) -> None:
 def test_a_killed_actor_costs_its_shard_and_is_replaced(config, tmp_path, driver):
     process = driver()
     finished(tmp_path, process, 1)
-    shard, victim = calls(tmp_path)[-1]
+    _, victim = calls(tmp_path)[-1]
     os.kill(victim, signal.SIGKILL)
     assert process.wait(120) == 0, (tmp_path / "stderr").read_text()
     begun = calls(tmp_path)

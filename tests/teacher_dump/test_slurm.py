@@ -1,4 +1,4 @@
-"""`--launcher slurm`: the script it makes, what it tells sbatch, and that the script really dumps, stops and requeues."""
+"""`--launcher slurm`: the script, what sbatch is told, and that the script really dumps, stops and requeues."""
 
 import json
 import os
@@ -186,7 +186,8 @@ def test_the_warning_before_the_end_of_time_stops_the_worker_and_requeues(
     one = element(config, 1, tmp_path / "cache", program=str(slow))
     deadline = time.monotonic() + 60
     while not list((tmp_path / "cache" / "receipts").glob("0*.json")):
-        assert time.monotonic() < deadline and one.poll() is None, one.communicate()[1]
+        assert time.monotonic() < deadline
+        assert one.poll() is None, one.communicate()[1]
         time.sleep(0.02)
     os.kill(one.pid, number)
     _, err = one.communicate(timeout=30)

@@ -132,13 +132,17 @@ def test_a_worker_leaves_its_error_and_nothing_when_it_was_asked_to_stop(tmp_pat
         pass
 
     for error, left in ((TryAgain("asked"), 0), (Broken("the bus is on fire"), 1)):
-        board = Board(tmp_path, "", 1, WorkersConfig())
-        with pytest.raises(type(error)), board.present():
-            board.say("working", shard=0)
-            raise error
+        with pytest.raises(type(error)):
+            work_until(error, Board(tmp_path, "", 1, WorkersConfig()))
         assert len(read_records(tmp_path)) == left
     record = read_records(tmp_path)[0][0]
     assert (record.state, record.error) == ("failed", "Broken: the bus is on fire")
+
+
+def work_until(error: Exception, board: Board) -> None:
+    with board.present():
+        board.say("working", shard=0)
+        raise error
 
 
 def test_signs_of_life_come_by_themselves(tmp_path):
