@@ -3,6 +3,7 @@
 Ray's workers import modules by name and know nothing of a test's patches, so the slowness comes with the actor class.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,14 +20,12 @@ class SlowPoolWorker(ray_pool.PoolWorker):
 
     def run(self) -> TideError | None:
         """As the actor of the pool, with a log."""
-        import os
-
         run, log = ShardTask.run, self.root.parent / "calls"
         log.mkdir(exist_ok=True)
 
         def slowly(task: ShardTask, root: Path, shard: int, *progress: Any):
             (log / f"{shard}-{os.getpid()}-{time.time_ns()}").touch()
-            time.sleep(0.5)
+            time.sleep(float(os.environ["SHARD_S"]))
             return run(task, root, shard, *progress)
 
         ShardTask.run = slowly

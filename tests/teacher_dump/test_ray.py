@@ -30,13 +30,13 @@ def driver(tiny_root: Path, tmp_path: Path):
     pytest.importorskip("ray")
     started: list[subprocess.Popen] = []
 
-    def start() -> subprocess.Popen:
+    def start(*, shard_s: float = 0.5) -> subprocess.Popen:
         arguments = [text for item in settings(tiny_root, **SMALL) for text in ("--set", item)]
         command = [sys.executable, str(DRIVER), "dump-teacher", "--launcher", "ray", "--workers", "2", *arguments]
         with (tmp_path / "stderr").open("a") as stderr:
             process = subprocess.Popen(
                 [*command, "--out", str(tmp_path / "cache")], stdout=subprocess.DEVNULL, stderr=stderr,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "SHARD_S": str(shard_s)},
                 start_new_session=True,
             )  # fmt: skip
         started.append(process)
@@ -85,14 +85,18 @@ def test_a_killed_actor_costs_its_shard_and_is_replaced(config, tmp_path, driver
 
 @pytest.mark.slow
 def test_a_killed_driver_is_resumed_and_a_stopped_one_ends_with_75(config, tmp_path, driver):
-    process = driver()
+    process = driver(shard_s=4)
     finished(tmp_path, process, 1)
+    workers = {pid for _, pid in calls(tmp_path)}
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
-    time.sleep(3)  # its actors notice
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "an actor outlived its driver"
+        time.sleep(0.05)
     done = require_sound_files(tmp_path / "cache")
-    assert 1 <= done < 8
-    process = driver()
+    assert 1 <= done < 6
+    process = driver(shard_s=2)
     finished(tmp_path, process, done + 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75, (tmp_path / "stderr").read_text()
