@@ -1,6 +1,6 @@
 """A worker's dealings with the cache folder: what is left, what others hold, what it takes and what it says of itself.
 
-Workers meet nowhere else. Listings stand in for looking at files one by one: a round costs two of them, however many
+Workers meet nowhere else. Listings stand in for looking at files one by one: a look costs two of them, however many
 shards there are. The shard itself and its receipt are published by shard_task.py, the manifest by finalize.py.
 """
 
@@ -59,7 +59,14 @@ class Board:
         return [shard for shard in range(self.num_shards) if shard not in done]
 
     def free(self, shards: Collection[int]) -> list[int]:
-        """Those of `shards` that no living worker holds, in order."""
+        """Those of `shards` that no living worker holds, in order.
+
+        Claims are looked at one by one only when there is no shard without one: those of the dead come last.
+        """
+        names = self.claims.names()
+        unclaimed = [shard for shard in shards if claim_name(shard) not in names]
+        if unclaimed:
+            return unclaimed
         held = self.claims.held()
         return [shard for shard in shards if claim_name(shard) not in held]
 
@@ -158,18 +165,21 @@ class Board:
             self._record = dataclasses.replace(self._record, seconds=self._record.seconds + now - self._since)
             self._since = now
 
+    def beat(self) -> None:
+        """Give a sign of life: the claim in hand is touched, the record rewritten."""
+        held = self._held
+        try:
+            if held is not None:
+                held.renew()
+            self._beat_errors.clear()
+        except OSError as error:
+            self._beat_errors.append(error)
+        with self._lock:
+            write_record(self.root, self._record)
+
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(self.workers.heartbeat_s):
-            held = self._held
-            try:
-                if held is not None:
-                    held.renew()
-                self._beat_errors.clear()
-            except OSError as error:
-                self._beat_errors.append(error)
-            with self._lock:
-                if not stop.is_set():
-                    write_record(self.root, self._record)
+            self.beat()
 
 
 def claim_name(shard: int) -> str:

@@ -7,6 +7,7 @@ shard is the same bytes whoever writes it.
 """
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -71,12 +72,16 @@ class Claims:
         self.folder, self.workers, self.clock = root / CLAIMS_NAME, workers, clock
         self._seen: dict[str, _Sighting] = {}
 
+    def names(self) -> set[str]:
+        """Names that somebody holds, or held when he died: one listing."""
+        try:
+            return {name[:-5] for name in os.listdir(self.folder) if name.endswith(".json")}
+        except OSError:
+            return set()
+
     def held(self) -> set[str]:
         """Names that living workers hold: one listing, and one look at each file."""
-        try:
-            names = {name[:-5] for name in os.listdir(self.folder) if name.endswith(".json")}
-        except OSError:
-            names = set()
+        names = self.names()
         self._seen = {name: sighting for name, sighting in self._seen.items() if name in names}
         return {name for name in names if not self._is_stale(name)}
 
@@ -105,7 +110,10 @@ class Claims:
         signature = (status.st_mtime_ns, status.st_ino, status.st_size)
         sighting = self._seen.get(name)
         if sighting is None or sighting.signature != signature:
-            sighting = self._seen[name] = _Sighting(signature, self.clock(), _owner(path))
+            known = sighting is not None and sighting.signature[1:] == signature[1:]
+            abroad = sighting is not None and sighting.owner.get("machine", _machine()) != _machine()
+            owner = sighting.owner if sighting and known and abroad else _owner(path)
+            sighting = self._seen[name] = _Sighting(signature, self.clock(), owner)
         owner = sighting.owner
         if owner.get("machine") == _machine() and _start_time(owner["pid"]) != owner["started"]:
             return True
@@ -160,6 +168,7 @@ def _owner(path: Path) -> dict[str, Any]:
     return owner if whole else {}
 
 
+@functools.cache
 def _machine() -> str:
     """Tells apart hosts, and containers of one host, whatever they call themselves: process ids mean nothing beyond."""
     try:
