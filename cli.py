@@ -52,9 +52,15 @@ SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Ov
 DataOption = Annotated[str | None, typer.Option("--data", help="Conversations: hub ids, folders or files joined by +.")]
 TeacherOption = Annotated[str | None, typer.Option("--teacher", help="Teacher checkpoint; none: cache clean samples.")]
 StudentOption = Annotated[str | None, typer.Option("--student", help="Student checkpoint: folder or hub id.")]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out and count what has no usable answer; short for data.skip_bad.")
+]
 LauncherOption = Annotated[
-    Literal["local", "env"],
-    typer.Option(help="local: workers here; env: one rank of accelerate, torchrun or Slurm."),
+    Literal["local", "env", "slurm", "ray"],
+    typer.Option(
+        help="local: workers here; env: one rank of accelerate, torchrun or Slurm; slurm: submit a job array of "
+        "workers; ray: actors of a Ray cluster."
+    ),
 ]
 StreamOption = Annotated[
     Literal["block", "step", "none"], typer.Option(help="Show text when its block is finished, or in every step.")
@@ -73,6 +79,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def plan(
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
+    skip_bad: SkipBadOption = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher; or look at its progress.")
     ] = None,
@@ -89,7 +96,7 @@ def plan(
     Needs tokenizers and the teacher's config.json, but no weights, and so states a wide range of bytes: how sure the
     teacher is decides them. --probe asks it; while a dump runs, --out goes by its finished shards.
     """
-    run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+    run = _run_config(recipe, config, _with(settings, skip_bad), data=data, teacher=teacher, student=student)
     if tflops is not None and not tflops > 0:
         raise ConfigError(f"--tflops {tflops:g}: expected a positive number of teraflops a second")
     from .teacher_dump.cache_size import estimate_size, require_probe
@@ -110,27 +117,76 @@ def dump_teacher(
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
     launcher: LauncherOption = "local",
-    workers: Annotated[int, typer.Option(help="Processes of the local launcher.", min=1)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="local: processes; slurm: elements of the array; ray: actors.", min=1)
+    ] = 1,
+    sbatch: Annotated[
+        list[str], typer.Option("--sbatch", metavar="OPTIONS", help='slurm: as in "--partition=gpu --time=4:00:00".')
+    ] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="slurm: print the job script, submit nothing.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards byte by byte first.")] = False,
+    skip_bad: SkipBadOption = False,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Stage one: ask the teacher about every planned view and write the cache.
 
-    The same command again finishes what was interrupted, and redoes nothing that is whole.
+    The same command again finishes what was interrupted, and redoes nothing that is whole; `tide status OUT` tells how
+    far it is. SIGTERM or SIGUSR1: the shard in hand is finished within workers.grace_s seconds, then exit code 75.
     """
-    run = _run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
+    run = _run_config(recipe, config, _with(settings, skip_bad), data=data, teacher=teacher, student=student)
+    if launcher == "slurm":
+        options = {"--recipe": recipe, "--config": config, "--data": data, "--teacher": teacher, "--student": student}
+        words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+        words += [word for item in _with(settings, skip_bad) for word in ("--set", item)]
+        words += ["--out", str(out), *(["--verify"] if verify else [])]
+        _submit(run, words, out, workers=workers, sbatch=sbatch, dry_run=dry_run, as_json=as_json)
+        return
+    if sbatch or dry_run:
+        raise ConfigError("--sbatch and --dry-run belong to --launcher slurm")
     from .shared.progress import dump_progress
     from .teacher_dump.dump import dump_teacher as dump
     from .teacher_dump.dump import prepare_plan
 
-    def prepare() -> tuple[str, int]:
-        plan = prepare_plan(run, out, launcher=launcher)
-        return plan.hash, plan.num_shards
+    def prepare() -> int:
+        return prepare_plan(run, out, launcher=launcher).num_shards
 
     with dump_progress(prepare, out) as report:
         manifest = dump(run, out, launcher=launcher, num_workers=workers, verify=verify, report=report)
     hashes = {"manifest_hash": manifest.hash, "plan_hash": manifest.plan_hash}
     _print({"cache": str(out), **hashes, **vars(manifest.totals)}, as_json)
+
+
+@app.command()
+def status(
+    path: Annotated[Path, typer.Argument(help="Cache folder: what dump-teacher was given as --out.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is complete.")] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.", min=0.2)] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
+    """How a dump is doing: shards done, running and failed, tokens per second, time left, every worker, the last error.
+
+    Looks at the folder alone, from any machine that sees it; --watch --json prints one object a line.
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from .teacher_dump.status import dump_status, status_table
+    from .teacher_dump.status import watch as looks
+
+    statuses = looks(path, every) if watch else [dump_status(path)]
+    console = Console(highlight=False, markup=False)
+    if as_json or not (watch and console.is_terminal):
+        for one in statuses:
+            if as_json:
+                typer.echo(json.dumps(asdict(one)))
+            else:
+                console.print(status_table(one))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for one in statuses:
+            live.update(status_table(one), refresh=True)
 
 
 @app.command()
@@ -460,7 +516,7 @@ def repair_cache(
         from .teacher_dump.repair import make_again, set_aside
 
         aside = set_aside(run, path)
-        with dump_progress(lambda: (aside.plan.hash, aside.plan.num_shards), path) as report:
+        with dump_progress(lambda: aside.plan.num_shards, path) as report:
             result = make_again(run, path, aside, num_workers=workers, report=report)
     _print(vars(result), as_json)
 
@@ -549,6 +605,27 @@ def demo(
         typer.echo(json.dumps(result))
     else:
         typer.echo(f"\n{table(result)}\n\n{verdict(result)}\n\npicture: {out / 'demo.png'}")
+
+
+def _submit(
+    run: "RunConfig", words: list[str], out: Path, *, workers: int, sbatch: list[str], dry_run: bool, as_json: bool
+) -> None:
+    """Print the job array of a dump, or submit it."""
+    from .teacher_dump.dump import require_startable
+    from .teacher_dump.launchers.slurm import array_script, submit
+
+    script = array_script(words, run, num_workers=workers, folder=Path.cwd(), sbatch=sbatch)
+    if dry_run:
+        typer.echo(script, nl=False)
+        return
+    require_startable(run, out)
+    job = submit(script)
+    _print({"job": job, "workers": workers, "cache": str(out), "look_with": f"tide status {out}"}, as_json)
+
+
+def _with(settings: list[str], skip_bad: bool) -> list[str]:
+    """The settings of a command, `--skip-bad` included."""
+    return [*settings, "data.skip_bad=true"] if skip_bad else settings
 
 
 def _run_config(recipe: str | None, path: Path | None, settings: list[str], **flags: str | None) -> "RunConfig":

@@ -18,8 +18,8 @@ from .errors import ConfigError
 
 __all__ = [
     "EPS_T", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig",
-    "StudentConfig",
-    "TeacherConfig", "TidalConfig", "TrainConfig", "from_tree", "load_config", "recipe_names", "to_tree",
+    "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig", "from_tree", "load_config",
+    "recipe_names", "to_tree",
 ]  # fmt: skip
 
 EPS_T = 1e-3
@@ -39,7 +39,7 @@ class DataConfig:
     columns: Mapping[str, str] = field(default_factory=dict)
     """`{messages: NAME}` or `{prompt: NAME, response: NAME}`; empty: recognised from the column names."""
     skip_bad: bool = False
-    """Leave out and count rows without a usable answer; False: such a row is an error."""
+    """Leave out and count rows without a usable answer, and samples that the teacher cannot answer; False: an error."""
     limit: int | None = None
     """Use so many conversations; None: all."""
     sample_seed: int | None = None
@@ -192,6 +192,31 @@ class ShardConfig:
     def __post_init__(self) -> None:
         _require(self.samples_per_shard > 0, "shards.samples_per_shard", self.samples_per_shard, "at least 1")
         _require(self.cpu_threads > 0, "shards.cpu_threads", self.cpu_threads, "at least 1")
+
+
+@dataclass(frozen=True)
+class WorkersConfig:
+    """How the workers of stage one stop, fail and take over; decides no byte, so it may change from run to run."""
+
+    grace_s: float = 30.0
+    """After SIGTERM or SIGUSR1, the shard in hand may take so long to finish before it is dropped."""
+    lease_s: float = 120.0
+    """A shard whose worker gave no sign of life for so long is taken over; if it died on this machine, at once."""
+    stuck_s: float = 900.0
+    """A worker whose shard made no progress for so long gives no more signs of life."""
+    max_failures: int = 3
+    """A worker stops when so many shards in a row failed."""
+
+    def __post_init__(self) -> None:
+        _require(self.grace_s >= 0, "workers.grace_s", self.grace_s, "seconds >= 0")
+        for name in ("lease_s", "stuck_s"):
+            _require(getattr(self, name) > 0, f"workers.{name}", getattr(self, name), "a positive number of seconds")
+        _require(self.max_failures > 0, "workers.max_failures", self.max_failures, "at least 1")
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Between two signs of life: a lease is several of these."""
+        return min(10.0, self.lease_s / 6)
 
 
 @dataclass(frozen=True)
@@ -369,6 +394,7 @@ class RunConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     losses: tuple[LossConfig, ...] = (LossConfig(name="ce"),)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)

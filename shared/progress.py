@@ -13,20 +13,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def dump_progress(prepare: Callable[[], tuple[str, int]], root: Path) -> Iterator[Callable[[int, int], None]]:
+def dump_progress(prepare: Callable[[], int], root: Path) -> Iterator[Callable[[int, int], None]]:
     """Shards, token-forwards per second and ETA of a dump.
 
     Args:
-        prepare: makes or reads the plan; returns its hash and its number of shards.
-        root: the cache folder; its finished shards count as done from the start.
+        prepare: makes or reads the plan; returns its number of shards.
+        root: the cache folder; shards with a receipt count as done from the start.
     Yields: a function to call with (shards finished, token-forwards) since the last call.
     """
-    from .cache import shard_is_done
+    from .cache.receipts import listed_receipts
 
     console = Console(stderr=True)
     with console.status("planning: tokenising both sides ..."):
-        plan_hash, total = prepare()
-    done = sum(shard_is_done(root, shard, plan_hash) is not None for shard in range(total))
+        total = prepare()
+    done = len(listed_receipts(root))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())  # fmt: skip
     start, finished, tokens = time.perf_counter(), 0, 0

@@ -4,9 +4,12 @@ A pure function of the plan and the receipts, so whoever finishes last may run i
 manifest vouches for every byte, so each shard's SHA-256 is compared with its receipt before it is written.
 """
 
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from ..shared.cache.manifest import (
     file_entry,
     manifest_parts,
 )
-from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, read_receipt, receipt_path
+from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, listed_receipts, receipt_path
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.vocabulary import VOCABULARY_NAME
@@ -34,19 +37,24 @@ from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
 from .plan import Plan
 from .weights_record import recorded_fingerprint
+from .worker_records import remove_records
+
+MAX_THREADS = 32
+"""That read receipts and hash shards: both wait for the file system most of the time."""
 
 
-def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest | None:
+def finalize(
+    root: Path, plan: Plan, pairing: Pairing | None = None, *, progress: Callable[[], None] = lambda: None
+) -> Manifest | None:
     """Check every shard and write everything that follows from them; the manifest last.
 
-    Args: pairing: that of the plan, if it is open already.
+    Args: pairing: that of the plan, if it is open already. progress: called after each shard.
     Returns: None: not every shard is whole. The receipts of damaged ones are gone now: do these shards again.
     Raises: CacheError: which weights made the shards is not known. OutputError.
     """
-    if discard_damaged(root, plan, full=True):
-        return None
-    receipts = [receipt for receipt in _receipts(root, plan) if receipt is not None]
-    if len(receipts) < plan.num_shards:
+    receipts, damaged = _whole_shards(root, plan, full=True, progress=progress)
+    if damaged or len(receipts) < plan.num_shards:
+        _forget(root, damaged)
         return None
     pairing = pairing or open_pairing(plan.config, teacher_revision=(plan.teacher or {}).get("revision"))
     write_vocabulary(root, pairing.student.token_bytes, pairing.teacher_id())
@@ -68,7 +76,7 @@ def finalize(root: Path, plan: Plan, pairing: Pairing | None = None) -> Manifest
             for s in plan.sources
         ),
         vocabulary=file_entry(root, VOCABULARY_NAME),
-        dropped=dict(plan.dropped),
+        dropped=dict(sorted(sum((Counter(r.left_out) for r in receipts), Counter(plan.dropped)).items())),
         audit=_audit(plan, pairing, receipts),
         **parts,
     )  # fmt: skip
@@ -83,31 +91,45 @@ def discard_damaged(root: Path, plan: Plan, *, full: bool) -> list[int]:
     Args: full: compare every byte's hash; otherwise names and sizes.
     Returns: numbers of these shards.
     """
-    damaged = []
-    for shard, receipt in enumerate(_receipts(root, plan)):
-        if receipt is not None and shard_is_done(root, shard, plan.hash, full=full) is None:
-            receipt_path(root, shard).unlink(missing_ok=True)
-            damaged.append(shard)
-    if damaged:
-        names = ", ".join(map(str, damaged[:8])) + (" ..." if len(damaged) > 8 else "")
-        warnings.warn(f"{root}: shards {names} are missing or damaged and are made again", stacklevel=2)
+    damaged = _whole_shards(root, plan, full=full)[1]
+    _forget(root, damaged)
     return damaged
 
 
+def _whole_shards(
+    root: Path, plan: Plan, *, full: bool, progress: Callable[[], None] = lambda: None
+) -> tuple[list[Receipt], list[int]]:
+    """Receipts of the shards that are whole, in order; numbers of those whose receipt is not to be believed."""
+
+    def looked_at(shard: int) -> Receipt | None:
+        receipt = shard_is_done(root, shard, plan.hash, full=full)
+        progress()
+        return receipt
+
+    listed = sorted(shard for shard in listed_receipts(root) if shard < plan.num_shards)
+    with ThreadPoolExecutor(min(MAX_THREADS, 4 * (os.cpu_count() or 1))) as threads:
+        found = list(threads.map(looked_at, listed))
+    whole = [receipt for receipt in found if receipt is not None]
+    return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
+
+
+def _forget(root: Path, damaged: list[int]) -> None:
+    for shard in damaged:
+        receipt_path(root, shard).unlink(missing_ok=True)
+    if damaged:
+        names = ", ".join(map(str, damaged[:8])) + (" ..." if len(damaged) > 8 else "")
+        warnings.warn(f"{root}: shards {names} are missing or damaged and are made again", stacklevel=3)
+
+
 def tidy(root: Path) -> None:
-    """Remove what killed workers left behind: claims, and temporary files of processes that are dead."""
+    """Remove what workers left behind: claims, records, and temporary files of processes that are dead."""
     remove_claims(root)
+    remove_records(root)
     for folder in (root, root / "data", root / AUDIT_FOLDER, root / "receipts"):
         for path in leftovers(folder / "*"):
             owner = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", path.name)
             if owner and not is_alive(int(owner[1])):
                 path.unlink(missing_ok=True)
-
-
-def _receipts(root: Path, plan: Plan) -> list[Receipt | None]:
-    """Receipts of this plan by shard; None where there is none."""
-    receipts = [read_receipt(root, shard) for shard in range(plan.num_shards)]
-    return [r if r and r.plan_hash == plan.hash and r.shard == i else None for i, r in enumerate(receipts)]
 
 
 def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> SignalInfo:

@@ -8,7 +8,7 @@ from an existing plan is refused by name.
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -132,9 +132,10 @@ class Plan:
         return totals["teacher_tokens"] + totals["teacher_maskable"] * passes
 
 
-def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
+def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None) -> tuple[Plan, Pairing]:
     """Pin the sources, tokenise every conversation on both sides and cut the usable ones into shards.
 
+    Args: progress: called after each conversation.
     Raises: DataError, ConfigError: see `open_conversations` and `open_pairing`; no usable sample is left.
     """
     sources = pin_sources(parse_sources(config.data.source))
@@ -145,6 +146,7 @@ def make_plan(config: RunConfig) -> tuple[Plan, Pairing]:
     dropped: Counter[str] = Counter()
     samples, counts = [], Counter()
     for row in chosen_rows(len(conversations), config.data):
+        progress()
         conversation = conversations[row]
         try:
             sample = pairing.encode(conversation)

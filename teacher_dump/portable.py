@@ -39,13 +39,17 @@ def portable_sources(sources: Sequence[Source]) -> tuple[Source, ...]:
 
 
 def planned_settings(config: RunConfig) -> dict[str, Any]:
-    """The part of a configuration that decides bytes: where the student's weights lie does not, its tokenizer does."""
+    """The part of a configuration that decides bytes: where the student's weights lie does not, its tokenizer does.
+
+    `data.skip_bad` permits to go on and decides nothing: without it there is no plan of data with bad rows and no shard
+    with a bad sample, so what is there is the same. A dump that met one therefore goes on with it.
+    """
     student, teacher, data = config.student, config.teacher, config.data
     sources = portable_sources(parse_sources(data.source))
     tree = to_tree(
         replace(
             config,
-            data=replace(data, source="+".join(map(str, sources))),
+            data=replace(data, source="+".join(map(str, sources)), skip_bad=False),
             student=replace(student, path="", tokenizer=portable_name(student.tokenizer or student.path)),
             teacher=replace(
                 teacher, path=portable_name(teacher.path),

@@ -5,9 +5,13 @@
 3. micro-batches fixed by the plan's token budget: prefill each group of samples once, then score its passes
 4. answers -> `ViewRow`s -> a temporary file, fsynced, read back, renamed; so too the audit of some -> a receipt
 
-Doing a shard twice is harmless: the same bytes come out.
+Doing a shard twice is harmless: the same bytes come out. A sample that cannot be asked or answered is an error that
+names it, or, with `data.skip_bad`, left out and counted: what it is left out of is a function of plan and shard too,
+because micro-batches are cut before anything is answered and one sample's rows never touch another's.
 """
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +22,15 @@ from ..shared.cache import Layout, Receipt, shard_name, write_receipt, write_sha
 from ..shared.cache.audit import audit_name, write_audit
 from ..shared.conversations import ConversationReader
 from ..shared.errors import DataError
-from ..shared.tokens import Dropped, PairedSample
+from ..shared.tokens import PairedSample
 from .pairing import Pairing
 from .plan import Plan, PlannedSample
 from .teacher import Context, Pass, Teacher
-from .views import Sample, View, draw_views
+from .views import SKIP, NotNumbers, Sample, View, draw_views
 
 Progress = Callable[[int], None]
+UNANSWERED, UNUSABLE = "teacher's answer is not a number", "cannot be tokenised"
+"""Why a sample is left out, in the manifest's words."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,18 @@ class ShardTask:
         Raises: DataError: the data changed since the plan was made, or the teacher's answers are not numbers.
             OutputError: see `write_shard`.
         """
-        first = shard * self.plan.config.shards.samples_per_shard
-        views = self.draw(first, self.plan.shard_samples(shard))
-        self.ask(views, progress)
+        first, left_out = shard * self.plan.config.shards.samples_per_shard, dict[str, str]()
+        drawn = self.draw(first, self.plan.shard_samples(shard), left_out)
+        self.ask(drawn, progress, left_out)
+        views = [view for of_sample in drawn for view in of_sample if view.sample.sample_id not in left_out]
         name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
-        rows = (view.row() for of_sample in views for view in of_sample)
+        rows = (view.row() for view in views)
         statistics = write_shard(root / name, rows, cache_layout(self.plan), plan_hash=plan_hash, shard=shard)
-        audit = self._write_audit(root, shard, [view for of_sample in views for view in of_sample])
-        return write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit)
+        audit = self._write_audit(root, shard, views)
+        return write_receipt(
+            root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit,
+            left_out=Counter(left_out.values()),
+        )  # fmt: skip
 
     def _write_audit(self, root: Path, shard: int, views: Sequence[View]) -> str | None:
         """The audit file of a shard, or None and no file if none of its targets is audited."""
@@ -61,31 +71,49 @@ class ShardTask:
         write_audit(root / name, rows, cache_layout(self.plan), plan_hash=self.plan.hash, shard=shard)
         return name
 
-    def draw(self, first: int, planned: Sequence[PlannedSample]) -> list[list[View]]:
-        """All views of consecutive samples of the plan, unanswered; `first`: position of the first one in the plan.
+    def draw(
+        self, first: int, planned: Sequence[PlannedSample], left_out: dict[str, str] | None = None
+    ) -> list[list[View]]:
+        """All views of consecutive samples of the plan, unanswered.
 
+        Args:
+            first: position of the first one in the plan.
+            left_out: reasons by sample id; gains those that `data.skip_bad` lets pass.
         Raises: DataError: the data changed since the plan was made.
         """
         plan = self.plan
         signal = None if plan.signal_kind == "none" else plan.config.signal
-        return list(draw_views(self._samples(first, planned), plan.config.noise, signal=signal, k=self._top_k))
+        samples = self._samples(first, planned, {} if left_out is None else left_out)
+        return list(draw_views(samples, plan.config.noise, signal=signal, k=self._top_k))
 
     @property
     def _top_k(self) -> int:
         return self.plan.config.signal.top_k if self.plan.signal_kind == "topk" else 0
 
-    def _samples(self, first: int, planned: Sequence[PlannedSample]) -> list[Sample]:
+    def _samples(self, first: int, planned: Sequence[PlannedSample], left_out: dict[str, str]) -> list[Sample]:
         samples = []
         for index, one in enumerate(planned, start=first):
+            conversation = self.conversations.read(*one)
             try:
-                paired = self.pairing.encode(self.conversations.read(*one))
-            except Dropped as error:
-                raise DataError(
+                paired = self.pairing.encode(conversation)
+            except Exception as error:  # tokenizers and chat templates are other people's code
+                self._leave_out(one.sample_id, UNUSABLE, left_out, DataError(
                     f"sample {one.sample_id} was planned and cannot be used now ({error}): the tokenizers changed "
-                    "since the plan was made; restore them, or dump into another folder"
-                ) from error
+                    f"since the plan was made; restore them, or dump into another folder. {SKIP}"
+                ), error)  # fmt: skip
+                continue
             samples.append(Sample(one.sample_id, index, paired, self._is_target(paired)))
         return samples
+
+    def _leave_out(
+        self, sample_id: str, reason: str, left_out: dict[str, str], error: DataError, cause: Exception | None = None
+    ) -> None:
+        """Note a sample that this shard will not hold. Raises: `error`, unless `data.skip_bad` permits to go on."""
+        if not self.plan.config.data.skip_bad:
+            raise error from cause
+        if sample_id not in left_out:
+            warnings.warn(f"sample {sample_id} is left out: {reason}", stacklevel=2)
+        left_out.setdefault(sample_id, reason)
 
     def _is_target(self, paired: PairedSample) -> np.ndarray:
         """[c] bool: one token on each side, and the loss support holds that pair."""
@@ -96,10 +124,18 @@ class ShardTask:
         student_ids = self.pairing.student_id[paired.teacher.x_0[chunks[:, 0]]]
         return single & (student_ids == paired.student.x_0[chunks[:, 2]])
 
-    def ask(self, views: Sequence[Sequence[View]], progress: Progress = lambda tokens: None) -> None:
-        """Fill the views with answers, in micro-batches that depend on the shard and the plan's token budget alone."""
+    def ask(
+        self, views: Sequence[Sequence[View]], progress: Progress = lambda tokens: None,
+        left_out: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Fill the views with answers, in micro-batches that depend on the shard and the plan's token budget alone.
+
+        Args: left_out: reasons by sample id; gains those that `data.skip_bad` lets pass.
+        Raises: NotNumbers: an answer is not a finite number.
+        """
         if self.teacher is None:
             return
+        left_out = {} if left_out is None else left_out
         teacher, samples = self.teacher, [of_sample[0].sample for of_sample in views]
         budget, reported = self.plan.config.teacher.tokens_per_batch, teacher.num_token_forwards
         for group in by_tokens([len(sample.paired.teacher.x_0) for sample in samples], budget):
@@ -112,11 +148,13 @@ class ShardTask:
             context = teacher.prefill([samples[i].paired.teacher.x_0 for i in group], num_blocks)
             prefix = context.labels.stream.shape[1]
             for part in by_tokens([prefix + teacher.num_touched(one.masked) for _, one in asked], budget):
-                self._score(teacher, context, [asked[i] for i in part])
+                self._score(teacher, context, [asked[i] for i in part], left_out)
                 progress(teacher.num_token_forwards - reported)
                 reported = teacher.num_token_forwards
 
-    def _score(self, teacher: Teacher, context: Context, batch: Sequence[tuple[View, Pass]]) -> None:
+    def _score(
+        self, teacher: Teacher, context: Context, batch: Sequence[tuple[View, Pass]], left_out: dict[str, str]
+    ) -> None:
         """One forward: hand each view its part of the answers."""
         temperatures = self.plan.config.signal.temperatures if self._top_k else ()
         answers = teacher.score(context, [one for _, one in batch], k=self._top_k, temperatures=temperatures)
@@ -131,17 +169,20 @@ class ShardTask:
         for view, one in batch:
             gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
             target_start, target_end = target_end, target_end + int(one.target.sum())
-            of_pass = slice(target_start, target_end)
-            view.keep(
-                one,
-                gold_logp[gold_start:gold_end],
-                top_ids[of_pass],
-                top_logp[of_pass],
-                log_z[of_pass],
-                log_tail[of_pass],
-            )
             dense_start, dense_end = dense_end, dense_end + (0 if one.audited is None else int(one.audited.sum()))
-            view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
+            of_pass = slice(target_start, target_end)
+            try:
+                view.keep(
+                    one,
+                    gold_logp[gold_start:gold_end],
+                    top_ids[of_pass],
+                    top_logp[of_pass],
+                    log_z[of_pass],
+                    log_tail[of_pass],
+                )
+                view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
+            except NotNumbers as error:
+                self._leave_out(view.sample.sample_id, UNANSWERED, left_out, error)
 
 
 def cache_layout(plan: Plan) -> Layout:

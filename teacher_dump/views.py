@@ -18,6 +18,12 @@ from ..shared.tokens import PairedSample
 from .comp_demo import passes
 from .teacher import Pass
 
+SKIP = "Or go on without such samples: --skip-bad (data.skip_bad=true) leaves them out and counts them"
+
+
+class NotNumbers(DataError):
+    """The teacher's answer to a sample holds NaN or infinite values."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -76,12 +82,13 @@ class View:
     ) -> None:  # fmt: skip
         """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
 
-        Raises: DataError: an answer is not a finite number.
+        Raises: NotNumbers: an answer is not a finite number.
         """
         if not all(np.isfinite(values).all() for values in (gold_logp, top_logp, log_z)):
-            raise DataError(
+            raise NotNumbers(
                 f"sample {self.sample.sample_id}, view {self.view}: the teacher's answer holds NaN or infinite "
-                "log-probabilities; its weights are damaged or overflow in teacher.dtype, try teacher.dtype=float32"
+                "log-probabilities; its weights are damaged or overflow in teacher.dtype, try teacher.dtype=float32. "
+                f"{SKIP}"
             )
         self.gold_logp[asked.answered] = gold_logp
         at = np.searchsorted(self.targets[:, 0], np.flatnonzero(asked.target))

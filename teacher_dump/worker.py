@@ -1,62 +1,162 @@
 """A worker: opens the teacher once and pulls undone shards until none is left.
 
-Workers share nothing but the cache folder. One that dies costs at most the shard it was busy with; running the same
-command again continues. Whoever finds every shard done writes the manifest (finalize.py).
+Workers share nothing but the cache folder (board.py). One that dies costs at most the shard it was busy with; running
+the same command again continues. Whoever finds every shard done writes the manifest (finalize.py).
+
+A shard that fails (the device's memory is exhausted, twice; an error nobody foresaw) is left to the others, and the
+worker takes the next; three in a row end it. What would fail every shard (a full disk, other data, other weights) or
+must not be passed over in silence (a sample that cannot be answered, without `data.skip_bad`) ends it at once.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 
-from ..shared.cache import shard_is_done
-from ..shared.cache.manifest import MANIFEST_NAME
+from ..shared.cache import Receipt
 from ..shared.config import RunConfig
+from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
-from .claims import claim
+from .board import Board
 from .finalize import finalize, tidy
 from .placement import open_placed
 from .plan import Plan, open_samples, read_plan
 from .shard_task import ShardTask
+from .stopping import Stop
 from .teacher import Teacher
 from .weights_record import require_same_weights
 
-WAIT_S = 0.5
+MIN_WAIT_S, MAX_WAIT_S = 0.1, 10.0
+"""Between two looks at the folder while others are busy with all that is left; it grows by half each time."""
 
 Report = Callable[[int, int], None]
 """Called with (shards finished by this worker, token-forwards) since the last call."""
 
 
-def work(root: Path, config: RunConfig, *, report: Report = lambda shards, tokens: None) -> None:
+class OutOfDeviceMemory(Unavailable):
+    """The teacher's memory did not suffice for one micro-batch, also after a second try."""
+
+
+class Worker:
+    """One worker, shard by shard.
+
+    Args:
+        config: of the command; the plan's settings, with the paths where things lie here.
+        name: among the workers; None: host and process.
+    Raises: CacheError: no plan, or not this one.
+    """
+
+    def __init__(self, root: Path, config: RunConfig, *, stop: Stop | None = None, name: str | None = None) -> None:
+        self.root, self.plan = root, read_plan(root).at(config, root)
+        self.stop = stop or Stop(config.workers.grace_s)
+        self.board = Board(root, self.plan.hash, self.plan.num_shards, config.workers, worker=name)
+        self.task: ShardTask | None = None
+        self._failures: dict[int, Exception] = {}
+        self._in_a_row: list[int] = []
+        self._wait_s = MIN_WAIT_S
+
+    def step(self, report: Report) -> bool:
+        """Do one shard, or the manifest, or wait for others a moment; False: the cache is complete.
+
+        Raises: TideError: see `open_task`, `ShardTask.run`, `finalize`; TryAgain: asked to stop.
+        """
+        self.stop.check()
+        if self.board.is_complete():
+            return False
+        left = self.board.left()
+        mine = [shard for shard in left if shard not in self._failures]
+        if left and not mine:
+            raise list(self._failures.values())[-1]
+        if self._do_one(mine, report) if left else self._commit():
+            self._wait_s = MIN_WAIT_S
+        elif not self.board.is_complete():
+            self.stop.sleep(self._wait_s)
+            self._wait_s = min(MAX_WAIT_S, 1.5 * self._wait_s)
+        return True
+
+    def _do_one(self, shards: list[int], report: Report) -> bool:
+        """Do one of these shards; False: others hold all of them."""
+        free = self.board.free(shards)
+        if not free:
+            return False
+        if self.task is None:  # before a claim: loading takes long, and others could do the shard meanwhile
+            self.board.say("loading")
+            self.task = open_task(self.root, self.plan)
+        with self.board.take_one(free) as shard:
+            if shard is None:
+                return False
+            try:
+                with self.stop.finishing():
+                    receipt = self._attempt(self.task, shard, report)
+                    self.board.finished()
+                    report(1, 0)
+                    self._in_a_row = [] if receipt.rows else [*self._in_a_row, shard]
+            except Exception as error:
+                if isinstance(error, TideError) and not isinstance(error, OutOfDeviceMemory):
+                    raise
+                self._pass_over(shard, error)
+        if len(self._in_a_row) >= self.board.workers.max_failures and shard not in self._failures:
+            raise DataError(
+                f"shards {_listed(self._in_a_row)}: not one sample of them could be answered. The teacher's weights "
+                "are damaged or overflow in teacher.dtype: look at it before you leave out more"
+            )
+        return True
+
+    def _attempt(self, task: ShardTask, shard: int, report: Report) -> Receipt:
+        """Run the shard; a second time, with all caches cleared, if the device's memory did not suffice."""
+
+        def progress(tokens: int) -> None:
+            self.board.progress(tokens)
+            report(0, tokens)
+            self.stop.check()
+
+        try:
+            return task.run(self.root, shard, progress)
+        except torch.OutOfMemoryError:
+            pass  # the handler must be left first: the error's frames hold tensors
+        clear_device_cache(garbage_collection=True)
+        try:
+            return task.run(self.root, shard, progress)
+        except torch.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(
+                f"shard {shard}: the device's memory does not suffice ({str(error)[:200]}), also after a second try. "
+                "Either lower teacher.tokens_per_batch (it is part of the plan: give a new --out), or keep the plan "
+                "and raise teacher.devices_per_replica; teacher.quantization=nf4 makes the weights small, and a new "
+                "plan. Micro-batches are never shrunk silently, because that would change bytes"
+            ) from error
+
+    def _pass_over(self, shard: int, error: Exception) -> None:
+        """Leave a failed shard to other workers; raises the error if it is one too many in a row."""
+        self._failures[shard] = error
+        self._in_a_row.append(shard)
+        self.board.failed(shard, error)
+        if len(self._in_a_row) >= self.board.workers.max_failures:
+            error.add_note(f"shards {_listed(self._in_a_row)} failed one after another: this worker stops")
+            raise error
+
+    def _commit(self) -> bool:
+        """Write the manifest, unless another worker is at it; False: it is."""
+        with self.board.holding("manifest") as mine:
+            if mine and not self.board.is_complete():
+                self.board.say("finishing")
+                finalize(self.root, self.plan, self.task.pairing if self.task else None, progress=self.board.progress)
+            return mine
+
+
+def work(
+    root: Path, config: RunConfig, *, report: Report = lambda shards, tokens: None, stop: Stop | None = None
+) -> None:
     """Do undone shards until the cache is complete; those of a worker that dies are taken over.
 
     Args: config: of the command; the plan's settings, with the paths where things lie here.
-    Raises: TideError: see `open_task`, `ShardTask.run`, `finalize`.
+    Raises: TideError: see `Worker.step`.
     """
-    plan = read_plan(root).at(config, root)
-    task: ShardTask | None = None
-    undone = list(range(plan.num_shards))
-    while not (root / MANIFEST_NAME).exists():
-        worked = False
-        undone = [shard for shard in undone if not shard_is_done(root, shard, plan.hash)]
-        for shard in undone:
-            if shard_is_done(root, shard, plan.hash):
-                continue
-            with claim(root, f"{shard:05d}") as mine:
-                if mine and not shard_is_done(root, shard, plan.hash):
-                    task = task or open_task(root, plan)
-                    task.run(root, shard, lambda tokens: report(0, tokens))
-                    report(1, 0)
-                    worked = True
-        if not undone:
-            with claim(root, "manifest") as mine:
-                if mine and not finalize(root, plan, task.pairing if task else None):
-                    undone = list(range(plan.num_shards))
-                    worked = True
-        if not worked and not (root / MANIFEST_NAME).exists():
-            time.sleep(WAIT_S)
+    worker = Worker(root, config, stop=stop)
+    with worker.board.present():
+        while worker.step(report):
+            pass
     tidy(root)
 
 
@@ -81,3 +181,7 @@ def open_task(root: Path, plan: Plan) -> ShardTask:
         audit_ids = torch.from_numpy(teacher_id[teacher_id >= 0].astype(np.int64))
     teacher = Teacher(model, pairing.spec, support=support, audit_ids=audit_ids)
     return ShardTask(plan, conversations, pairing, teacher)
+
+
+def _listed(shards: list[int]) -> str:
+    return ", ".join(map(str, shards))

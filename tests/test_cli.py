@@ -15,7 +15,7 @@ from tide.shared.progress import dump_progress, train_progress
 
 COMMANDS = [
     "plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "merge-caches",
-    "push-cache", "pull-cache", "generate",
+    "push-cache", "pull-cache", "generate", "status",
     "cache-to-datasets", "demo", "doctor",
 ]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
@@ -157,7 +157,7 @@ def test_a_closed_pipe_is_no_bug(tmp_path):
 
 
 def test_progress_in_a_log_is_one_line_per_shard_or_step_on_stderr(tmp_path, capsys):
-    with dump_progress(lambda: ("plan hash", 4), tmp_path) as report:
+    with dump_progress(lambda: 4, tmp_path) as report:
         report(0, 1000)
         report(1, 0)
         report(2, 5000)

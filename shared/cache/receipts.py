@@ -4,7 +4,9 @@ A shard counts as done when receipt and file agree. Doing it twice is harmless, 
 of another plan simply means: not done.
 """
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import to_tree
@@ -35,7 +37,9 @@ class AuditEntry:
 class Receipt:
     """What a finished shard is: `name` relative to the cache folder, SHA-256 and bytes of the file, its statistics.
 
-    Args: audit: of its audited targets; None: it has none.
+    Args:
+        audit: of its audited targets; None: it has none.
+        left_out: planned samples that are not in it, by reason (`data.skip_bad`).
     """
 
     plan_hash: str
@@ -45,7 +49,8 @@ class Receipt:
     bytes: int
     rows: int
     statistics: ShardStatistics
-    audit: AuditEntry | None
+    audit: AuditEntry | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def receipt_path(root: str | Path, shard: int) -> Path:
@@ -53,9 +58,19 @@ def receipt_path(root: str | Path, shard: int) -> Path:
     return Path(root) / "receipts" / f"{shard:05d}.json"
 
 
+def listed_receipts(root: str | Path) -> set[int]:
+    """Numbers of the shards that have a receipt, by one listing; whether it agrees with its file is not looked at."""
+    try:
+        names = os.listdir(Path(root) / "receipts")
+    except OSError:
+        return set()
+    return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()}
+
+
 def write_receipt(
-    root: str | Path, name: str, *, shard: int, plan_hash: str, statistics: ShardStatistics, audit: str | None = None
-) -> Receipt:
+    root: str | Path, name: str, *, shard: int, plan_hash: str, statistics: ShardStatistics, audit: str | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> Receipt:  # fmt: skip
     """Hash the finished shard `root / name` and write its receipt atomically.
 
     Args: audit: name of its audit, if it has one.
@@ -64,7 +79,7 @@ def write_receipt(
     path = file_inside(Path(root), name)
     receipt = Receipt(
         plan_hash, shard, name, sha256_file(path), path.stat().st_size, statistics.rows, statistics,
-        None if audit is None else _audit_entry(Path(root), audit),
+        None if audit is None else _audit_entry(Path(root), audit), dict(left_out or {}),
     )  # fmt: skip
     atomic_write(receipt_path(root, shard), readable_json(to_tree(receipt)))
     return receipt

@@ -1,16 +1,18 @@
 """`--launcher env`: this process is one rank of a job that accelerate, torchrun or Slurm started.
 
-Rank and world size come from the environment. There is no process group: ranks meet in the cache folder only, so any
-of them may die or come later. Rank 0 makes the plan; the others wait for it to appear.
+The rank comes from the environment. There is no process group: ranks meet in the cache folder only, so any of them may
+die, come later or be alone. Whoever comes first makes the plan; the others wait for it.
 """
 
+import contextlib
 import os
-import time
 from pathlib import Path
 
 from ...shared.cache.manifest import PLAN_NAME
 from ...shared.config import RunConfig
-from ...shared.errors import TryAgain
+from ..board import Board
+from ..plan import make_plan, write_plan
+from ..stopping import Stop
 from ..worker import Report, work
 
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
@@ -24,21 +26,29 @@ def rank_from_environment() -> int:
     return 0
 
 
-def wait_for_plan(root: Path, *, timeout_s: float = 1800.0) -> None:
-    """Wait until rank 0 has written the plan.
+def plan_once(root: Path, config: RunConfig, stop: Stop, *, look_again_s: float = 0.5) -> None:
+    """Make the plan below `root`, or wait for the rank that is at it.
 
-    Raises: TryAgain: it did not appear in time.
+    Raises: DataError, ConfigError: see `make_plan`. TryAgain: asked to stop.
     """
-    deadline = time.monotonic() + timeout_s
-    while not (root / PLAN_NAME).exists():
-        if time.monotonic() > deadline:
-            raise TryAgain(
-                f"{root}: no {PLAN_NAME} after {timeout_s:.0f} s; is rank 0 running, on the same file system? "
-                "Start the job again"
-            )
-        time.sleep(0.5)
+    board = Board(root, "", 0, config.workers)
+    try:
+        with board.present():
+            while not (root / PLAN_NAME).exists():
+                with board.holding("plan") as mine:
+                    if mine and not (root / PLAN_NAME).exists():
+                        board.say("planning")
+                        plan, _ = make_plan(config, progress=board.progress)
+                        write_plan(root, plan)
+                if not mine:
+                    stop.sleep(look_again_s)
+    except BaseException:
+        for folder in (board.claims.folder, root):  # nothing was begun: leave nothing, unless others are at it
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
-def run_env(root: Path, config: RunConfig, *, report: Report) -> None:
+def run_env(root: Path, config: RunConfig, *, report: Report, stop: Stop) -> None:
     """Pull shards as one rank until the cache is complete; every rank finds things where its own command says."""
-    work(root, config, report=report)
+    work(root, config, report=report, stop=stop)

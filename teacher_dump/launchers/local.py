@@ -20,7 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ...shared.config import RunConfig
-from ...shared.errors import TideError, TryAgain
+from ...shared.errors import OutputError, TideError, TryAgain
+from ..stopping import Stop
 from ..worker import Report, work
 
 START_METHOD = "forkserver"
@@ -35,17 +36,24 @@ class _Worker:
     finished: bool = False
 
 
-def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report) -> None:
+def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
     """Work until the cache is complete.
 
     Args: num_workers: processes; 1 works in this process.
-    Raises: TryAgain: every worker ended, and shards are left. TideError: what a worker reported, if none finished.
+    Raises: TryAgain: asked to stop, or every worker ended, and shards are left. OutputError: a worker cannot write, so
+        none can. TideError: what a worker reported, if none finished.
     """
     if num_workers == 1:
-        work(root, config, report=report)
+        work(root, config, report=report, stop=stop)
         return
     with _started(root, config, num_workers) as workers:
-        _listen(workers, report)
+
+        def pass_on() -> None:
+            for worker in workers:
+                worker.process.terminate()
+
+        with stop.finishing(pass_on):
+            _listen(workers, report)
     failures = [f"{w.process.name}: {w.error or _ending(w.process)}" for w in workers if not w.finished]
     if not any(worker.finished for worker in workers):
         for worker in workers:
@@ -78,14 +86,14 @@ def _started(root: Path, config: RunConfig, num_workers: int) -> Iterator[list[_
         yield workers
     finally:
         for worker in workers:
-            worker.process.terminate()
+            worker.process.kill()  # nothing is lost, and Ctrl-C should not wait for a shard
         for worker in workers:
             worker.process.join()
             worker.messages.close()
 
 
 def _listen(workers: list[_Worker], report: Report) -> None:
-    """Take messages until every pipe is closed."""
+    """Take messages until every pipe is closed. Raises: OutputError: of the first worker that cannot write."""
     open_pipes = {worker.messages: worker for worker in workers}
     while open_pipes:
         for pipe in wait(list(open_pipes)):
@@ -98,6 +106,8 @@ def _listen(workers: list[_Worker], report: Report) -> None:
                 continue
             if message is None:
                 worker.finished = True
+            elif isinstance(message, OutputError):
+                raise message
             elif isinstance(message, TideError):
                 worker.error = message
             else:
@@ -112,11 +122,12 @@ def _ending(process: BaseProcess) -> str:
 def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
     """The worker process. Sends progress, then None or a TideError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["LOCAL_RANK"] = str(rank)
+    stop = Stop(config.workers.grace_s)
     try:
-        work(Path(root), config, report=lambda *progress: messages.send(progress))
+        with stop.on_signals(second_ends=False):
+            work(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
         messages.send(None)
     except TideError as error:
         messages.send(error)

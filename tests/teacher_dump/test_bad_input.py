@@ -18,6 +18,7 @@ from tide.shared.cache import read_manifest
 from tide.shared.errors import OutputError
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.shard_task import ShardTask
+from tide.teacher_dump.worker_records import read_records
 from tiny_runs import settings, tiny_config
 
 Tide = Callable[..., tuple[int, str, str]]
@@ -179,7 +180,10 @@ def fails_at_the_weights(tide: Tide, root: Path, *message: str) -> None:
     missing = [part for part in message if part not in err]
     assert not missing, f"{missing} not in {err}"
     assert (code, out) == (BAD_DATA, "")
-    assert {name for name, kind in file_hashes(root / "cache").items() if kind != "folder"} == {"plan.json"}
+    files = {name for name, kind in file_hashes(root / "cache").items() if kind != "folder"}
+    assert {name for name in files if not name.startswith("workers/")} == {"plan.json"}
+    (record,) = read_records(root / "cache")  # `tide status` tells what happened
+    assert all(part in (record[0].error or "") for part in message)
 
 
 def test_missing_weights(tide, mine):

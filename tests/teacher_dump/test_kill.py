@@ -5,6 +5,7 @@ down, so that kills fall between writing and renaming too.
 """
 
 import contextlib
+import importlib
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from tide.shared.config import RunConfig
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
+from tide.teacher_dump.shard_task import ShardTask
 from tiny_runs import tiny_config
 
 
@@ -39,16 +41,31 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kill_and_restart(config: RunConfig, folder: Path, *, num_kills: int, num_workers: int, seed: int) -> None:
-    """Dump, kill, check, and so on; a cache that is complete before it is killed is checked and begun anew."""
+    """Dump, kill, check, and so on; a cache that is complete before it is killed is checked and begun anew.
+
+    A log of every shard that was begun says how much was done again: at most one shard for each worker that died.
+    """
     start = time.monotonic()
     assert join(fork(partial(dump_teacher, config, folder / "expected", num_workers=num_workers))) == [0]
     whole_s = time.monotonic() - start
     expected, rng = file_hashes(folder / "expected"), random.Random(seed)
     num_shards = read_plan(folder / "expected").num_shards
-    root, done, kills, states = folder / "cache", 0, 0, set()
+    root, log, done, kills, states = folder / "cache", folder / "calls", 0, 0, set()
+    deaths, num_dumps = 0, 1
+    run = ShardTask.run
+
+    def logged(self, *arguments):
+        with log.open("a") as file:
+            file.write(f"{arguments[1]}\n")  # one write: lines of several processes never mix
+        return run(self, *arguments)
+
+    def command(root: Path) -> None:
+        ShardTask.run = logged
+        dump_teacher(config, root, num_workers=num_workers)
+
     in_the_middle = False  # a shared machine's speed varies: go on (within bounds) until a kill met a half-done dump
     while kills < num_kills or not (in_the_middle or kills > 5 * num_kills):
-        child = fork(partial(dump_teacher, config, root, num_workers=num_workers), group=0)
+        child = fork(partial(command, root), group=0)
         time.sleep(rng.uniform(0.05, 0.9) * whole_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
@@ -58,13 +75,16 @@ def kill_and_restart(config: RunConfig, folder: Path, *, num_kills: int, num_wor
         assert now >= done, "a finished shard was lost"
         whole_s *= (1.2 if now == done else 1.0) if killed else 0.7
         done, states = now, states | {now}
+        deaths += killed * num_workers
         in_the_middle = any(0 < state < num_shards for state in states)
         if (root / "manifest.json").exists():
             dump_teacher(config, root)
             assert file_hashes(root) == expected
-            root, done = folder / f"cache-{kills}", 0
-    dump_teacher(config, root)
+            root, done, num_dumps = folder / f"cache-{kills}", 0, num_dumps + 1
+    assert join(fork(partial(command, root))) == [0]
     assert file_hashes(root) == expected
+    num_begun = len(log.read_text().splitlines())
+    assert num_begun <= num_dumps * num_shards + deaths, "more was done again than one shard for each dead worker"
     assert in_the_middle, f"no kill fell into the middle: {states}, {whole_s} s"
 
 
@@ -76,14 +96,15 @@ def test_a_dump_killed_at_three_random_moments_ends_with_the_same_bytes(tiny_roo
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("slow_disk")
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("seed", [2, 3])
-def test_a_dump_killed_at_ten_random_moments_ends_with_the_same_bytes(
+def test_a_dump_killed_at_a_hundred_random_moments_ends_with_the_same_bytes(
     tiny_root, tmp_path, monkeypatch, num_workers, seed
 ):
     monkeypatch.setattr(local, "START_METHOD", "fork")
     config = tiny_config(tiny_root, shards__samples_per_shard=1, noise__views=2)
-    kill_and_restart(config, tmp_path, num_kills=10, num_workers=num_workers, seed=seed)
+    kill_and_restart(config, tmp_path, num_kills=25, num_workers=num_workers, seed=seed)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -115,3 +136,53 @@ def test_a_kill_at_every_rename_leaves_a_cache_that_continues(tiny_root, tmp_pat
     assert (root / "manifest.json").exists()
     dump_teacher(config, root)
     assert file_hashes(root) == expected
+
+
+MOMENTS = {
+    "between a shard's rename and its receipt": ("tide.teacher_dump.shard_task", "write_receipt", False),
+    "after a receipt": ("tide.teacher_dump.shard_task", "write_receipt", True),
+    "in the middle of finalize": ("tide.teacher_dump.finalize", "write_card", False),
+    "before the manifest": ("tide.teacher_dump.finalize", "write_manifest", False),
+    "after the manifest, before the tidying": ("tide.teacher_dump.finalize", "write_manifest", True),
+    "in the middle of the tidying": ("tide.teacher_dump.finalize", "remove_records", False),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_a_chosen_moment_costs_at_most_one_shard(tiny_root, tmp_path, moment):
+    """The moments that random kills meet too rarely; a call log says what was done again."""
+    config = tiny_config(tiny_root, shards__samples_per_shard=2, noise__views=1)
+    dump_teacher(config, tmp_path / "expected")
+    expected, num_shards = file_hashes(tmp_path / "expected"), read_plan(tmp_path / "expected").num_shards
+    root, log, run = tmp_path / "cache", tmp_path / "calls", ShardTask.run
+    module_name, name, after = MOMENTS[moment]
+
+    def logged(self, *arguments):
+        with log.open("a") as file:
+            file.write(f"{arguments[1]}\n")
+        return run(self, *arguments)
+
+    def dump_and_die() -> None:
+        ShardTask.run = logged
+        module = importlib.import_module(module_name)
+        real = getattr(module, name)
+
+        def die(*arguments, **options):
+            if after:
+                real(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(module, name, die)
+        dump_teacher(config, root)
+
+    def dump() -> None:
+        ShardTask.run = logged
+        dump_teacher(config, root)
+
+    assert join(fork(dump_and_die)) == [-signal.SIGKILL]
+    require_sound_files(root)
+    assert join(fork(dump)) == [0]
+    assert file_hashes(root) == expected
+    begun = [int(line) for line in log.read_text().splitlines()]
+    assert sorted(set(begun)) == list(range(num_shards))
+    assert len(begun) <= num_shards + (moment == "between a shard's rename and its receipt")

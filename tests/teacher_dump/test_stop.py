@@ -19,16 +19,24 @@ SMALL = {"shards.samples_per_shard": 1, "noise.views": 1}
 
 @pytest.fixture
 def start(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """start(num_workers) -> process id of the command line in a group of its own, in the middle of its dump."""
+    """start(num_workers) -> process id of the command line in a group of its own, in the middle of its dump.
+
+    The second shard and those after it take `shard_s`, in steps of a micro-batch, or in one piece if they `hang`.
+    """
     monkeypatch.setattr(local, "START_METHOD", "fork")
     run = ShardTask.run
 
-    def slow(self, root, shard, progress=lambda tokens: None):
-        time.sleep(0.4)
-        return run(self, root, shard, progress)
+    def start(num_workers: int, *, shard_s: float = 0.4, grace_s: float = 30.0, hang: bool = False) -> int:
+        def slow(self, root, shard, progress=lambda tokens: None):
+            end = time.monotonic() + (shard_s if shard >= num_workers else 0.4)
+            (tmp_path / f"began-{shard}").touch()
+            while time.monotonic() < end:
+                time.sleep(end - time.monotonic() if hang else 0.05)
+                progress(1)
+            return run(self, root, shard, progress)
 
-    def start(num_workers: int) -> int:
-        arguments = [text for item in settings(tiny_root, **SMALL) for text in ("--set", item)]
+        more = {"workers.grace_s": grace_s}
+        arguments = [text for item in settings(tiny_root, **SMALL, **more) for text in ("--set", item)]
         out = ["--workers", str(num_workers), "--out", str(tmp_path / "cache")]
 
         def command() -> None:
@@ -96,5 +104,59 @@ def test_workers_end_with_a_command_that_is_killed(tiny_root, tmp_path, start):
     child = start(2)
     os.kill(child, signal.SIGKILL)
     assert join(child) == [-signal.SIGKILL]
+    require_empty_group(child)
+    require_continuation(tiny_root, tmp_path)
+
+
+def began(tmp_path: Path, shard: int) -> None:
+    """Wait until the shard is being done."""
+    deadline = time.monotonic() + 30
+    while not (tmp_path / f"began-{shard}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_the_shard_in_hand_is_finished_within_the_grace(tiny_root, tmp_path, start, num_workers, number):
+    child = start(num_workers, shard_s=1.5)
+    began(tmp_path, num_workers)
+    time.sleep(0.2)
+    (os.killpg if num_workers == 2 else os.kill)(child, number)  # also to each worker, as Slurm may do
+    assert join(child) == [75]
+    require_empty_group(child)
+    assert f"stopped by {number.name}" in (tmp_path / "stderr").read_text()
+    begun = {int(path.name[6:]) for path in tmp_path.glob("began-*")}
+    assert require_sound_files(tmp_path / "cache") == len(begun) < 8
+    assert not list((tmp_path / "cache" / "claims").glob("0*"))
+    require_continuation(tiny_root, tmp_path)
+
+
+@pytest.mark.parametrize(("hang", "within_s"), [(False, 3.0), (True, 9.0)])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_shard_that_takes_longer_than_the_grace_is_dropped(tiny_root, tmp_path, start, num_workers, hang, within_s):
+    """Between two micro-batches; one that hangs is ended with its process."""
+    child = start(num_workers, shard_s=3600, grace_s=0.5, hang=hang)
+    began(tmp_path, num_workers)
+    asked = time.monotonic()
+    os.kill(child, signal.SIGTERM)
+    assert join(child) == [75]
+    assert 0.4 < time.monotonic() - asked < within_s
+    require_empty_group(child)
+    assert "same command continues" in (tmp_path / "stderr").read_text()
+    assert require_sound_files(tmp_path / "cache") >= 1
+    require_continuation(tiny_root, tmp_path)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_second_signal_ends_everything_at_once(tiny_root, tmp_path, start, num_workers):
+    child = start(num_workers, shard_s=3600, hang=True)
+    began(tmp_path, num_workers)
+    for _ in range(2):
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.3)
+    asked = time.monotonic()
+    assert join(child) == [75]
+    assert time.monotonic() - asked < 2
     require_empty_group(child)
     require_continuation(tiny_root, tmp_path)

@@ -13,7 +13,8 @@ from tide.shared.cache import open_cache, read_manifest, shard_is_done
 from tide.shared.config import RunConfig
 from tide.shared.errors import DataError
 from tide.teacher_dump import dump
-from tide.teacher_dump.claims import claim, is_alive
+from tide.teacher_dump.board import Board
+from tide.teacher_dump.claims import is_alive
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
@@ -108,7 +109,7 @@ def test_a_complete_cache_is_left_alone(config, tmp_path, expected, monkeypatch)
 def test_an_interrupted_dump_redoes_nothing_that_is_whole(config, tmp_path, expected, monkeypatch, calls):
     """One worker stops in its fourth shard, two others come, one of them is stopped too, one finishes."""
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     run = ShardTask.run
@@ -206,25 +207,6 @@ def test_the_error_of_a_worker_reaches_the_user(config, tmp_path, monkeypatch):
     assert caught.value.exit_code == 65
 
 
-def test_a_claim_keeps_others_away_until_its_owner_is_dead(tmp_path):
-    with claim(tmp_path, "00000") as mine:
-        assert mine
-        with claim(tmp_path, "00000") as theirs:
-            assert not theirs
-        with claim(tmp_path, "00001") as other:
-            assert other
-    assert not list((tmp_path / "claims").iterdir())
-
-    def die_with_it() -> None:
-        with claim(tmp_path, "00000"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert join(fork(die_with_it)) == [-signal.SIGKILL]
-    assert (tmp_path / "claims" / "00000.json").exists()
-    with claim(tmp_path, "00000") as mine:
-        assert mine
-
-
 def test_a_killed_process_that_nobody_waited_for_is_dead():
     """What it left behind is tidied up at once, not when its parent happens to look."""
     child = os.fork()
@@ -239,21 +221,6 @@ def test_a_killed_process_that_nobody_waited_for_is_dead():
     assert not is_alive(child)
 
 
-def test_a_claim_of_a_silent_host_is_taken_over_after_its_lease(tmp_path):
-    path = tmp_path / "claims" / "00000.json"
-    path.parent.mkdir()
-    path.write_text('{"host": "elsewhere", "pid": 1, "started": "5"}')
-    with claim(tmp_path, "00000") as mine:
-        assert not mine
-    os.utime(path, (time.time() - 60,) * 2)
-    with claim(tmp_path, "00000", lease_s=30) as mine:
-        assert mine
-    path.write_text("{")  # left half-written by a killed worker
-    os.utime(path, (time.time() - 60,) * 2)
-    with claim(tmp_path, "00000") as mine:
-        assert mine
-
-
 def test_the_workers_of_the_real_launcher_write_a_cache_that_opens(config, tmp_path, expected):
     """Processes from the fork server, as users run them."""
     dump_teacher(config, tmp_path, num_workers=2)
@@ -265,7 +232,9 @@ def test_work_waits_for_a_shard_that_another_worker_is_busy_with(config, tmp_pat
     task = open_task(tmp_path, prepare_plan(config, tmp_path))
 
     def slowly() -> None:
-        with claim(tmp_path, "00001"):
+        board = Board(tmp_path, task.plan.hash, task.plan.num_shards, config.workers)
+        with board.holding("00001") as mine:
+            assert mine
             (tmp_path / "claimed").touch()
             time.sleep(1.5)
             run_shard(task, tmp_path, 1)

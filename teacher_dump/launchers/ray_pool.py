@@ -1,0 +1,184 @@
+"""`--launcher ray --workers N`: N actors of a Ray cluster, one teacher each, that pull shards from the cache folder.
+
+Ray decides where the actors run and notices when one is gone; which shard is whose is settled in the folder, as for
+every launcher. So an actor that dies is simply replaced, the driver may be killed and started again, and another
+launcher may go on. Ray Data is not the right layer: shards, their order and their commit are the cache's own.
+"""
+
+import importlib.util
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...shared.cache.manifest import MANIFEST_NAME
+from ...shared.config import RunConfig
+from ...shared.errors import OutputError, TideError, TryAgain, Unavailable
+from ..stopping import Stop
+from ..worker import Report, work
+
+POLL_S = 0.5
+MAX_DEATHS = 5
+"""Actors that die one after another without a finished shard in between: more of them would not help."""
+LAST_WORDS_S = 10.0
+"""How long actors that see the complete cache may take to end by themselves."""
+
+
+def require_ray() -> None:
+    """Raises: Unavailable: Ray is not installed here."""
+    if importlib.util.find_spec("ray") is None:
+        raise Unavailable(
+            "--launcher ray needs Ray, which is not installed: pip install 'tide-distill[ray]' here and on every node, "
+            "or use --launcher local, env or slurm, which need nothing else"
+        )
+
+
+class PoolWorker:
+    """The actor: `run` in one thread, the other methods beside it."""
+
+    def __init__(self, root: str, config: RunConfig, folder: str) -> None:
+        os.chdir(folder)  # relative paths of the settings are the driver's
+        self.root, self.config = Path(root), config
+        self.asked = Stop(config.workers.grace_s)
+        self._lock, self._shards, self._tokens = threading.Lock(), 0, 0
+
+    def run(self) -> TideError | None:
+        """Work until the cache is complete; an error that has a message is given back, not raised."""
+        try:
+            work(self.root, self.config, report=self._add, stop=self.asked)
+        except TideError as error:
+            return error
+        return None
+
+    def take(self) -> tuple[int, int]:
+        """(shards finished, token-forwards) since the last call."""
+        with self._lock:
+            taken, self._shards, self._tokens = (self._shards, self._tokens), 0, 0
+        return taken
+
+    def stop(self, by: str) -> None:
+        """Finish or drop the shard in hand, then end."""
+        self.asked.ask(by)
+
+    def _add(self, shards: int, tokens: int) -> None:
+        with self._lock:
+            self._shards, self._tokens = self._shards + shards, self._tokens + tokens
+
+
+@dataclass
+class _Member:
+    """An actor of the pool, its run, and a question it has not answered yet."""
+
+    actor: Any
+    running: Any
+    asked: Any
+    has_answered: bool = False
+
+
+def run_ray(root: Path, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
+    """Work until the cache is complete.
+
+    Raises: Unavailable: no Ray. TryAgain: asked to stop, or actors keep dying, and shards are left. OutputError: an
+        actor cannot write. TideError: what an actor reported, if none is left.
+    """
+    require_ray()
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False)
+    try:
+        with stop.on_signals(), stop.finishing():  # ray.init sets a handler for SIGTERM of its own
+            _Pool(root, config, report, stop).run(num_workers)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+class _Pool:
+    """The actors, until the cache is complete."""
+
+    def __init__(self, root: Path, config: RunConfig, report: Report, stop: Stop) -> None:
+        import ray
+
+        self.ray, self.root, self.config, self.report, self.stop = ray, root.absolute(), config, report, stop
+        gpus = config.teacher.devices_per_replica if ray.cluster_resources().get("GPU", 0) else 0
+        self.kind: Any = ray.remote(PoolWorker).options(num_cpus=1, num_gpus=gpus, max_concurrency=3)
+        self.members: list[_Member] = []
+        self.errors: list[TideError] = []
+        self.deaths = 0
+
+    def run(self, num_workers: int) -> None:
+        """Start the actors, listen to them, replace the dead."""
+        told = False
+        try:
+            for _ in range(num_workers):
+                self._start()
+            while self.members and not self._is_complete():
+                if self.stop.asked_by and not told:
+                    told = True
+                    for member in self.members:
+                        member.actor.stop.remote(self.stop.asked_by)
+                self._listen(POLL_S, replace=not told)
+            self._let_end()
+        finally:
+            for member in self.members:
+                self.ray.kill(member.actor)
+        if not self._is_complete() and not told:
+            raise self.errors[-1] if self.errors else TryAgain(f"{self.root}: no actor is left; run the command again")
+
+    def _start(self) -> None:
+        actor = self.kind.remote(str(self.root), self.config, os.getcwd())
+        self.members.append(_Member(actor, actor.run.remote(), actor.take.remote()))
+
+    def _listen(self, timeout_s: float, *, replace: bool) -> None:
+        """Wait for answers; report progress, note ends and deaths."""
+        waited_for = [ref for member in self.members for ref in (member.running, member.asked)]
+        self.ray.wait(waited_for, num_returns=1, timeout=timeout_s)
+        time.sleep(POLL_S / 10)  # an idle pool's answers come at once
+        for member in list(self.members):
+            if self._hears(member):
+                continue
+            self.members.remove(member)
+            if replace and not self._is_complete() and not self.errors:
+                self._start()
+
+    def _hears(self, member: _Member) -> bool:
+        """Take what an actor has to say; False: it has ended, or is dead."""
+        ray = self.ray
+        try:
+            if ray.wait([member.asked], timeout=0)[0]:
+                shards, tokens = ray.get(member.asked)
+                member.has_answered = True
+                self.report(shards, tokens)
+                self.deaths = 0 if shards else self.deaths
+                member.asked = member.actor.take.remote()
+            if not ray.wait([member.running], timeout=0)[0]:
+                return True
+            error = ray.get(member.running)
+        except ray.exceptions.RayActorError as death:
+            self.deaths += 1
+            if self.deaths > MAX_DEATHS:
+                raise TryAgain(
+                    f"{self.root}: {self.deaths} Ray actors died one after another ({str(death)[:300]}); see the "
+                    "logs of Ray on their nodes, then run the same command again"
+                ) from death
+            return False
+        if isinstance(error, OutputError):
+            raise error
+        if error is not None:
+            self.errors.append(error)
+        else:
+            self.report(*ray.get(member.actor.take.remote()))
+        return False
+
+    def _let_end(self) -> None:
+        """Let actors that work see that the cache is complete; one that never got a place in the cluster cannot."""
+        deadline = time.monotonic() + LAST_WORDS_S
+        while any(member.has_answered for member in self.members) and time.monotonic() < deadline:
+            self._listen(POLL_S, replace=False)
+
+    def _is_complete(self) -> bool:
+        return (self.root / MANIFEST_NAME).exists()

@@ -1,0 +1,201 @@
+"""`tide status`: how a dump is doing, from the cache folder alone: plan, receipts and what the workers say.
+
+Reads a few small files per worker and one listing, whatever the number of shards; loads no model and no torch, changes
+nothing, and may look on from any machine that sees the folder. How long a worker has been silent is told by this
+machine's clock: another host's may differ by its clock's error, and nothing is decided by it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..shared.cache.files import read_json
+from ..shared.cache.inert import terminal_text
+from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME
+from ..shared.cache.receipts import listed_receipts
+from ..shared.errors import CacheError
+from ..shared.redaction import redacted
+from .worker_records import read_records
+
+ALIVE_S = 60.0
+"""A worker whose last sign is older is counted as gone: several signs, and what network file systems delay."""
+MAX_SHOWN = 40
+"""Workers, or failed shards, in the table; --json tells all."""
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """One worker; `silent_s`: since its last sign of life."""
+
+    worker: str
+    host: str
+    state: str
+    shard: int | None
+    shards: int
+    tokens_per_second: float
+    silent_s: float
+    alive: bool
+
+
+@dataclass(frozen=True)
+class DumpStatus:
+    """A dump at one moment.
+
+    Args:
+        state: running: a living worker is at it; stopped: none is.
+        running: shards that living workers have in hand.
+        failed: shard -> reason, of shards that some worker could not do and nobody has done.
+        tokens_per_second: of the teacher, all living workers together.
+        eta_s: shards left over the rate at which living workers finished theirs; None: none has finished one.
+        last_error: worker, message and age of the newest one; None: there is none.
+    """
+
+    cache: str
+    state: Literal["planning", "running", "stopped", "complete"]
+    shards: int
+    done: int
+    running: tuple[int, ...]
+    failed: Mapping[str, str]
+    tokens_per_second: float
+    eta_s: float | None
+    workers: tuple[WorkerStatus, ...]
+    last_error: Mapping[str, Any] | None
+
+
+def num_planned_shards(root: Path) -> int | None:
+    """Shards of the plan; None: there is no plan yet. Raises: CacheError: the plan is damaged."""
+    path = root / PLAN_NAME
+    try:
+        plan = read_json(path, max_bytes=MAX_PLAN_BYTES)
+        return -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise CacheError(f"{path}: not a plan ({error!r:.200}); give the folder that dump-teacher writes") from error
+
+
+def dump_status(root: Path, num_shards: int | None = None) -> DumpStatus:
+    """How the dump below `root` is doing.
+
+    Args: num_shards: of its plan, if it is known already (a plan of millions of samples takes seconds to read).
+    Raises: CacheError: there is no dump in that folder.
+    """
+    num_shards = num_planned_shards(root) if num_shards is None else num_shards
+    records = read_records(root)
+    if num_shards is None and not records:
+        raise CacheError(f"{root}: no {PLAN_NAME} and no worker; give the folder that dump-teacher writes (--out)")
+    done = {shard for shard in listed_receipts(root) if shard < (num_shards or 0)}
+    complete = (root / MANIFEST_NAME).exists()
+    alive = [r for r, silent_s in records if silent_s <= ALIVE_S and r.error is None]
+    rates = [(r.shards / r.seconds, r.tokens / r.seconds) for r in alive if r.seconds > 0]
+    shard_rate, left = sum(rate for rate, _ in rates), (num_shards or 0) - len(done)
+    failed = {
+        shard: reason for record, _ in reversed(records) for shard, reason in record.failed.items()
+        if not (shard.isdecimal() and int(shard) in done)
+    }  # fmt: skip
+    workers = tuple(
+        WorkerStatus(
+            r.worker, r.host, r.state, r.shard, r.shards, r.tokens / r.seconds if r.seconds > 0 else 0.0,
+            silent_s, silent_s <= ALIVE_S and r.error is None,
+        )
+        for r, silent_s in records
+    )  # fmt: skip
+    errors = [(r, silent_s) for r, silent_s in records if r.error or r.failed]
+    return DumpStatus(
+        cache=str(root),
+        state="complete" if complete else "planning" if num_shards is None else "running" if alive else "stopped",
+        shards=num_shards or 0,
+        done=len(done),
+        running=tuple(sorted(r.shard for r in alive if r.shard is not None and r.shard not in done)),
+        failed=dict(sorted(failed.items())),
+        tokens_per_second=sum(rate for _, rate in rates),
+        eta_s=0.0 if complete else left / shard_rate if shard_rate > 0 else None,
+        workers=workers,
+        last_error=None if not errors else {
+            "worker": errors[0][0].worker, "age_s": errors[0][1],
+            "error": errors[0][0].error or list(errors[0][0].failed.values())[-1],
+        },
+    )  # fmt: skip
+
+
+def watch(root: Path, every_s: float, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[DumpStatus]:
+    """The status again and again, until the dump is complete."""
+    num_shards = None
+    while True:
+        num_shards = num_planned_shards(root) if num_shards is None else num_shards
+        status = dump_status(root, num_shards)
+        yield status
+        if status.state == "complete":
+            return
+        sleep(every_s)
+
+
+def status_table(status: DumpStatus) -> RenderableType:
+    """The status for a terminal."""
+    head = Table.grid(padding=(0, 2))
+    share = f"{status.done / status.shards:.1%}" if status.shards else "0 %"
+    rows = [
+        ("state", _STATES[status.state]),
+        ("shards", f"{status.done:,} of {status.shards:,} done ({share}), {len(status.running):,} running, "
+                   f"{len(status.failed):,} failed"),
+        ("tokens", f"{status.tokens_per_second:,.0f} a second"),
+        ("time left", "unknown until a running worker has finished a shard" if status.eta_s is None
+                      else f"about {duration(status.eta_s)}"),
+    ]  # fmt: skip
+    if status.last_error is not None:
+        error = status.last_error
+        rows.append(("last error", f"{error['error']} ({error['worker']}, {duration(error['age_s'])} ago)"))
+    for name, value in rows:
+        head.add_row(name, _text(value))
+    parts: list[RenderableType] = [head]
+    if status.failed:
+        failed = Table(title="Failed shards (another worker, or the same command, tries them again)")
+        for name in ("shard", "reason"):
+            failed.add_column(name)
+        for shard, reason in list(status.failed.items())[:MAX_SHOWN]:
+            failed.add_row(_text(shard), _text(reason))
+        parts.append(failed)
+    if status.workers:
+        workers = Table()
+        for name in ("worker", "state", "shard", "done", "tokens/s", "last sign of life"):
+            workers.add_column(name, justify="left" if name in ("worker", "state") else "right")
+        for w in status.workers[:MAX_SHOWN]:
+            state = w.state if w.alive or w.state == "failed" else "gone"
+            workers.add_row(
+                _text(w.worker), state, "" if w.shard is None else str(w.shard), f"{w.shards:,}",
+                f"{w.tokens_per_second:,.0f}", f"{duration(w.silent_s)} ago",
+            )  # fmt: skip
+        parts.append(workers)
+        if len(status.workers) > MAX_SHOWN:
+            parts.append(_text(f"and {len(status.workers) - MAX_SHOWN} more; --json tells all"))
+    return Group(*parts)
+
+
+_STATES = {
+    "planning": "planning: conversations are being tokenised",
+    "running": "running",
+    "stopped": "stopped: no worker has given a sign of life lately; run the same dump-teacher command to continue",
+    "complete": "complete: manifest.json is written",
+}
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 45 s, 12 min, 3.4 h, 2.1 days."""
+    if not math.isfinite(seconds):
+        return "forever"
+    for size, unit, digits in ((86400 * 2, "days", 1), (5400, "h", 1), (90, "min", 0)):
+        if seconds >= size:
+            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.{digits}f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _text(value: str) -> Text:
+    """Other processes' words, which may quote a stranger's, as text that cannot act."""
+    return Text(terminal_text(redacted(value)))

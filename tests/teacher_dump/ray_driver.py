@@ -1,0 +1,41 @@
+"""A driver for test_ray.py: `tide dump-teacher` with slow shards, in a process that can be killed.
+
+Ray's workers import modules by name and know nothing of a test's patches, so the slowness comes with the actor class.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tide import cli
+from tide.shared.errors import TideError
+from tide.teacher_dump.launchers import ray_pool
+from tide.teacher_dump.shard_task import ShardTask
+
+
+class SlowPoolWorker(ray_pool.PoolWorker):
+    """Writes down which process began which shard, and takes its time."""
+
+    def run(self) -> TideError | None:
+        """As the actor of the pool, with a log."""
+        run, log = ShardTask.run, self.root.parent / "calls"
+        log.mkdir(exist_ok=True)
+
+        def slowly(task: ShardTask, root: Path, shard: int, *progress: Any):
+            (log / f"{shard}-{os.getpid()}-{time.time_ns()}").touch()
+            time.sleep(float(os.environ["SHARD_S"]))
+            return run(task, root, shard, *progress)
+
+        ShardTask.run = slowly
+        return super().run()
+
+
+if __name__ == "__main__":
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules["__main__"])
+    ray.init(num_cpus=2, include_dashboard=False)
+    ray_pool.PoolWorker = SlowPoolWorker
+    cli.main()
