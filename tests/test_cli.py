@@ -142,8 +142,8 @@ def test_control_c_ends_with_130():
 
 def test_a_terminal_that_cannot_show_a_character_does_not_end_the_command():
     program = (
-        "from rich.text import Text; from tide import cli\n"
-        "cli.app = lambda: cli._print_text(Text('\u00e9t\u00e9 \u27e6x\u27e7')); cli.main()"
+        "from rich.text import Text; from tide import cli; from tide.commands.printing import print_text\n"
+        "cli.app = lambda: print_text(Text('\u00e9t\u00e9 \u27e6x\u27e7')); cli.main()"
     )
     environment = {"PYTHONIOENCODING": "ascii", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=environment)

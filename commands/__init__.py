@@ -1,0 +1,1 @@
+"""The subcommands of `tide`, by subject; each parses, calls one function and prints."""

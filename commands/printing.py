@@ -1,0 +1,44 @@
+"""What commands print: results for people or scripts on stdout, progress on stderr."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ..shared.redaction import redacted
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """A result on stdout, for people or for scripts."""
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    width = max(len(name) for name in result)
+    for name, value in result.items():
+        typer.echo(f"{name.replace('_', ' '):{width}}  {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A number with separators, a list or names with their values as words, anything else as it prints."""
+    if isinstance(value, dict):
+        value = [f"{name} {_shown(item)}" for name, item in value.items()]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "nothing"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def say(line: str) -> None:
+    """A line of progress, on stderr."""
+    from ..shared.cache.inert import terminal_text
+
+    typer.echo(terminal_text(redacted(line)), err=True)
+
+
+def print_text(text: "Text") -> None:
+    """Styled lines on a terminal, plain ones into a pipe or a file."""
+    from rich.console import Console
+
+    Console(highlight=False, markup=False).print(text, soft_wrap=True)

@@ -1,0 +1,48 @@
+"""Commands that publish and fetch: push-cache, pull-cache."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import JsonOption
+from .printing import print_result, say
+
+
+def push_cache(
+    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    repository: Annotated[str, typer.Argument(help="Data set of the Hub: owner/name; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="For you and your organisation only.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Default: v- and the start of the manifest's hash.")] = None,
+    teacher_licence: Annotated[
+        str | None, typer.Option(help="Licence of the teacher, if the manifest says unknown.")
+    ] = None,
+    data_licence: Annotated[str | None, typer.Option(help="Licence of the data, if the manifest says unknown.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify a cache and publish it on the Hub, with a card and a preview; the manifest goes up last, then a tag.
+
+    The same command again continues what was interrupted and uploads nothing twice.
+    """
+    from ..shared.cache.push import push_cache as push
+
+    done = push(
+        path, repository, private=private, tag=tag, teacher_licence=teacher_licence, data_licence=data_licence,
+        say=say,
+    )  # fmt: skip
+    print_result(vars(done), as_json)
+
+
+def pull_cache(
+    address: Annotated[str, typer.Argument(help="owner/name, owner/name@revision or hf://datasets/owner/name.")],
+    out: Annotated[Path, typer.Argument(help="New folder; the same command again continues it.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit; default: the newest.")] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit/--no-audit", help="Fetch the audit too, which inspect-cache --audit reads.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a cache from the Hub at one commit and verify it in full; OUT/hub.json says which commit."""
+    from ..shared.cache.pull import pull_cache as pull
+
+    print_result(vars(pull(address, out, revision=revision, audit=audit, say=say)), as_json)
