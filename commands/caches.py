@@ -17,7 +17,7 @@ from .options import (
     TeacherOption,
     run_config,
 )
-from .printing import print_result, print_text
+from .printing import print_result, print_text, say_first_look
 
 
 def inspect_cache(
@@ -37,7 +37,7 @@ def inspect_cache(
     """Show what a cache holds: teacher, data, noise, sizes, distributions and one decoded sample.
 
     With --report or --plots, pictures are written instead, and their names printed. Loads no model and no tokenizer
-    (--student does). File sizes and structure are checked; verify-cache checks every byte.
+    (--student does). A folder that is new here is checked in full first, a known one in sizes and structure.
 
     --audit says, by mask ratio, how far training from this cache is from training on the teacher's whole distributions:
     it needs a cache that was dumped with signal.audit_share.
@@ -46,6 +46,7 @@ def inspect_cache(
         raise ConfigError("--student is for --audit: gradients are compared at that student's logits; give both")
     from ..shared.cache.inspect import describe_cache
 
+    say_first_look(path)
     description = describe_cache(path)
     if audit:
         from ..student_train.audit import describe_audit

@@ -1,6 +1,7 @@
 """What commands print: results for people or scripts on stdout, progress on stderr."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -9,6 +10,8 @@ from ..shared.redaction import redacted
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+_LARGE_BYTES = 1 << 30
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
@@ -35,6 +38,19 @@ def say(line: str) -> None:
     from ..shared.cache.inert import terminal_text
 
     typer.echo(terminal_text(redacted(line)), err=True)
+
+
+def say_first_look(cache: str | Path) -> None:
+    """Announce the full check of a large folder that was never opened here: it takes minutes, once."""
+    from ..shared.cache.manifest import read_manifest
+    from ..shared.cache.trust import is_trusted
+
+    root = Path(cache)
+    if not root.is_dir():
+        return
+    manifest = read_manifest(root)
+    if manifest.totals.bytes >= _LARGE_BYTES and not is_trusted(root, manifest):
+        say(f"{root}: {manifest.totals.bytes / 1e9:,.1f} GB that were never checked here; looking at every byte, once")
 
 
 def print_text(text: "Text") -> None:

@@ -8,7 +8,7 @@ import typer
 
 from ..shared.errors import ConfigError
 from .options import ConfigOption, JsonOption, RecipeOption, SetOption, StudentOption, run_config
-from .printing import print_result
+from .printing import print_result, say_first_look
 
 
 def train_student(
@@ -42,6 +42,8 @@ def train_student(
 
     if no_resume and resume not in ("auto", "never"):
         raise ConfigError(f"--no-resume and --resume {resume} exclude each other: drop one")
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say_first_look(cache)
     how = {"auto": not no_resume, "never": False}.get(resume, Path(resume))
     with train_progress() as report:
         folder = train(run, cache, out, resume=how, heldout=heldout, report=report)

@@ -11,6 +11,7 @@ step.
 """
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -79,6 +80,8 @@ def train_student(
         another process of the run died. OutputError: nothing can be written below `out`. TideError: the loss became
         NaN or infinite.
     """
+    if os.environ.get("LOCAL_RANK", "0") == "0" and Path(cache_path).is_dir():
+        open_cache(cache_path)  # once per machine: a folder that is new here is checked in full, the others wait
     with own_accelerator_state(), contextlib.ExitStack() as stack:
         accelerator = join_processes(config.train, out)
         stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
@@ -156,11 +159,6 @@ class Run:
         )
         self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
-        if train.batch_size % self.accelerator.num_processes:
-            raise ConfigError(
-                f"train.batch_size = {train.batch_size} is not a multiple of the {self.accelerator.num_processes} "
-                "processes; change one of the two"
-            )
         self.order = ViewOrder(cache, train, fresh_ratio=_fresh_ratio(train, self.objective))
         self.num_steps = train.steps or max(1, round(train.epochs * self.order.num_samples / train.batch_size))
         self.first_step = checkpoint.step if checkpoint else 0

@@ -32,6 +32,7 @@ from ..shared.cache.manifest import (
 from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, listed_receipts, receipt_path
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
+from ..shared.cache.trust import keep_note, trust_note
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
@@ -80,8 +81,10 @@ def finalize(
         audit=_audit(plan, pairing, receipts),
         **parts,
     )  # fmt: skip
+    note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written
     write_card(root, manifest)
     write_manifest(root, manifest)
+    keep_note(note)
     return manifest
 
 

@@ -37,6 +37,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_notes(tmp_path_factory) -> Iterator[None]:
+    """Which caches were checked before is noted in the user's folder: not in that of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("notes")))
+        yield
+
+
 @pytest.fixture
 def as_users_run() -> Iterator[None]:
     """Without shape checks, to see the error that users see."""

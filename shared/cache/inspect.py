@@ -1,6 +1,6 @@
 """`tide inspect-cache`: a cache folder -> what is in it, as plain JSON with text that cannot act.
 
-Manifest, sizes and footers are checked first (verify.py, "quick"). Numbers come from the manifest's statistics; the
+The folder is checked first (verify.py, "auto"). Numbers come from the manifest's statistics; the
 sample is one decoded view (decoded_views.py). Neither the student's tokenizer nor torch is needed. report.py turns the
 answer into lines for a terminal, html_report.py into a page.
 """
@@ -34,7 +34,7 @@ def describe_cache(root: str | Path) -> dict[str, Any]:
     if not root.is_dir():
         raise CacheError(f"{root}: no such folder; give the folder that dump-teacher wrote")
     manifest = read_manifest(root)
-    verify_cache(root, mode="quick")
+    verify_cache(root, mode="auto")
     statistics = manifest.statistics
     tree = {k: v for k, v in manifest.to_json().items() if k not in _LISTS}
     return {

@@ -34,6 +34,7 @@ from .reader import Cache, open_cache
 from .receipts import Receipt, write_receipt
 from .schema import ViewRow, shard_name
 from .statistics import merge as merge_statistics
+from .trust import keep_note, trust_note
 from .vocabulary import VOCABULARY_NAME
 from .writer import write_shard
 
@@ -106,6 +107,7 @@ def merge_caches(roots: Sequence[str | Path], out: str | Path) -> Manifest:
             fsync_folder(out.absolute().parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    keep_note(trust_note(out, manifest))
     return manifest
 
 

@@ -73,9 +73,10 @@ def open_cache(
         path_or_hub_id: a folder, owner/name, owner/name@revision or hf://datasets/owner/name@revision. Shards of the
             Hub are fetched when they are read (remote.py).
         revision: branch, tag or commit on the Hub.
-        verify: "full": all checks of docs/cache_format.md; "quick": manifest, sizes and footers only, for a cache made
-            here or verified before; True: quick for a folder, and for the Hub every shard in full before it is read;
-            False: the manifest alone (and, for the Hub, size and SHA-256 of what is read).
+        verify: "full": all checks of docs/cache_format.md; "quick": manifest, sizes and footers only; True: quick for a
+            folder that was made or checked here before and has not changed (trust.py), full for any other, and for the
+            Hub every shard in full before it is read; False: the manifest alone (and, for the Hub, size and SHA-256
+            of what is read).
     Raises:
         CacheError: incomplete, damaged or not a cache. Unavailable: the Hub cannot be reached.
     """
@@ -88,7 +89,7 @@ def open_cache(
         raise CacheError(f"{root} is a folder and has no revision {revision!r}; leave revision out")
     cache = Cache(root, read_manifest(root))
     if verify:
-        verify_cache(root, mode=verify if isinstance(verify, str) else "quick")
+        verify_cache(root, mode=verify if isinstance(verify, str) else "auto")
     return cache
 
 

@@ -24,6 +24,7 @@ from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
 from .manifest import Manifest, NamedFile, read_manifest
 from .receipts import AUDIT_FOLDER
+from .trust import is_trusted, keep_note, trust_note
 from .verify_shards import check_shards
 
 CHILD_BYTES = 2 << 30
@@ -48,12 +49,13 @@ class VerifyReport:
 
 
 def verify_cache(
-    root: str | Path, *, mode: Literal["quick", "full"] = "full", audit: bool = True
-) -> VerifyReport:  # fmt: skip
+    root: str | Path, *, mode: Literal["auto", "quick", "full"] = "full", audit: bool = True
+) -> VerifyReport:
     """Check a cache.
 
     Args:
-        mode: "full": all six checks; "quick": manifest, sizes and footers, for caches made here or verified before.
+        mode: "full": all six checks; "quick": manifest, sizes and footers; "auto": quick for a folder that was made or
+            checked in full by this user on this machine and has not changed (trust.py), full for any other.
         audit: False: leave the audit files alone, whether they are there or not.
     Returns: its `audit` is "left out" also where all files of the audit are missing, as after `pull-cache --no-audit`.
     Raises: CacheError: the first check that fails; names file, row and field. Some files of an audit without the others
@@ -61,12 +63,17 @@ def verify_cache(
     """
     root = Path(root)
     manifest = read_manifest(root)
-    audit = audit and audit_is_here(root, manifest)
+    note, audit_here = trust_note(root, manifest), audit_is_here(root, manifest)
+    audit = audit and audit_here
+    if mode == "auto":
+        mode = "quick" if is_trusted(root, manifest) else "full"
     _check_files(root, manifest, full=mode == "full", audit=audit)
     if mode == "full":
         _check_in_child(root, audit=audit)
     else:
         check_shards(root, manifest, full=False, audit=audit)
+    if mode == "full" and audit == audit_here:
+        keep_note(note)
     totals, state = manifest.totals, audit_state(root, manifest)
     said: AuditState = "left out" if state == "checked" and not audit else state
     return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes, said)

@@ -1,0 +1,62 @@
+"""Which caches were checked in full before, by this user on this machine: the others are, whenever they are opened.
+
+A folder is recognised by its manifest's hash and by what the file system says of every file: size, inode, time of the
+last write and of the last change. No archive and no download can bring along the last one, and the note lies in the
+user's own folder, not in the cache: a stranger cannot ship a cache that counts as checked. Bytes that rot later are
+found by the page checksums of every read.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from .manifest import Manifest
+
+MAX_NOTES = 1000
+
+
+def notes_folder() -> Path:
+    """Where checked caches are noted: tide/verified below XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tide" / "verified"
+
+
+def trust_note(root: Path, manifest: Manifest) -> Path | None:
+    """The note that vouches for a folder as it is now, whether it exists or not.
+
+    Take it before the checks and keep it afterwards: files that change in between are not what was checked.
+    Returns: None: a file is missing (those of an audit may be left out), or there is no place for notes.
+    """
+    seen = {entry.name: _seen(root / entry.name) for entry in manifest.files()}
+    if any(seen[entry.name] is None for entry in manifest.files(audit=False)):
+        return None
+    signature = json.dumps([manifest.hash, seen]).encode()
+    with contextlib.suppress(RuntimeError):  # no home folder
+        return notes_folder() / hashlib.sha256(signature).hexdigest()
+    return None
+
+
+def is_trusted(root: Path, manifest: Manifest) -> bool:
+    """Was just this folder checked in full, or made here, and has no file of it changed since?"""
+    note = trust_note(root, manifest)
+    return note is not None and note.exists()
+
+
+def keep_note(note: Path | None) -> None:
+    """Every check has passed. Where the user's folder cannot be written, checks are simply made again."""
+    if note is None:
+        return
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+        for old in sorted(note.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-MAX_NOTES]:
+            old.unlink(missing_ok=True)
+
+
+def _seen(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
