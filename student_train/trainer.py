@@ -27,7 +27,7 @@ from torch import Tensor
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
 from ..shared.config import RunConfig, TrainConfig, to_tree
-from ..shared.errors import ConfigError, TryAgain
+from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
 from .batches import Batch, GlobalCounts, Item, ViewOrder, collate, views_of
 from .checkpoint import (
