@@ -1,11 +1,12 @@
-"""Random damage to caches, in a process of its own: `python corruptions.py ROOT FIRST COUNT HASHES` prints JSON lines.
+"""Random damage to caches, in a process of its own: `python corruptions.py ROOT WHERE FIRST COUNT HASHES`: JSON lines.
 
-Number n of FIRST, FIRST + 1, ... decides the damage alone (numpy generator of seed n): flipped bits in the pages or the
-footer of a shard, in the manifest, the vocabulary; truncations; shards swapped, missing, duplicated, extra; rows moved
-between shards; a shard of another plan. The folder ROOT holds `cache`, `other` (the same rows under another plan) and
-`moved` (one sample moved from shard 0 to shard 1). HASHES = 1: as `verify_cache` does it, checks 3 to 6 in this
-process; 0: file sizes and SHA-256 are believed, so that the deeper checks have to find it, and what passes is compared
-with the sound rows. A line holds number, damage, message and result: "refused", "harmless", "unnoticed" or "unnamed".
+Number n of FIRST, FIRST + 1, ... decides the damage alone (numpy generator of seed n): flipped bits in the pages or
+the footer of a shard, in the manifest, the vocabulary; truncations; shards swapped, missing, duplicated, extra; rows
+moved between shards; a shard of another plan. WHERE is data or audit: which files are damaged. The folder ROOT holds
+`cache`, `other` (the same rows under another plan) and `moved` (one sample moved from shard 0 to shard 1); for an
+audit, `cache` alone. HASHES = 1: as `verify_cache` does it, checks 3 to 6 in this process; 0: file sizes and SHA-256
+are believed, so that the deeper checks have to find it, and what passes is compared with the sound rows. A line holds
+number, damage, message and result: "refused", "harmless", "unnoticed" or "unnamed".
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from tide.shared.cache import open_cache, read_manifest
+from tide.shared.cache.audit import read_audit_group
 from tide.shared.cache.manifest import Manifest
 from tide.shared.cache.verify import check_file, unnamed_files
 from tide.shared.cache.verify_shards import check_shards
@@ -26,9 +29,15 @@ from tide.shared.errors import CacheError, OutputError
 MEMORY = 1 << 30
 
 
+class Where:
+    """The folder whose files are damaged."""
+
+    folder = "data"
+
+
 def shards(root: Path) -> list[Path]:
-    """The shards of a cache, in order."""
-    return sorted((root / "data").glob("*.parquet"))
+    """The files that are damaged, in order."""
+    return sorted((root / Where.folder).glob("*.parquet"))
 
 
 def _flip(path: Path, rng: np.random.Generator, start: int, end: int) -> str:
@@ -79,7 +88,8 @@ def vocabulary_bits(root: Path, rng: np.random.Generator) -> str:
 
 def truncation(root: Path, rng: np.random.Generator) -> str:
     """A shard, the vocabulary or the manifest cut anywhere."""
-    paths = [*shards(root), root / "vocabulary.parquet", root / "manifest.json"]
+    others = [root / "vocabulary.parquet", root / "manifest.json"] if Where.folder == "data" else []
+    paths = [*shards(root), *others]
     path = paths[int(rng.integers(len(paths)))]
     path.write_bytes(path.read_bytes()[: int(rng.integers(path.stat().st_size - 1))])
     return path.name
@@ -110,7 +120,7 @@ def duplicated(root: Path, rng: np.random.Generator) -> str:
 
 def extra(root: Path, rng: np.random.Generator) -> str:
     """A shard too many."""
-    path = root / "data" / f"views-{int(rng.integers(3, 99)):05d}-of-00099.parquet"
+    path = shards(root)[0].with_name(f"views-{int(rng.integers(3, 99)):05d}-of-00099.parquet")
     shutil.copy(shards(root)[0], path)
     return path.name
 
@@ -134,26 +144,34 @@ DAMAGES: list[tuple[Callable[[Path, np.random.Generator], str], int]] = [
     (pages, 5), (footers, 4), (bytes_of_footers, 1), (manifest_bits, 3), (vocabulary_bits, 1), (truncation, 2),
     (swapped, 1), (missing, 1), (duplicated, 1), (extra, 1), (of_another_plan, 1), (moved_rows, 1),
 ]  # fmt: skip
+OF_AUDITS = [
+    (pages, 5), (footers, 4), (bytes_of_footers, 2), (truncation, 2), (swapped, 1), (missing, 1),
+    (duplicated, 1), (extra, 1),
+]  # fmt: skip
 
 
 def check(root: Path, *, hashes: bool) -> Manifest:
     """The checks of `verify_cache`, with the manifest's word taken for hashes and sizes or not. Raises: CacheError."""
     manifest = read_manifest(root)
     if hashes:
-        for entry in (*manifest.shards, *([manifest.vocabulary] if manifest.vocabulary else [])):
+        for entry in manifest.files():
             check_file(root, entry, full=True)
     for name in unnamed_files(root, manifest):
         raise CacheError(f"{name}: the manifest does not name this file")
-    check_shards(root, manifest, full=True)
+    check_shards(root, manifest, full=True, audit=True)
     return manifest
 
 
 def contents(root: Path) -> str:
-    """A digest of everything a reader gets: all rows, the vocabulary, the manifest."""
+    """A digest of everything a reader gets: all rows, audited ones too, the vocabulary, the manifest."""
     digest, cache = hashlib.sha256(), open_cache(root, verify=False)
     for row in cache:
         for value in vars(row).values():
             digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+    for entry in cache.manifest.audit.files if cache.manifest.audit else ():
+        with pq.ParquetFile(root / entry.name) as file:
+            for group in range(file.num_row_groups):
+                read_audit_group(file, group, where=entry.name, first_row=0).update_digest(digest)
     vocabulary = cache.vocabulary()
     digest.update(repr(vocabulary.token_bytes).encode() + vocabulary.teacher_id.tobytes())
     return digest.hexdigest() + cache.manifest.hash
@@ -164,22 +182,24 @@ def attempt(folder: Path, number: int, sound: str, *, hashes: bool) -> dict[str,
     root, rng = folder / "damaged", np.random.default_rng(number)
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(folder / "cache", root)
-    weights = np.array([weight for _, weight in DAMAGES], float)
-    damage = DAMAGES[int(rng.choice(len(DAMAGES), p=weights / weights.sum()))][0]
+    damages = DAMAGES if Where.folder == "data" else OF_AUDITS
+    weights = np.array([weight for _, weight in damages], float)
+    damage = damages[int(rng.choice(len(damages), p=weights / weights.sum()))][0]
     name = damage(root, rng)
     try:
         check(root, hashes=hashes)
     except (CacheError, OutputError) as error:
         result, said = "refused", str(error)
-        if not any(text in said for text in (name, "manifest.json", "views-")):
+        if not any(text in said for text in (name, "manifest.json", "views-", "audit-")):
             result = "unnamed"
     else:
         result, said = "harmless" if contents(root) == sound else "unnoticed", ""
     return {"number": number, "damage": damage.__name__, "result": result, "said": said[:300]}
 
 
-def main(folder: str, first: str, count: str, hashes: str) -> None:
+def main(folder: str, where: str, first: str, count: str, hashes: str) -> None:
     """Try damages FIRST to FIRST + COUNT - 1."""
+    Where.folder = where
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sound = contents(Path(folder) / "cache")
     for number in range(int(first), int(first) + int(count)):

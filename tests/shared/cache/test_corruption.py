@@ -6,6 +6,7 @@ its own, as `verify_cache` does: one that crashes there is refused, and counted 
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,15 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import make_cache as dump_tiny
+from tiny_runs import tiny_config
 
 WORKER = Path(__file__).with_name("corruptions.py")
-KINDS = ("none", "chunk", "topk")
+KINDS = ("none", "chunk", "topk", "audit")
 OTHER_PLAN = "cd" * 32
 
 
 @pytest.fixture
-def folder(tmp_path, synthetic, request) -> Path:
-    """`cache`, `other` (another plan) and `moved` (a sample in the next shard), in three shards of one signal kind."""
+def folder(tmp_path, synthetic, tiny_root, request) -> Path:
+    """`cache`, `other` (another plan) and `moved` (a sample in the next shard), in three shards of one signal kind.
+
+    "audit": a small dump with an audit, of which only the audit is damaged.
+    """
+    if request.param == "audit":
+        config = tiny_config(tiny_root, signal__audit_share=0.3, shards__samples_per_shard=2)
+        shutil.copytree(dump_tiny(tiny_root, "audited-to-be-damaged", config), tmp_path / "cache")
+        return tmp_path
     layout = synthetic.make_layout(request.param)
     parts = [synthetic.make_rows(layout, seed=seed, samples=3, views=2) for seed in range(3)]
     moved = [parts[0][:-2], parts[0][-2:] + parts[1], parts[2]]
@@ -36,9 +46,10 @@ def folder(tmp_path, synthetic, request) -> Path:
 def corrupt(folder: Path, first: int, count: int, *, hashes: bool, timeout_s: float) -> list[dict[str, Any]]:
     """Results of the damages first, first + 1, ...; a process that dies is a result, and the next one goes on."""
     results: list[dict[str, Any]] = []
+    where = "data" if (folder / "other").exists() else "audit"
     end = first + count
     while first < end:
-        command = [sys.executable, str(WORKER), str(folder), str(first), str(end - first), "01"[hashes]]
+        command = [sys.executable, str(WORKER), str(folder), where, str(first), str(end - first), "01"[hashes]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         results += [line for line in lines if "result" in line]
@@ -77,5 +88,5 @@ def test_some_hundred_corruptions_are_found(folder):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("folder", KINDS, indirect=True)
 def test_ten_thousand_corruptions_are_found(folder):
-    """3,400 of each signal kind: 10,200."""
+    """3,400 of each signal kind, and as many of audits: 13,600."""
     require_all_found(folder, 1_000_000, 3_400, timeout_s=1200)
