@@ -18,15 +18,20 @@ def read_views(root: str | Path) -> Iterator[dict]:
     """Every view in order: its columns as Python values, lists as arrays, and "distributions", see below."""
     manifest = json.loads((Path(root) / "manifest.json").read_text(encoding="utf-8"))
     signal = manifest["signal"]
-    if (manifest["schema_version"], signal["codec"]) != (1, "plain"):
-        raise SystemExit(f"{root}: schema {manifest['schema_version']}, codec {signal['codec']}; this reads 1, plain")
+    if manifest["schema_version"] != 1 or signal["codec"] not in ("plain", "compact"):
+        raise SystemExit(f"{root}: schema {manifest['schema_version']}, codec {signal['codec']}; not known here")
+    first = np.array(signal["frequent_ids"], int)  # compact: ranks name these ids, then all others
+    ids = np.append(first, np.setdiff1d(np.arange(manifest["student"]["vocab_size"]), first))
     for shard in manifest["shards"]:
         with pq.ParquetFile(Path(root) / shard["name"], page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
-                columns = {name: table[name].combine_chunks() for name in table.column_names}
                 for row in range(len(table)):
-                    view = {name: _value(column[row]) for name, column in columns.items()}
+                    view = {name: _value(table[name][row]) for name in table.column_names}
+                    if "top_ranks" in view:
+                        steps = np.split(view.pop("top_steps"), np.cumsum(view["num_top"]))
+                        view["top_logp"] = -signal["logp_step"] * np.concatenate([np.cumsum(one) for one in steps])
+                        view["top_ids"] = ids[view.pop("top_ranks")]
                     temperatures = signal["temperatures"] if signal["kind"] == "topk" else []
                     view["distributions"] = {t: _distributions(view, float(t)) for t in temperatures}
                     yield view

@@ -152,6 +152,8 @@ class SignalConfig:
     """Precision of stored log-probabilities of chunks and tails."""
     logp_step: float | None = 1 / 16
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
+    codec: Literal["plain", "compact"] = "plain"
+    """`compact`: kept tokens as frequency ranks and differences, about a sixth fewer bytes; `plain`: as they are."""
     audit_share: float = 0.0
     """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
     1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker
@@ -174,6 +176,10 @@ class SignalConfig:
             step is None or (0 < step <= 1 and math.frexp(step)[0] == 0.5), "signal.logp_step", step,
             "a power of two up to 1 (1/16, 1/32, ...), whose multiples are exact in float32, or null",
         )  # fmt: skip
+        if self.codec == "compact" and step is None:
+            raise ConfigError(
+                "signal.codec = 'compact' counts in steps: set signal.logp_step, or use signal.codec=plain"
+            )
         ascending = sorted(set(self.temperatures)) == list(self.temperatures)
         _require(
             len(self.temperatures) > 0 and min(self.temperatures) > 0 and ascending,

@@ -141,9 +141,10 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
         statistics.codec_kl, statistics.codec_kl_counts, statistics.targets, signal.temperatures
     )
     return SignalInfo(
-        kind=plan.signal_kind, codec="plain", logp_dtype=signal.logp_dtype, logp_step=signal.logp_step,
+        kind=plan.signal_kind, codec=signal.codec if plan.signal_kind == "topk" else "plain",
+        logp_dtype=signal.logp_dtype, logp_step=signal.logp_step,
         top_k=signal.top_k, min_probability=signal.min_probability, temperatures=signal.temperatures,
-        support=f"{signal.support}: {num_support} tokens", codec_error=error,
+        support=f"{signal.support}: {num_support} tokens", codec_error=error, frequent_ids=plan.frequent_ids,
     )  # fmt: skip
 
 

@@ -14,6 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ..shared.cache.compact import frequent_ids
 from ..shared.cache.files import atomic_write, canonical_json, read_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Signal
@@ -55,6 +58,7 @@ class Plan:
         teacher_licence: what the teacher's card declares.
         samples: in shard order.
         dropped: samples left out, by reason.
+        frequent_ids: student ids by how often the answers hold them, for `signal.codec: compact`; otherwise empty.
         totals: samples, rows, tokens and maskable tokens of either side, and the expected number of masked ones.
         here: the configuration of this machine's command, which says where things lie; not part of the plan.
     """
@@ -66,6 +70,7 @@ class Plan:
     teacher_licence: str | None
     samples: tuple[PlannedSample, ...]
     dropped: Mapping[str, int]
+    frequent_ids: tuple[int, ...]
     totals: Mapping[str, int]
     here: RunConfig | None = field(default=None, compare=False, repr=False)
 
@@ -104,6 +109,7 @@ class Plan:
             "teacher_licence": self.teacher_licence,
             "samples": [f"{source}:{row}:{sample_id}" for source, row, sample_id in self.samples],
             "dropped": dict(self.dropped),
+            "frequent_ids": list(self.frequent_ids),
             "totals": dict(self.totals),
         }
 
@@ -145,6 +151,8 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         _warn_of_unusual_times(config, pairing.teacher_folder)
     dropped: Counter[str] = Counter()
     samples, counts = [], Counter()
+    ranked = config.signal.codec == "compact" and config.signal.kind == "topk" and pairing.teacher_folder is not None
+    occurrences = np.zeros(pairing.student_facts()["vocab_size"] if ranked else 0, np.int64)
     for row in chosen_rows(len(conversations), config.data):
         progress()
         conversation = conversations[row]
@@ -157,6 +165,9 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         for prefix, side in (("", sample.student), ("teacher_", sample.teacher)):
             counts[f"{prefix}tokens"] += len(side.x_0)
             counts[f"{prefix}maskable"] += len(side.x_0) - side.prompt_tokens
+        if ranked:
+            student = sample.student
+            occurrences += np.bincount(student.x_0[student.prompt_tokens :], minlength=len(occurrences))
     dropped.update(conversations.dropped)
     if not samples:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "the data set is empty"
@@ -178,7 +189,7 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
     plan = Plan(
         settings=planned_settings(config), sources=portable_sources(sources), student=pairing.student_facts(),
         teacher=pairing.teacher_facts(), teacher_licence=_teacher_licence(config, pairing), samples=tuple(samples),
-        dropped=dict(sorted(dropped.items())), totals=totals, here=config,
+        dropped=dict(sorted(dropped.items())), frequent_ids=frequent_ids(occurrences), totals=totals, here=config,
     )  # fmt: skip
     return plan, pairing
 
@@ -221,6 +232,7 @@ def read_plan(root: Path) -> Plan:
             settings=tree["settings"], sources=tuple(Source(**_tuples(s)) for s in tree["sources"]),
             student=tree["student"], teacher=tree["teacher"], teacher_licence=tree["teacher_licence"],
             samples=tuple(_sample(text) for text in tree["samples"]), dropped=tree["dropped"], totals=tree["totals"],
+            frequent_ids=tuple(tree["frequent_ids"]),
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error

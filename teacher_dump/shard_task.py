@@ -192,6 +192,7 @@ def cache_layout(plan: Plan) -> Layout:
         signal=plan.signal_kind, vocab_size=plan.student["vocab_size"], block_size=plan.config.student.block_size,
         top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
         logp_step=signal.logp_step,
+        codec=signal.codec if plan.signal_kind == "topk" else "plain", frequent_ids=plan.frequent_ids,
     )  # fmt: skip
 
 

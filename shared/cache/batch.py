@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
+from .compact import decode_top, encode_top
 from .schema import Layout, ViewRow, arrow_schema
 
 _INT32 = np.iinfo(np.int32)
@@ -252,14 +253,17 @@ def batch_to_table(batch: RowBatch, layout: Layout, schema: pa.Schema) -> pa.Tab
     """The Arrow table of a batch, in the layout's column order."""
     scalars = {name: getattr(batch, name) for name in ("sample_id", "view", "t", "prompt_tokens")} | batch.counts
     log_tail = dict(zip(layout.log_tail_names, np.ascontiguousarray(batch.log_tail.T), strict=True))
+    lists = dict(batch.lists)
+    if layout.is_compact:
+        ids, logp, num_top = (lists[name] for name in ("top_ids", "top_logp", "num_top"))
+        ranks, steps = encode_top(ids.values, logp.values, num_top.values, layout)
+        lists |= {"top_ranks": Lists(ranks, ids.offsets), "top_steps": Lists(steps, ids.offsets)}
     arrays = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         if name in scalars:
             arrays.append(pa.array(scalars[name], kind))
             continue
-        column = (
-            Lists(log_tail[name], batch.lists["target_position"].offsets) if name in log_tail else batch.lists[name]
-        )
+        column = Lists(log_tail[name], lists["target_position"].offsets) if name in log_tail else lists[name]
         offsets = pa.array(column.offsets.astype(np.int32))
         arrays.append(pa.ListArray.from_arrays(offsets, pa.array(column.values, kind.value_type), type=kind))
     return pa.Table.from_arrays(arrays, schema=schema)
@@ -276,6 +280,8 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
     columns = {name: _single(table.column(name), where, name) for name in table.schema.names}
     lists = {name: _lists(array) for name, array in columns.items() if pa.types.is_list(array.type)}
     log_tail_lists = [lists.pop(name) for name in layout.log_tail_names]
+    if layout.is_compact:
+        lists |= {"top_ids": lists.pop("top_ranks"), "top_logp": lists.pop("top_steps")}  # decoded below
     scalars = {
         name: _frozen(array.to_numpy(zero_copy_only=False))
         for name, array in columns.items()
@@ -293,10 +299,23 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
         log_tail=np.zeros((0, 0), np.float32),
     )
     check_lengths(batch, log_tail_lists)
+    if layout.is_compact:
+        _decode_top(batch, layout)
     log_tail = [column.values for column in log_tail_lists]
     stacked = np.stack(log_tail, axis=1) if log_tail else np.zeros((0, 0), np.float32)
     object.__setattr__(batch, "log_tail", _frozen(stacked))
     return batch
+
+
+def _decode_top(batch: RowBatch, layout: Layout) -> None:
+    """Ranks and steps to ids and log-probabilities, once their lengths are known to agree."""
+    ranks, steps = batch.lists["top_ids"], batch.lists["top_logp"]
+    decoded = decode_top(
+        ranks.values, steps.values, batch.lists["num_top"].values, layout,
+        lambda index, name, message: batch.error(ranks.row_of(index), name, message),
+    )  # fmt: skip
+    for name, values in zip(("top_ids", "top_logp"), decoded, strict=True):
+        batch.lists[name] = Lists(_frozen(values), ranks.offsets)
 
 
 def read_group(

@@ -23,7 +23,7 @@ from .files import (
     sha256_file,
 )
 from .receipts import AuditEntry, Receipt, audit_name, read_receipt, shard_is_done
-from .schema import SCHEMA_VERSION, Layout, LogpDtype, Signal, shard_name
+from .schema import SCHEMA_VERSION, Codec, Layout, LogpDtype, Signal, shard_name
 from .statistics import NUM_BINS, ShardStatistics, merge
 from .vocabulary import VOCABULARY_NAME
 
@@ -31,7 +31,6 @@ MANIFEST_NAME = "manifest.json"
 PLAN_NAME = "plan.json"
 STAGING_NAME = ".pull"
 """Folder inside a cache folder where pull-cache gathers files."""
-CODEC = "plain"
 MAX_MANIFEST_BYTES = 8 << 20
 """More would take seconds and hundreds of megabytes to look at."""
 MAX_SHARDS = 30_000
@@ -52,14 +51,15 @@ class SignalInfo:
     """What was kept of the teacher's answer, and how it is encoded.
 
     Args:
-        codec: "plain": values as columns, no further transformation.
+        codec: "plain": values as columns, no further transformation; "compact": compact.py.
+        frequent_ids: the ids of the first ranks, in order; empty unless the codec is compact.
         support: the loss support in words, for example "shared: 148,903 tokens of equal bytes" or "ids < 151646".
         logp_step: nats; log-probabilities of top tokens are multiples of it; None: numbers of `logp_dtype`.
         codec_error: what rounding costs, measured while writing: see `codec_error.summary`; {}: not measured.
     """
 
     kind: Signal
-    codec: str
+    codec: Codec
     logp_dtype: LogpDtype
     logp_step: float | None
     top_k: int
@@ -67,6 +67,7 @@ class SignalInfo:
     temperatures: tuple[float, ...]
     support: str
     codec_error: Mapping[str, Any]
+    frequent_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,8 @@ class Manifest:
             temperatures=self.signal.temperatures,
             logp_dtype=self.signal.logp_dtype,
             logp_step=self.signal.logp_step,
+            codec=self.signal.codec,
+            frequent_ids=self.signal.frequent_ids,
         )
 
     @property
@@ -272,10 +275,6 @@ class Manifest:
             layout = self.layout
         except ConfigError as error:
             raise CacheError(f"{where}: {error}") from error
-        if self.signal.codec != CODEC:
-            raise CacheError(
-                f"{where}: signal.codec is {self.signal.codec!r:.40}, this tide reads {CODEC!r}; use a newer tide"
-            )
         if (self.teacher is None) != (layout.signal == "none"):
             raise CacheError(
                 f"{where}: signal kind {layout.signal!r} with{'out' if self.teacher is None else ''} a teacher"

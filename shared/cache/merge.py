@@ -126,7 +126,11 @@ def _require_same_family(one: Part, other: Part) -> None:
 def _family(manifest: Manifest) -> Iterator[tuple[str, Any]]:
     """What decides the meaning of a row: field -> value."""
     tree = manifest.to_json()
-    ignored = {"signal": ("codec_error",), "teacher": ("id", "revision", "licence"), "noise": ("seed", "views")}
+    ignored = {
+        "signal": ("codec", "codec_error", "frequent_ids"),
+        "teacher": ("id", "revision", "licence"),
+        "noise": ("seed", "views"),
+    }
     for section in ("signal", "teacher", "student", "noise"):
         fields = tree[section] if tree[section] is not None else {"kind": "none"}
         yield from ((f"{section}.{name}", v) for name, v in fields.items() if name not in ignored.get(section, ()))
@@ -193,7 +197,7 @@ def _write(root: Path, groups: Sequence[Sequence[Part]]) -> Manifest:
     pieces = [(group, samples) for group in groups for samples in group[0].shards]
     receipts = []
     for shard, (group, samples) in enumerate(pieces):
-        name, layout = shard_name(shard, len(pieces)), group[0].manifest.layout
+        name, layout = shard_name(shard, len(pieces)), groups[0][0].manifest.layout
         statistics = write_shard(root / name, _rows(group, samples), layout, plan_hash=plan_hash, shard=shard)
         receipts.append(write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics))
     first, parts = groups[0][0], [part for group in groups for part in group]

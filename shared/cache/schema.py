@@ -9,6 +9,7 @@ polars and pyarrow read a shard without tide:
     num_chunks int32; chunk_start, chunk_len list<int32>, chunk_logp list<float>            [c]   chunk, topk
     num_targets int32; target_position, num_top list<int32>, gold_logp, log_tail_<T> list<float> [n] topk
     top_ids list<int32>, top_logp list<float>                     [sum num_top], flat             topk
+    top_ranks, top_steps list<int32>                              in place of these two           topk, codec compact
 
 The `num_*` columns repeat the lengths of the lists: an index of a million rows is then read from kilobytes.
 
@@ -32,6 +33,9 @@ from ..errors import ConfigError
 
 SCHEMA_VERSION = 1
 SIGNALS = ("none", "chunk", "topk")
+CODECS = ("plain", "compact")
+MAX_FREQUENT_IDS = 4096
+"""Ids with a rank of their own (compact.py): a few kilobytes of the manifest, and nearly all of what ranks save."""
 
 ROW_GROUP_BYTES = 4 << 20
 """Uncompressed bytes at which a row group ends: random access decodes whole groups, so they are kept well below
@@ -44,7 +48,8 @@ MAX_SAMPLE_ID = 256
 
 Signal = Literal["none", "chunk", "topk"]
 LogpDtype = Literal["float32", "float16"]
-Encoding = Literal["scalar", "id", "count", "position", "flag", "float"]
+Codec = Literal["plain", "compact"]
+Encoding = Literal["scalar", "id", "count", "position", "flag", "float", "small"]
 
 
 def _no_ints() -> np.ndarray:
@@ -116,6 +121,8 @@ class Layout:
         top_k: upper bound of num_top; temperatures: one log_tail column each (both unused unless signal is "topk").
         logp_dtype: precision that log-probabilities are rounded to before they are stored as float32.
         logp_step: nats; top_logp is rounded to multiples of it instead; None: to `logp_dtype`.
+        codec: "plain": ids and log-probabilities as they are; "compact": as ranks and steps (compact.py).
+        frequent_ids: those that have the first ranks, most frequent first; empty unless `codec` is "compact".
     """
 
     signal: Signal
@@ -125,6 +132,8 @@ class Layout:
     temperatures: tuple[float, ...]
     logp_dtype: LogpDtype
     logp_step: float | None = None
+    codec: Codec = "plain"
+    frequent_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
@@ -135,6 +144,7 @@ class Layout:
             raise ConfigError(f"vocab_size {self.vocab_size}, block_size {self.block_size}: expected positive numbers")
         if self.logp_step is not None and not (0 < self.logp_step <= 1 and math.frexp(self.logp_step)[0] == 0.5):
             raise ConfigError(f"logp_step {self.logp_step!r}: expected a power of two up to 1, or none")
+        self._check_codec()
         ascending = sorted(set(self.temperatures)) == list(self.temperatures)
         if self.signal == "topk" and (
             self.top_k < 1 or not self.temperatures or not ascending or not 0 < self.temperatures[0] < float("inf")
@@ -143,6 +153,24 @@ class Layout:
                 f"signal topk with top_k = {self.top_k}, temperatures = {self.temperatures}: expected top_k >= 1 and "
                 "at least one temperature > 0, distinct and ascending"
             )
+
+    def _check_codec(self) -> None:
+        if self.codec not in CODECS:
+            raise ConfigError(f"codec {self.codec!r:.40}: expected one of {', '.join(CODECS)}")
+        if self.codec == "compact" and self.signal == "topk" and self.logp_step is None:
+            raise ConfigError("codec compact counts log-probabilities in steps: set logp_step, to 1/16 for example")
+        ids = self.frequent_ids
+        if ids and (self.codec == "plain" or len(ids) > MAX_FREQUENT_IDS or len(set(ids)) < len(ids)):
+            raise ConfigError(
+                f"{len(ids)} frequent_ids: expected at most {MAX_FREQUENT_IDS} distinct ones, none if plain"
+            )
+        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise ConfigError(f"frequent_ids: {min(ids)} to {max(ids)}, expected ids below {self.vocab_size}")
+
+    @property
+    def is_compact(self) -> bool:
+        """Are `top_ids` and `top_logp` stored as `top_ranks` and `top_steps`?"""
+        return self.codec == "compact" and self.signal == "topk"
 
     @property
     def log_tail_names(self) -> tuple[str, ...]:
@@ -183,8 +211,12 @@ def _columns(layout: Layout) -> Iterator[Column]:
         yield Column("target_position", int32, "position")
         yield Column("gold_logp", float32, "float")
         yield Column("num_top", int32, "count")
-        yield Column("top_ids", int32, "id")
-        yield Column("top_logp", float32, "float")
+        if layout.is_compact:
+            yield Column("top_ranks", int32, "small")
+            yield Column("top_steps", int32, "small")
+        else:
+            yield Column("top_ids", int32, "id")
+            yield Column("top_logp", float32, "float")
         for name in layout.log_tail_names:
             yield Column(name, float32, "float")
 
@@ -211,7 +243,7 @@ def parquet_options(layout: Layout) -> dict[str, object]:
     for column in layout.columns:
         if column.encoding in ("id", "count") or column.type == pa.string():
             dictionary.append(column.leaf)
-        elif column.encoding == "float":
+        elif column.encoding in ("float", "small"):
             encodings[column.leaf] = "BYTE_STREAM_SPLIT"
         elif column.encoding == "position":
             encodings[column.leaf] = "DELTA_BINARY_PACKED"

@@ -101,9 +101,9 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
         tide_version="0.1.0",
         plan_hash=PLAN_HASH,
         signal=SignalInfo(
-            kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
+            kind=layout.signal, codec=layout.codec, logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
             top_k=layout.top_k, min_probability=0.0,
-            temperatures=layout.temperatures, support="shared: all", codec_error={},
+            temperatures=layout.temperatures, support="shared: all", codec_error={}, frequent_ids=layout.frequent_ids,
         ),
         teacher=None if layout.signal == "none" else teacher,
         student=StudentInfo("1f3a" * 16, "44", layout.vocab_size, 299, 0),
