@@ -96,7 +96,7 @@ def view(number: int, sample: int, one: Positions, k: int, smallest: float) -> V
     top, kept = kept_top(one.teacher, k, smallest)
     tails = [tail_mass(one.teacher, top.indices, kept, temperature) for temperature in TEMPERATURES]
     return ViewRow(
-        *common, one.at.astype(np.int32), gold, kept.sum(1).numpy().astype(np.int32),
+        *common, one.at.astype(np.int32), kept.sum(1).numpy().astype(np.int32),
         top.indices[kept].numpy().astype(np.int32), top.values[kept].numpy(), torch.stack(tails, 1).numpy(),
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ def rows_of(shard: int, num_rows: int) -> Iterator[ViewRow]:
     """Views whose times are spread over (0, 1], each a sample of its own."""
     for number in range(shard * num_rows, (shard + 1) * num_rows):
         row = synthetic_view(number, LENGTH, VOCAB, (number % num_rows + 1) / num_rows)
-        yield dataclasses.replace(row, gold_logp=row.gold_logp.clip(max=-0.5))
+        yield dataclasses.replace(row, chunk_logp=row.chunk_logp.clip(max=-0.5))
 
 
 def make_cache(root: Path, num_shards: int, num_rows: int) -> None:

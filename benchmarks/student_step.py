@@ -68,7 +68,7 @@ def synthetic_view(number: int, length: int, vocab: int, t: float) -> ViewRow:
     return ViewRow(
         f"s{number}", 0, t, x_0, prompt, masked[prompt:], starts, ends - starts,
         -rng.exponential(1.0, len(starts)).astype(np.float32), target,
-        np.full(len(target), -1.0, np.float32), np.full(len(target), TOP_K, np.int32), ids.ravel().astype(np.int32),
+        np.full(len(target), TOP_K, np.int32), ids.ravel().astype(np.int32),
         np.log(logp).ravel().astype(np.float32), np.tile(np.log([0.1, 0.6]), (len(target), 1)).astype(np.float32),
     )  # fmt: skip
 

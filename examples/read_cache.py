@@ -28,6 +28,8 @@ def read_views(root: str | Path) -> Iterator[dict]:
                 table = file.read_row_group(group)
                 for row in range(len(table)):
                     view = {name: _value(table[name][row]) for name in table.column_names}
+                    if signal["kind"] != "none":
+                        view["chunk_start"], view["chunk_len"] = _chunks(view)
                     if "top_ranks" in view:
                         steps = np.split(view.pop("top_steps"), np.cumsum(view["num_top"]))
                         view["top_logp"] = -signal["logp_step"] * np.concatenate([np.cumsum(one) for one in steps])
@@ -42,15 +44,22 @@ def _value(scalar):
     return scalar.values.to_numpy(zero_copy_only=False) if hasattr(scalar, "values") else scalar.as_py()
 
 
+def _chunks(view: dict) -> tuple[np.ndarray, np.ndarray]:
+    """First position and length of every chunk: chunk_len walks along the masked positions, 0 for one in no chunk."""
+    units, masked = view["chunk_len"], view["prompt_tokens"] + np.flatnonzero(view["masked"])
+    width = np.maximum(units, 1)
+    return masked[np.cumsum(width) - width][units > 0], units[units > 0]
+
+
 def _distributions(view: dict, temperature: float) -> list[tuple]:
     """For each target (position, kept ids, their log-probabilities, the clean token's, the tail's), in nats."""
     tails, ends = view[f"log_tail_{temperature!r}"].astype(np.float64), np.cumsum(view["num_top"])
     top = view["top_logp"].astype(np.float64) / temperature
-    out = []
+    out, gold_logp = [], view["chunk_logp"][np.searchsorted(view["chunk_start"], view["target_position"])]
     for j, (position, end) in enumerate(zip(view["target_position"], ends, strict=True)):
         kept = slice(end - view["num_top"][j], end)
         log_z = np.logaddexp.reduce(top[kept]) - np.log(-np.expm1(tails[j])) if view["num_top"][j] else 0.0
-        gold = float(view["gold_logp"][j]) / temperature - log_z
+        gold = float(gold_logp[j]) / temperature - log_z
         out.append((int(position), view["top_ids"][kept], top[kept] - log_z, gold, tails[j]))
     return out
 

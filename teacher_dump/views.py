@@ -126,7 +126,6 @@ class View:
         return ViewRow(
             **common,
             target_position=self.targets[:, 2],
-            gold_logp=self.gold_logp[self.targets[:, 0]],
             num_top=kept.sum(axis=1).astype(np.int32),
             top_ids=self.top_ids[kept],
             top_logp=self.top_logp[kept],

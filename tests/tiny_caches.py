@@ -79,7 +79,6 @@ def _random_signal(rng: np.random.Generator, x_0: np.ndarray, active: np.ndarray
     log_tail = np.stack([np.log((p * outside).sum(1) / p.sum(1)) for p in dense], axis=1)
     return values | {
         "target_position": target,
-        "gold_logp": logp[np.arange(len(target)), x_0[target]].astype(np.float32),
         "num_top": num_top,
         "top_ids": order[kept],
         "top_logp": np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),

@@ -17,9 +17,9 @@ from .compact import decode_top, encode_top
 from .schema import Layout, ViewRow, arrow_schema
 
 _INT32 = np.iinfo(np.int32)
-_LOGP = ("chunk_logp", "gold_logp", "top_logp")
+_LOGP = ("chunk_logp", "top_logp")
 _CHUNK_FIELDS = ("chunk_start", "chunk_len", "chunk_logp")
-_TARGET_FIELDS = ("target_position", "gold_logp", "num_top", "top_ids", "top_logp")
+_TARGET_FIELDS = ("target_position", "num_top", "top_ids", "top_logp")
 POSITIVE_ROUNDING = 1e-4
 """Log-probabilities up to this above 0 are float rounding and stored as 0."""
 
@@ -100,6 +100,14 @@ class RowBatch(Sequence[ViewRow]):
     def __iter__(self) -> Iterator[ViewRow]:
         return (self[row] for row in range(len(self)))
 
+    def chunk_of_target(self) -> np.ndarray:
+        """Index into the values of `chunk_start` where each target's position is, or would be if it is none's start."""
+        starts, targets = (
+            column.rows() * (1 << 32) + column.values
+            for column in (self.lists["chunk_start"], self.lists["target_position"])
+        )
+        return np.searchsorted(starts, targets)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
@@ -124,8 +132,8 @@ def row_bytes(row: ViewRow) -> int:
     """Uncompressed size of a row on disk, about."""
     return 64 + 4 * (
         len(row.x_0)
-        + 3 * len(row.chunk_start)
-        + 3 * len(row.target_position)
+        + 2 * len(row.chunk_start)
+        + 2 * len(row.target_position)
         + 2 * len(row.top_ids)
         + row.log_tail.size
     )
@@ -263,10 +271,58 @@ def batch_to_table(batch: RowBatch, layout: Layout, schema: pa.Schema) -> pa.Tab
         if name in scalars:
             arrays.append(pa.array(scalars[name], kind))
             continue
-        column = Lists(log_tail[name], lists["target_position"].offsets) if name in log_tail else lists[name]
+        if name in log_tail:
+            column = Lists(log_tail[name], lists["target_position"].offsets)
+        else:
+            column = _along_masked(batch) if name == "chunk_len" else lists[name]
         offsets = pa.array(column.offsets.astype(np.int32))
         arrays.append(pa.ListArray.from_arrays(offsets, pa.array(column.values, kind.value_type), type=kind))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _masked_positions(batch: RowBatch) -> Lists:
+    """Absolute positions of the masked tokens."""
+    masked = batch.lists["masked"]
+    index = np.flatnonzero(masked.values)
+    offsets = np.searchsorted(index, masked.offsets)
+    shift = np.repeat(batch.prompt_tokens - masked.offsets[:-1], np.diff(offsets))
+    return Lists((index + shift).astype(np.int32), offsets)
+
+
+def _along_masked(batch: RowBatch) -> Lists:
+    """chunk_len as on disk: along the masked positions a chunk's length, or 0 for a token that is in none.
+
+    Expects chunks that `checks.check_batch` let pass: ascending, disjoint and masked throughout.
+    """
+    position, start, length = _masked_positions(batch), batch.lists["chunk_start"], batch.lists["chunk_len"]
+    places, starts = (column.rows() * (1 << 32) + column.values for column in (position, start))
+    first = np.searchsorted(places, starts)
+    inside = np.zeros(len(position.values) + 1, np.int64)
+    inside[first] += 1
+    np.subtract.at(inside, first + length.values, 1)
+    values = np.zeros(len(position.values), np.int32)
+    values[first] = length.values
+    kept = (np.cumsum(inside[:-1]) == 0) | (values > 0)  # of a chunk, its first token
+    return Lists(values[kept], np.concatenate([[0], np.cumsum(kept)])[position.offsets])
+
+
+def _chunks(batch: RowBatch) -> tuple[Lists, Lists]:
+    """chunk_start and chunk_len of every chunk: the inverse of `_along_masked`.
+
+    Raises: CacheError: lengths that are negative or do not add up to the masked positions.
+    """
+    position, units = _masked_positions(batch), batch.lists["chunk_len"]
+    if len(units.values) and units.values.min() < 0:
+        raise batch.error(units.row_of(int(units.values.argmin())), "chunk_len", "negative")
+    tokens = np.concatenate([[0], np.cumsum(np.maximum(units.values, 1), dtype=np.int64)])
+    said, found = np.diff(tokens[units.offsets]), position.lengths
+    if not np.array_equal(said, found):
+        row = int(np.argmax(said != found))
+        raise batch.error(row, "chunk_len", f"counts {said[row]} masked tokens, and {found[row]} are masked")
+    is_chunk = units.values > 0
+    offsets = np.concatenate([[0], np.cumsum(is_chunk)])[units.offsets]
+    start = _frozen(position.values[tokens[:-1][is_chunk]])
+    return Lists(start, offsets), Lists(_frozen(units.values[is_chunk]), offsets)
 
 
 def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: int) -> RowBatch:
@@ -298,6 +354,10 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
         lists=lists,
         log_tail=np.zeros((0, 0), np.float32),
     )
+    if "chunk_len" in lists:
+        start, length = _chunks(batch)
+        signal = {name: lists.pop(name) for name in tuple(lists) if name not in ("x_0", "masked")}
+        lists |= {"chunk_start": start, **signal, "chunk_len": length}  # in the order of `batch_from_rows`
     check_lengths(batch, log_tail_lists)
     if layout.is_compact:
         _decode_top(batch, layout)
@@ -333,7 +393,7 @@ def check_lengths(batch: RowBatch, log_tail: Sequence[Lists] = ()) -> None:
     if "chunk_start" in lists:
         same += [("chunk_start", "chunk_len"), ("chunk_start", "chunk_logp")]
     if "target_position" in lists:
-        same += [("target_position", "gold_logp"), ("target_position", "num_top"), ("top_ids", "top_logp")]
+        same += [("target_position", "num_top"), ("top_ids", "top_logp")]
     pairs = [(name, lists[other].lengths, lists[name].lengths) for other, name in same]
     pairs += [("log_tail", lists["target_position"].lengths, column.lengths) for column in log_tail]
     pairs += [("masked", batch.counts["num_tokens"] - batch.prompt_tokens, lists["masked"].lengths)]

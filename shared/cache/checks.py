@@ -115,8 +115,8 @@ def _check_targets(batch: RowBatch, layout: Layout) -> None:
     _check_spans(batch, "target_position", position, 1)
     _check_range(batch, "num_top", num_top, 0, layout.top_k + 1)
     _check_range(batch, "top_ids", top_ids, 0, layout.vocab_size)
-    _check_logp(batch, "gold_logp")
     _check_logp(batch, "top_logp")
+    _check_single(batch, position)
     counts = num_top.values.astype(np.int64)
     target = np.repeat(np.arange(len(counts)), counts)  # [sum num_top]
     rising = (target[1:] == target[:-1]) & (top_logp.values[1:] > top_logp.values[:-1])
@@ -139,6 +139,21 @@ def _check_targets(batch: RowBatch, layout: Layout) -> None:
         index = int(np.argmax(mass))
         raise batch.error(
             position.row_of(index), "top_logp", f"a target's kept entries hold {mass[index]:.4f} of the probability"
+        )
+
+
+def _check_single(batch: RowBatch, position: Lists) -> None:
+    """Every target is a chunk of one token: the clean token's log-probability is the chunk's."""
+    start, length = batch.lists["chunk_start"], batch.lists["chunk_len"]
+    place = batch.chunk_of_target()
+    found = place < len(start.values)
+    inside = place[found]
+    found[found] = (start.rows()[inside] == position.rows()[found]) & (start.values[inside] == position.values[found])
+    found[found] = length.values[place[found]] == 1
+    if not found.all():
+        index = int(np.argmin(found))
+        raise batch.error(
+            position.row_of(index), "target_position", f"{position.values[index]} is not a chunk of one token"
         )
 
 

@@ -6,12 +6,14 @@ polars and pyarrow read a shard without tide:
     sample_id string, view int32, t float32                       always
     num_tokens, prompt_tokens, num_masked int32                   always
     x_0 list<int32>  [l]; masked list<bool>  [l - prompt_tokens]  always; Parquet packs booleans to a bitmap
-    num_chunks int32; chunk_start, chunk_len list<int32>, chunk_logp list<float>            [c]   chunk, topk
-    num_targets int32; target_position, num_top list<int32>, gold_logp, log_tail_<T> list<float> [n] topk
+    num_chunks int32; chunk_len list<int32> [u]; chunk_logp list<float> [c]                 chunk, topk
+    num_targets int32; target_position, num_top list<int32>, log_tail_<T> list<float> [n]   topk
     top_ids list<int32>, top_logp list<float>                     [sum num_top], flat             topk
     top_ranks, top_steps list<int32>                              in place of these two           topk, codec compact
 
-The `num_*` columns repeat the lengths of the lists: an index of a million rows is then read from kilobytes.
+The `num_*` columns repeat the lengths of the lists: an index of a million rows is then read from kilobytes. On disk
+`chunk_len` goes along the masked positions, one value for every chunk and a 0 for every masked token outside chunks:
+where chunks start follows from it and `masked`, and the clean token's log-probability at a target is its chunk's.
 
 Encodings, by measurement (docs/cache_format.md): ids and small counts by dictionary (as good as a rank remap by first
 appearance), positions by delta, floats by BYTE_STREAM_SPLIT, all under zstd-3. `logp_dtype: float16` rounds values to
@@ -73,8 +75,8 @@ class ViewRow:
         masked: bool [l - prompt_tokens], the response's masked positions.
         chunk_start, chunk_len: int32 [c], active chunks as absolute student positions, ascending, disjoint.
         chunk_logp: float32 [c], the teacher's log-probability of each chunk.
-        target_position: int32 [n], absolute masked positions with a token-level target, ascending.
-        gold_logp: float32 [n], the teacher's log-probability of the clean token there.
+        target_position: int32 [n], absolute masked positions with a token-level target, ascending; each of them is a
+            chunk of one token.
         num_top: int32 [n]; top_ids: int32, top_logp: float32 [sum num_top], flat, each target's most probable first.
         log_tail: float32 [n, m], log mass of the loss support outside the kept entries, one column per temperature, as
             a share of the support's mass at that temperature; -inf where nothing is outside.
@@ -90,11 +92,15 @@ class ViewRow:
     chunk_len: np.ndarray = field(default_factory=_no_ints)
     chunk_logp: np.ndarray = field(default_factory=_no_floats)
     target_position: np.ndarray = field(default_factory=_no_ints)
-    gold_logp: np.ndarray = field(default_factory=_no_floats)
     num_top: np.ndarray = field(default_factory=_no_ints)
     top_ids: np.ndarray = field(default_factory=_no_ints)
     top_logp: np.ndarray = field(default_factory=_no_floats)
     log_tail: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    @property
+    def gold_logp(self) -> np.ndarray:
+        """float32 [n], the teacher's log-probability of the clean token at each target: that of its chunk."""
+        return self.chunk_logp[np.searchsorted(self.chunk_start, self.target_position)]
 
 
 @dataclass(frozen=True)
@@ -204,12 +210,10 @@ def _columns(layout: Layout) -> Iterator[Column]:
     yield Column("x_0", int32, "id")
     yield Column("masked", pa.bool_(), "flag")
     if layout.signal != "none":
-        yield Column("chunk_start", int32, "position")
         yield Column("chunk_len", int32, "count")
         yield Column("chunk_logp", float32, "float")
     if layout.signal == "topk":
         yield Column("target_position", int32, "position")
-        yield Column("gold_logp", float32, "float")
         yield Column("num_top", int32, "count")
         if layout.is_compact:
             yield Column("top_ranks", int32, "small")

@@ -127,7 +127,7 @@ def batch_statistics(batch: RowBatch, samples: int) -> ShardStatistics:
             "targets": len(num_top),
             "kept_entries": len(logp),
             "num_top_counts": _counts(num_top),
-            "gold_logp": float(lists["gold_logp"].values.sum(dtype=np.float64)),
+            "gold_logp": float(lists["chunk_logp"].values[batch.chunk_of_target()].sum(dtype=np.float64)),
             "t_targets": _counts(target_bin, NUM_BINS),
             "t_head_mass": tuple(np.bincount(target_bin, mass, NUM_BINS).tolist()),
             "t_entropy": tuple(np.bincount(target_bin, entropy, NUM_BINS).tolist()),

@@ -145,7 +145,7 @@ def check_pages(
 
 def _check_precision(batch: RowBatch, layout: Layout) -> None:
     """Values of a float16 cache are float16 numbers, and so on: what the manifest says about precision is true."""
-    for name in ("chunk_logp", "gold_logp", "top_logp"):
+    for name in ("chunk_logp", "top_logp"):
         column = batch.lists.get(name)
         if column is None:
             continue

@@ -64,7 +64,7 @@ def twin_rows(plan: Plan) -> Iterator[ViewRow]:
             first = naive_answers(model, teacher.x_0, masks.teacher_b, pairing.teacher.mask_id)
             second = naive_answers(model, teacher.x_0, masks.teacher_a, pairing.teacher.mask_id)
             logp = np.where(masks.teacher_b[:, None], first, np.where(masks.teacher_a[:, None], second, np.nan))
-            row = {"chunk_start": [], "chunk_len": [], "chunk_logp": [], "target_position": [], "gold_logp": []}
+            row = {"chunk_start": [], "chunk_len": [], "chunk_logp": [], "target_position": []}
             row |= {"num_top": [], "top_ids": [], "top_logp": [], "log_tail": []}
             for t_start, t_end, s_start, s_end in sample.chunks:
                 if not masks.student[s_start:s_end].all():
@@ -85,7 +85,6 @@ def twin_rows(plan: Plan) -> Iterator[ViewRow]:
                     best = np.argsort(-inside, kind="stable")[: signal.top_k]
                     best = [i for n, i in enumerate(best) if n == 0 or np.exp(inside[i]) >= signal.min_probability]
                     row["target_position"].append(s_start)
-                    row["gold_logp"].append(gold[0])
                     row["num_top"].append(len(best))
                     row["top_ids"] += [student_of[support[i]] for i in best]
                     row["top_logp"] += inside[best].tolist()

@@ -52,6 +52,19 @@ def tail_mass(logp: np.ndarray, order: np.ndarray, kept: np.ndarray, temperature
     return np.log((p * outside).sum(1) / p.sum(1))
 
 
+def random_chunks(rng: np.random.Generator, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and lengths of chunks over masked positions: mostly of one token, some longer; some tokens are in none."""
+    spans, place = [], 0
+    while place < len(positions):
+        longest = int(rng.choice([0, 1, 1, 1, 2, 3]))
+        run = positions[place : place + max(1, longest)]
+        length = int(np.argmin(np.append(run == run[0] + np.arange(len(run)), False)))
+        spans += [(int(run[0]), length)] if longest else []
+        place += length
+    starts, lengths = np.array(spans, np.int32).reshape(-1, 2).T
+    return starts, lengths
+
+
 def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, prompt: int, layout: Layout) -> ViewRow:
     """One view with a dense random teacher, reduced to what the layout keeps; t = 0.001 masks nothing, mostly."""
     t = float(rng.choice([1e-3, rng.uniform(1e-3, 1), 1.0]))
@@ -59,22 +72,23 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
     positions = (np.flatnonzero(masked) + prompt).astype(np.int32)
     if layout.signal == "none":
         return ViewRow(sample, view, t, x_0, prompt, masked)
-    starts = positions[np.concatenate([[True], np.diff(positions) > 1])] if len(positions) else positions
-    lengths = np.array([int(np.argmin(np.append(masked[s - prompt :], False))) for s in starts], np.int32)
+    starts, lengths = random_chunks(rng, positions)
     chunk_logp = -rng.exponential(2.0, len(starts)).astype(np.float32)
     if layout.signal == "chunk":
         return ViewRow(sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp)
-    n, k = len(positions), layout.top_k
+    single = lengths == 1
+    positions, k = starts[single], layout.top_k
+    n = len(positions)
     logits = rng.normal(0, 3, (n, layout.vocab_size))
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     order = np.argsort(-logp, axis=1)[:, :k].astype(np.int32)
     num_top = rng.integers(0, k + 1, n).astype(np.int32)
     kept = np.arange(k) < num_top[:, None]
+    chunk_logp[single] = logp[np.arange(n), x_0[positions]]
     log_tail = [tail_mass(logp, order, kept, temperature) for temperature in layout.temperatures]
     return ViewRow(
         sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp,
         target_position=positions,
-        gold_logp=logp[np.arange(n), x_0[positions]].astype(np.float32),
         num_top=num_top,
         top_ids=order[kept],
         top_logp=np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
@@ -210,7 +224,7 @@ def write_words(tmp_path, synthetic):
             sample_id, 0, 0.4, x_0, 3, masked,
             chunk_start=np.array([4, 7, 9], np.int32), chunk_len=np.array([2, 1, 1], np.int32),
             chunk_logp=np.array([-2.0, -0.5, -0.25], np.float32),
-            target_position=np.array([7, 9], np.int32), gold_logp=np.log([0.5, 0.125]).astype(np.float32),
+            target_position=np.array([7, 9], np.int32),
             num_top=np.array([3, 1], np.int32), top_ids=np.array([8, 2, 1, 6], np.int32),
             top_logp=np.log([0.5, 0.25, 0.125, 0.5]).astype(np.float32), log_tail=np.log([[0.125, 0.3], [0.5, 0.6]]),
         )  # fmt: skip

@@ -50,7 +50,7 @@ def test_the_manifest_round_trips_and_its_hash_names_the_cache(make_cache):
         ("signal.extra", 1, "extra"),
         ("surprise", 1, "surprise"),
         ("signal.kind", "logits", "kind = 'logits'"),
-        ("signal.codec", "quantised", "use a newer tide"),
+        ("signal.codec", "quantised", "expected one of plain, compact"),
         ("signal.temperatures", [], "at least one temperature"),
         ("signal.temperatures", ["1.0"], "temperatures"),
         ("signal.logp_dtype", "bfloat16", "logp_dtype"),
@@ -252,7 +252,8 @@ def test_entropy_and_bins_worked_by_hand(tmp_path, synthetic):
     rows = [
         cache.ViewRow(
             "s", view, t, np.zeros(8, np.int32), 6, np.array([True, False]),
-            target_position=np.array([6]), gold_logp=np.array([half]), num_top=np.array([num]),
+            chunk_start=np.array([6]), chunk_len=np.array([1]), chunk_logp=np.array([half]),
+            target_position=np.array([6]), num_top=np.array([num]),
             top_ids=np.arange(num), top_logp=np.full(num, half),
             log_tail=np.log(np.array([[max(1 - num / 2, 1e-9), 0.5 if num else 1.0]])),
         )

@@ -42,8 +42,9 @@ def assert_rows(found, cache):
     assert len(found) == len(cache)
     for row, view in zip(found, cache, strict=True):
         assert (row["sample_id"], row["view"], row["t"]) == (view.sample_id, view.view, view.t)
-        names = ["x_0", "masked", "chunk_start", "chunk_len", "chunk_logp"]
-        names += ["target_position", "gold_logp", "num_top", "top_ids", "top_logp"] if "top_ids" in row else []
+        names = ["x_0", "masked", "chunk_logp"]
+        names += ["target_position", "num_top", "top_ids", "top_logp"] if "top_ids" in row else []
+        assert [length for length in row["chunk_len"] if length] == view.chunk_len.tolist()
         for name in names:
             assert row[name] == getattr(view, name).tolist(), name
         for number, temperature in enumerate(cache.manifest.signal.temperatures if "top_ids" in row else ()):

@@ -33,7 +33,7 @@ def read_views(script):
 
 def test_it_is_short_and_needs_little(script):
     text = script.read_text()
-    assert len(text.splitlines()) <= 66
+    assert len([line for line in text.splitlines() if line]) <= 60
     nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {getattr(node, "module", None) or node.names[0].name for node in nodes}
     assert names == {"json", "sys", "collections.abc", "pathlib", "numpy", "pyarrow.parquet"}

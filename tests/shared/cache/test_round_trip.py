@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tide.shared.cache import Layout, ViewRow, open_cache, schema, shard_name, write_shard, writer
 from tide.shared.errors import CacheError
 
-FLOATS = ("chunk_logp", "gold_logp", "top_logp", "log_tail")
+FLOATS = ("chunk_logp", "top_logp", "log_tail")
 
 
 def assert_same(rows: Sequence[ViewRow], expected: Sequence[ViewRow], layout: Layout) -> None:
@@ -169,20 +169,20 @@ def test_plain_pyarrow_reads_numbers_worked_by_hand(tmp_path, synthetic):
         "topk", vocab_size=10, block_size=4, top_k=2, temperatures=(0.5, 2.0), logp_dtype="float16", logp_step=1 / 16
     )
     row = ViewRow(
-        "conversation-1", 3, 0.5, np.array([1, 2, 3, 4]), 1, np.array([True, True, False]),
-        chunk_start=np.array([1]), chunk_len=np.array([2]), chunk_logp=np.array([-0.1]),
-        target_position=np.array([2]), gold_logp=np.array([-2.0]), num_top=np.array([2]),
+        "conversation-1", 3, 0.5, np.arange(1, 9), 1, np.array([1, 1, 0, 1, 1, 1, 0], bool),
+        chunk_start=np.array([2, 4]), chunk_len=np.array([1, 2]), chunk_logp=np.array([-0.1, -2.0]),
+        target_position=np.array([2]), num_top=np.array([2]),
         top_ids=np.array([9, 3]), top_logp=np.array([-0.26, -2.02]), log_tail=np.array([[-np.inf, -1.5]]),
     )  # fmt: skip
     write_shard(tmp_path / "x.parquet", [row], layout, plan_hash="p", shard=0)
     table = pq.read_table(tmp_path / "x.parquet", page_checksum_verification=True)
     assert table.to_pylist() == [
         {
-            "sample_id": "conversation-1", "view": 3, "t": 0.5, "num_tokens": 4, "prompt_tokens": 1, "num_masked": 2,
-            "num_chunks": 1, "num_targets": 1, "x_0": [1, 2, 3, 4], "masked": [True, True, False],
-            "chunk_start": [1], "chunk_len": [2], "chunk_logp": [-0.0999755859375],
-            "target_position": [2], "gold_logp": [-2.0], "num_top": [2], "top_ids": [9, 3], "top_logp": [-0.25, -2.0],
-            "log_tail_0.5": [-float("inf")], "log_tail_2.0": [-1.5],
+            "sample_id": "conversation-1", "view": 3, "t": 0.5, "num_tokens": 8, "prompt_tokens": 1, "num_masked": 5,
+            "num_chunks": 2, "num_targets": 1, "x_0": [1, 2, 3, 4, 5, 6, 7, 8],
+            "masked": [True, True, False, True, True, True, False],
+            "chunk_len": [0, 1, 2, 0], "chunk_logp": [-0.0999755859375, -2.0], "target_position": [2], "num_top": [2],
+            "top_ids": [9, 3], "top_logp": [-0.25, -2.0], "log_tail_0.5": [-float("inf")], "log_tail_2.0": [-1.5],
         }
     ]  # fmt: skip
     assert table.schema.field("top_logp").type == pa.list_(pa.field("element", pa.float32(), nullable=False))

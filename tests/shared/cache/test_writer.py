@@ -16,8 +16,8 @@ from tide.shared.errors import CacheError, ConfigError, OutputError
 
 ROW = ViewRow(
     "s-1", 2, 0.5, np.arange(8, dtype=np.int32), 2, np.array([True, True, True, False, True, True]),
-    chunk_start=np.array([2, 4, 6]), chunk_len=np.array([2, 1, 2]), chunk_logp=np.array([-1.0, 0.0, -3.0]),
-    target_position=np.array([4, 6]), gold_logp=np.array([-1.0, -2.0]), num_top=np.array([2, 1]),
+    chunk_start=np.array([2, 4, 6, 7]), chunk_len=np.array([2, 1, 1, 1]), chunk_logp=np.array([-1.0, 0.0, -3.0, -2.0]),
+    target_position=np.array([4, 6]), num_top=np.array([2, 1]),
     top_ids=np.array([5, 9, 5]), top_logp=np.array([-1.0, -1.5, -0.5]),
     log_tail=np.log(np.array([[0.4, 0.8], [0.3, 0.6]])),
 )  # fmt: skip
@@ -51,7 +51,7 @@ BAD = {
     "sample id with an escape": ({"sample_id": "\x1b[2J"}, "sample_id"),
     "sample id too long": ({"sample_id": "x" * 257}, "sample_id"),
     "chunk in the prompt": (put("chunk_start", 0, 1), "chunk_start"),
-    "chunk beyond the end": (put("chunk_len", 2, 3), "chunk_start"),
+    "chunk beyond the end": (put("chunk_len", 3, 2), "chunk_start"),
     "chunk on a clean token": (put("chunk_len", 1, 2), "chunk_start"),
     "chunks overlap": (put("chunk_len", 0, 3), "chunk_start"),
     "chunk empty": (put("chunk_len", 0, 0), "chunk_len"),
@@ -63,9 +63,11 @@ BAD = {
     "target not masked": (put("target_position", 0, 5), "target_position"),
     "target twice": (put("target_position", 1, 4), "target_position"),
     "targets descend": ({"target_position": np.array([6, 4])}, "target_position"),
-    "gold logp missing": ({"gold_logp": np.array([-1.0])}, "gold_logp"),
-    "gold logp not a number": (put("gold_logp", 0, np.nan), "gold_logp"),
-    "gold logp positive": (put("gold_logp", 0, 1), "gold_logp"),
+    "target in a longer chunk": ({"target_position": np.array([2, 6])}, "target_position"),
+    "target within a longer chunk": ({"target_position": np.array([3, 6])}, "target_position"),
+    "target in no chunk": (
+        {"chunk_start": ROW.chunk_start[:3], "chunk_len": ROW.chunk_len[:3], "chunk_logp": ROW.chunk_logp[:3],
+         "target_position": np.array([4, 7])}, "target_position"),
     "num_top counts disagree": (put("num_top", 0, 1), "top_ids"),
     "num_top negative": ({"num_top": np.array([4, -1])}, "num_top"),
     "num_top above top_k": (
