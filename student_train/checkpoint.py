@@ -203,8 +203,16 @@ def remove_run(out: Path) -> None:
     with output_errors(out, _ADVICE):
         if (out / "student" / STATE_NAME).exists():
             shutil.rmtree(out / "student")
+    remove_checkpoints(out)
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of the run in `out`. Raises: OutputError."""
+    with output_errors(out, _ADVICE):
         for _, folder in _checkpoints(out / "checkpoints"):
             shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # it is not there, or holds something else
+            (out / "checkpoints").rmdir()
 
 
 @contextlib.contextmanager

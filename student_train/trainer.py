@@ -240,6 +240,7 @@ class Run:
             batch = collate(
                 samples, mask_id=self.encoder.mask_id, block_size=block_size,
                 top_k=signal.top_k if signal.kind == "topk" else 0, temperatures=tuple(signal.temperatures),
+                max_top_k=self.config.train.max_top_k,
             )  # fmt: skip
             batches.append(batch)
         return batches, self.order.counts(items)
