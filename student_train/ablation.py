@@ -102,7 +102,7 @@ def _cache_for(arm: Arm, manifests: Mapping[str, Manifest]) -> str:
     wanted = [f"{setting}={str(value).lower()}" for setting, value in arm.cache.items()]
     raise _NotServed(
         f"needs a cache with {', '.join(wanted)}: run the tide dump-teacher command that made {next(iter(manifests))} "
-        f"again with {' '.join(f'--set {item}' for item in wanted)} and another --out, and give that as one more --cache"
+        f"again with {' '.join(f'--set {item}' for item in wanted)} and another --out, and give it as one more --cache"
     )
 
 

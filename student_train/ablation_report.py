@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..shared.cache.inert import markdown_text
 from .comparison_plot import draw_comparison
 
 
@@ -39,7 +40,8 @@ def claims_table(result: Mapping[str, Any]) -> str:
             scale, unit = (100, " % right") if claim["metric"] == "accuracy" else (1, "")
             error = claim["standard_error"]
             shown = _with_error(scale * claim["gain"], error and scale * error, sign="+") + unit
-        lines.append(f"| {claim['claim']} | {arms} | {shown} | {_p(claim.get('p'))} | {claim['verdict']} |")
+        said = markdown_text(claim["claim"], max_chars=200)
+        lines.append(f"| {said} | {arms} | {shown} | {_p(claim.get('p'))} | {claim['verdict']} |")
     return "\n".join(lines)
 
 

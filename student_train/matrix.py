@@ -141,6 +141,7 @@ def _swept(sweep: Sweep, arms: Mapping[str, Arm]) -> Iterator[tuple[str, Arm]]:
     for value in sweep.values:
         tree = {"losses": to_tree(losses), "train": dict(arm.train)}
         override(tree, f"{sweep.setting}={json.dumps(value)}")
-        name = f"{sweep.arm}-{setting.split('.')[-1]}-{value}"
+        shown = value if isinstance(value, str) else json.dumps(value)
+        name = f"{sweep.arm}-{setting.split('.')[-1]}-{shown}"
         made = from_tree(RunConfig, {"losses": tree["losses"]}).losses
         yield name, Arm(losses=made, train=tree["train"], cache=arm.cache)
