@@ -67,7 +67,7 @@ claims:
         ("baseline: kl\narms: {kl: {recpie: kl}}", "did you mean 'recipe'"),
         ("baseline: ../x\narms: {../x: {recipe: kl}}", "expected letters, digits"),
         ("baseline: kl\narms: {kl: {recipe: kl}}\nsweeps: [{arm: k, setting: train.lr, values: [1]}]", "no arm 'k'"),
-        ("baseline: kl\narms: {kl: {recipe: kl}}\nsweeps: [{arm: kl, setting: data.limit, values: [1]}]", "train or lo"),
+        ("baseline: kl\narms: {kl: {recipe: kl}}\nsweeps: [{arm: kl, setting: data.limit, values: [1]}]", "train or"),
         ("baseline: kl\narms: {kl: {recipe: kl}}\nsweeps: [{arm: kl, setting: train.lr, values: [1, 1]}]", "twice"),
         ("baseline: kl\narms: {kl: {recipe: kl}}\nclaims: [{claim: c, better: kl, than: ec}]", "no arm 'ec'"),
         ("- kl", "expected sections"),
