@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..shared.errors import TryAgain
 from .options import ConfigOption, JsonOption, RecipeOption, SetOption, StudentOption, run_config
 from .printing import say
 
@@ -53,6 +54,8 @@ def ablate(
         typer.echo(json.dumps(result))
     else:
         typer.echo(f"{table(result)}\n\n{claims_table(result)}\n\n{out / TABLE_NAME}, {out / PICTURE_NAME}")
+    if result["failed"]:
+        raise TryAgain(f"not trained: {', '.join(result['failed'])} (see above); the same command tries them again")
 
 
 def _print_plan(planned: "Planned", out: Path, as_json: bool) -> None:
