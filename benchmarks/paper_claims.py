@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--matrix", default="paper")
-    parser.add_argument("--warm", action="store_true")
+    parser.add_argument("--matrix", default="paper", help="as tide ablate --matrix")
+    parser.add_argument("--warm", action="store_true", help="begin with a trained student")
     asked = parser.parse_args()
     with resources.as_file(resources.files("tide.recipes").joinpath("demo_assets")) as assets:
         config = demo_config(assets, SIZES["full"])
@@ -69,7 +69,7 @@ def main() -> None:
         matrix = read_matrix(asked.matrix)
         caches = [str(asked.out / name) for name in ("cache", "comp_demo")]
         planned = plan_ablation(matrix, config, caches, str(asked.out / "heldout"), num_seeds=asked.seeds)
-        where = asked.out / (f"{asked.matrix}-warm" if asked.warm else asked.matrix)
+        where = asked.out / (Path(asked.matrix).stem + ("-warm" if asked.warm else ""))
         result = run_ablation(matrix, planned, where, workers=asked.workers, say=say)
     print(f"{table(result)}\n\n{claims_table(result)}")
 

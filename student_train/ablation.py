@@ -18,7 +18,7 @@ from .ablation_report import claims_table, draw, table
 from .arms import Job, Outcome, Say, described, run_jobs
 from .batches import require_in_cache
 from .comparison import AllScores, gain, seeds_of, summarise, verdict_on
-from .matrix import Arm, Matrix
+from .matrix import Arm, Claim, Matrix
 from .objective import Objective
 from .open_student import open_encoder
 
@@ -156,7 +156,7 @@ def compare(matrix: Matrix, planned: Planned, outcome: Outcome) -> dict[str, Any
     }
 
 
-def _decided(claim: Any, scores: AllScores, keys: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+def _decided(claim: Claim, scores: AllScores, keys: Mapping[tuple[str, int], str]) -> dict[str, Any]:
     said = {**to_tree(claim), "seeds": 0}
     missing = next((arm for arm in (claim.better, claim.than) if not any(name == arm for name, _ in scores)), None)
     if missing is not None:

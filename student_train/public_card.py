@@ -185,7 +185,8 @@ def _sections(facts: StudentFacts) -> list[tuple[str, Mapping[str, str]]]:
 
 
 def _below(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)}
+    """Settings of one section that have a value."""
+    return {n.removeprefix(prefix): v for n, v in settings.items() if n.startswith(prefix) and v is not None}
 
 
 def _losses(settings: Mapping[str, Any]) -> dict[str, str]:

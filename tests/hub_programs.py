@@ -349,6 +349,8 @@ def train(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     ]
     return {
         "same": students[0].read_bytes() == students[1].read_bytes(),
+        "origins": [json.loads((student.parent / "tide_cache.json").read_text()) for student in students],
+        "commit": done.commit,
         "fetched": [request.split("/")[-1] for request in hub.asked("^GET .*/resolve/")],
         "pushed": sorted(hub.repositories["me/cache"].head.tree),
         "shards": sorted(path.name for path in (root / "data").iterdir()),
