@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
-from .commands import caches, dump, machine, sharing, students, writing
+from .commands import ablation, caches, dump, machine, sharing, students, writing
 from .shared.errors import EXIT_INTERRUPTED, TideError
 from .shared.redaction import redacted
 
@@ -37,9 +37,10 @@ app = typer.Typer(
 )  # fmt: skip
 
 for command in (
-    dump.plan, dump.dump_teacher, dump.status, students.train_student, students.convert, writing.generate, writing.chat,
-    caches.inspect_cache, caches.verify_cache, sharing.push_cache, sharing.pull_cache, caches.repair_cache,
-    caches.merge_caches, caches.cache_to_datasets, machine.doctor, machine.demo,
+    dump.plan, dump.dump_teacher, dump.status, students.train_student, students.convert, ablation.ablate,
+    writing.generate, writing.chat, caches.inspect_cache, caches.verify_cache, sharing.push_cache, sharing.pull_cache,
+    sharing.push_student, caches.repair_cache, caches.merge_caches, caches.cache_to_datasets, machine.doctor,
+    machine.demo,
 ):  # fmt: skip
     app.command()(command)
 

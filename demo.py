@@ -8,22 +8,18 @@
 """
 
 import contextlib
-import json
-import math
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .shared.cache.files import atomic_write, readable_json
 from .shared.config import LossConfig, RunConfig, TidalConfig, load_config
+from .student_train.arms import Job, Say, run_jobs
+from .student_train.comparison import summarise
 
 _CE = LossConfig("ce")
 _KL = LossConfig("kl", weight=3.0)
@@ -60,8 +56,6 @@ SIZES = {
     "ci": DemoSize(("ce", "kl"), (31,), steps=20, documents=24),
 }
 
-Say = Callable[[str], None]
-
 
 def run_demo(out: Path, *, size: DemoSize, workers: int, say: Say) -> dict[str, Any]:
     """Dump, train, compare.
@@ -86,10 +80,12 @@ def run_demo(out: Path, *, size: DemoSize, workers: int, say: Say) -> dict[str, 
         chunks = chunk_kinds(config)
         say(f"    {cache.manifest.totals.rows:,} views, {cache.manifest.totals.bytes:,} bytes; chunks: {chunks}")
         dumped = time.perf_counter()
-        jobs = [(arm, seed) for seed in size.seeds for arm in size.arms]
         say(f"2/3 train: {len(size.arms)} arms x {len(size.seeds)} seeds, {config.train.steps} steps each")
-        scores = _train_all(config, out, jobs, workers, say)
-    result = summarise(scores, size)
+        with _one_thread_each():
+            outcome = run_jobs(demo_jobs(config, out, size), out, workers=workers, say=lambda line: say(f"    {line}"))
+    for error in outcome.failed.values():
+        raise error
+    result = summarise(outcome.scores, size.arms, against=[arm for arm in CONTROLS if arm in size.arms])
     result |= {
         "chunks": chunks, "cache_bytes": cache.manifest.totals.bytes,
         "dump_s": round(dumped - start, 1), "total_s": round(time.perf_counter() - start, 1),
@@ -140,69 +136,17 @@ def chunk_kinds(config: RunConfig) -> dict[str, int]:
     return kinds
 
 
-def run_arm(config: RunConfig, out: Path, arm: str, seed: int) -> dict[str, Any]:
-    """Train and score one student; a finished one is only read."""
-    import torch
+def demo_jobs(config: RunConfig, out: Path, size: DemoSize) -> list[Job]:
+    """A training for every arm and seed; the first seed of all arms comes first."""
+    return [
+        Job(arm, _arm_config(config, arm, seed), str(out / "cache"), str(out / "heldout"))
+        for seed in size.seeds for arm in size.arms
+    ]  # fmt: skip
 
-    torch.set_num_threads(1)
-    from .shared.cache import open_cache
-    from .shared.models import load_model
-    from .student_train.heldout import evaluate_heldout
-    from .student_train.trainer import train_student
 
-    folder = out / "runs" / f"{arm}-{seed}"
-    file = folder / "heldout.json"
-    if file.exists():
-        return json.loads(file.read_text())
+def _arm_config(config: RunConfig, arm: str, seed: int) -> RunConfig:
     noise = "fresh" if arm == "ce-fresh" else "cached"
-    config = replace(config, losses=ARMS[arm], train=replace(config.train, seed=seed, ce_noise=noise))
-    student = train_student(config, str(out / "cache"), folder)
-    heldout = open_cache(out / "heldout")
-    scores = evaluate_heldout(load_model(student), heldout, mask_id=heldout.manifest.student.mask_id)
-    result = {
-        "t": list(scores.t), "bits_per_byte": scores.bits_per_byte.tolist(), "accuracy": scores.accuracy.tolist(),
-        "documents": [None if math.isnan(v) else v for v in scores.document_bits_per_byte.tolist()],
-    }  # fmt: skip
-    atomic_write(file, readable_json(result))
-    return result
-
-
-def summarise(scores: Mapping[tuple[str, int], Mapping[str, Any]], size: DemoSize) -> dict[str, Any]:
-    """Per arm: means over seeds, spread, and the gain over each control with its document-paired z."""
-    arms = {}
-    for arm in size.arms:
-        bits = np.array([scores[arm, seed]["bits_per_byte"] for seed in size.seeds])
-        accuracy = np.array([scores[arm, seed]["accuracy"] for seed in size.seeds])
-        per_seed = bits.mean(1)
-        against = {c: gain(scores, arm, c, size.seeds) for c in CONTROLS if c in size.arms and c != arm}
-        arms[arm] = {
-            "bits_per_byte": float(per_seed.mean()), "seeds": per_seed.tolist(),
-            "spread": float(per_seed.max() - per_seed.min()), "bits_per_byte_by_t": bits.mean(0).tolist(),
-            "accuracy": float(accuracy.mean()), "accuracy_by_t": accuracy.mean(0).tolist(), "against": against,
-        }  # fmt: skip
-    documents = _documents(scores, BASELINE, size.seeds).shape[1]
-    return {"arms": arms, "t": next(iter(scores.values()))["t"], "seeds": list(size.seeds), "documents": documents}
-
-
-def gain(
-    scores: Mapping[tuple[str, int], Mapping[str, Any]], arm: str, control: str, seeds: Sequence[int]
-) -> dict[str, Any]:
-    """How many bits per byte `arm` needs less than `control`: by seed, and z paired by document.
-
-    z is the mean over documents of (control - arm), each averaged over seeds, divided by its standard error over
-    documents; None where that is 0 or a single document is left.
-    """
-    per_seed = [
-        float(np.mean(scores[control, seed]["bits_per_byte"]) - np.mean(scores[arm, seed]["bits_per_byte"]))
-        for seed in seeds
-    ]
-    paired = (_documents(scores, control, seeds) - _documents(scores, arm, seeds)).mean(0)
-    paired = paired[~np.isnan(paired)]
-    error = paired.std(ddof=1) / math.sqrt(len(paired)) if len(paired) > 1 else 0.0
-    return {
-        "gain": float(np.mean(per_seed)), "gain_by_seed": per_seed,
-        "z": float(paired.mean() / error) if error > 0 else None,
-    }  # fmt: skip
+    return replace(config, losses=ARMS[arm], train=replace(config.train, seed=seed, ce_noise=noise))
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -240,56 +184,11 @@ def _z(value: float | None) -> str:
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """The picture: bits per byte and top-1 accuracy by diffusion time, a line per arm."""
-    import matplotlib as mpl
+    from .student_train.comparison_plot import draw_comparison
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1.15, 1, 1], layout="constrained")
-    arms = sorted(result["arms"].items(), key=lambda item: -item[1]["bits_per_byte"])
-    colours = {name: f"C{i}" for i, name in enumerate(ARMS)}
-    for place, (name, arm) in enumerate(arms):
-        axes[0].barh(place, arm["bits_per_byte"], color=colours[name], alpha=0.75)
-        axes[0].plot(arm["seeds"], [place] * len(arm["seeds"]), "k|", markersize=9)
-        axes[0].text(max(arm["seeds"]), place, f"  {arm['bits_per_byte']:.3f}", va="center", fontsize=9)
-        axes[1].plot(result["t"], arm["bits_per_byte_by_t"], "o-", color=colours[name], markersize=4)
-        shares = np.array(arm["accuracy_by_t"]) * 100
-        axes[2].plot(result["t"], shares, "o-", color=colours[name], label=name, markersize=4)
-    values = [arm["bits_per_byte"] for _, arm in arms]
-    axes[0].set_yticks(range(len(arms)), [name for name, _ in arms])
-    margin = 0.35 * (max(values) - min(values) + 0.02)
-    axes[0].set_xlim(min(values) - margin, max(values) + margin)
-    axes[0].set_xlabel("bits per byte on unseen modules (less is better)")
-    axes[1].set_xlabel("diffusion time t (share of tokens masked)")
-    axes[1].set_ylabel("bits per byte")
-    axes[2].set_xlabel("diffusion time t")
-    axes[2].set_ylabel("top-1 accuracy, %")
-    axes[2].legend(fontsize=8, reverse=True)
-    figure.suptitle(
-        f"Students of one cache, same start, same steps: {len(result['seeds'])} seeds, {result['documents']} documents",
-        fontsize=11,
-    )
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _train_all(
-    config: RunConfig, out: Path, jobs: Sequence[tuple[str, int]], workers: int, say: Say
-) -> dict[tuple[str, int], dict[str, Any]]:
-    scores = {}
-    with _one_thread_each(), ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run_arm, config, out, arm, seed): (arm, seed) for arm, seed in jobs}
-        for future in as_completed(futures):
-            arm, seed = futures[future]
-            scores[arm, seed] = future.result()
-            bits = np.mean(scores[arm, seed]["bits_per_byte"])
-            say(f"    {len(scores)}/{len(jobs)}  {arm:13} seed {seed}: {bits:.3f} bits per byte")
-    return scores
-
-
-def _documents(scores: Mapping[tuple[str, int], Mapping[str, Any]], arm: str, seeds: Sequence[int]) -> np.ndarray:
-    """[seeds, documents] bits per byte; NaN where a document was never masked."""
-    return np.array([[np.nan if v is None else v for v in scores[arm, seed]["documents"]] for seed in seeds])
+    title = "Students of one cache, same start, same steps"
+    extent = f"{len(result['seeds'])} seeds, {result['documents']} documents"
+    draw_comparison(result, path, colours=list(ARMS), title=f"{title}: {extent}")
 
 
 @contextlib.contextmanager

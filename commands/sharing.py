@@ -1,4 +1,4 @@
-"""Commands that publish and fetch: push-cache, pull-cache."""
+"""Commands that publish and fetch: push-cache, pull-cache, push-student."""
 
 from pathlib import Path
 from typing import Annotated
@@ -46,3 +46,42 @@ def pull_cache(
     from ..shared.cache.pull import pull_cache as pull
 
     print_result(vars(pull(address, out, revision=revision, audit=audit, say=say)), as_json)
+
+
+def push_student(
+    path: Annotated[Path, typer.Argument(help="Folder of a finished student, or its run folder.")],
+    repository: Annotated[str, typer.Argument(help="Model of the Hub: owner/name; made if it is not there.")],
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="Scores for the card, e.g. evaluation.json of tide eval; default: one beside it."),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option("--cache", help="The cache it was trained from, if it lies on the Hub by now.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="For you and your organisation only.")] = False,
+    tag: Annotated[str | None, typer.Option(help="Default: v- and the start of the weights' hash.")] = None,
+    teacher_licence: Annotated[
+        str | None, typer.Option(help="Licence of the teacher, if the cache says unknown.")
+    ] = None,
+    data_licence: Annotated[str | None, typer.Option(help="Licence of the data, if the cache says unknown.")] = None,
+    start_licence: Annotated[
+        str | None, typer.Option(help="Licence of the checkpoint that training started from, for the card.")
+    ] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="What it cost, for the card.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="What it was trained on, for the card.")] = None,
+    carbon_kg: Annotated[float | None, typer.Option(help="Kilograms of CO2 equivalent, for the card.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a finished student on the Hub: weights, tokenizer and a card with its scores, its origin and its cost.
+
+    The same command again continues what was interrupted and uploads nothing twice.
+    """
+    from ..student_train.public_card import Cost
+    from ..student_train.push_student import Published
+    from ..student_train.push_student import push_student as push
+
+    stated = Published(
+        cache=cache, evaluation=evaluation, teacher_licence=teacher_licence, data_licence=data_licence,
+        start_licence=start_licence, cost=Cost(gpu_hours, hardware, carbon_kg),
+    )  # fmt: skip
+    print_result(vars(push(path, repository, stated, private=private, tag=tag, say=say)), as_json)

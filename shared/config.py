@@ -306,6 +306,10 @@ class TrainConfig:
     """Samples of one forward at most; None: all that a process has of `batch_size`. The gradient is the same."""
     views_per_row: int = 1
     """Views of one sample that share a training row [x_t1, ..., x_tK, x_0]."""
+    max_views: int | None = None
+    """Train on so many views of each sample, the first ones; None: on all that the cache holds."""
+    max_top_k: int | None = None
+    """Read so many top tokens of each target, and count the others to the tail; None: all that the cache holds."""
     ce_noise: Literal["cached", "fresh"] = "cached"
     """Masks of the cross-entropy: the cached views', or drawn anew in extra steps (see `fresh_ratio`)."""
     fresh_ratio: float = 0.5
@@ -337,7 +341,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "views_per_row", "log_every", "save_every", "keep_checkpoints", "heldout_every"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "at least 1")
-        _require(self.steps is None or self.steps > 0, "train.steps", self.steps, "a positive number or null")
+        for name in ("steps", "max_views", "max_top_k"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"train.{name}", value, "a positive number or null")
         _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
         micro = self.micro_batch_size
         _require(micro is None or micro > 0, "train.micro_batch_size", micro, "at least 1, or null for no limit")

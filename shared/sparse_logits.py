@@ -49,6 +49,14 @@ class SparseLogits:
         """Log-probability of the clean token at `temperature` on the support."""
         return self.gold_logp / temperature - self.log_z[:, self._column(temperature)]
 
+    def narrowed(self, k: int) -> "SparseLogits":
+        """With the first k top tokens alone: the mass of the others joins the tail, exactly, at every temperature."""
+        log_tail = self.log_tail.clone()
+        for column, temperature in enumerate(self.temperatures):
+            dropped = torch.logsumexp(self.top_logp[:, k:] / temperature, dim=1) - self.log_z[:, column]
+            log_tail[:, column] = torch.logaddexp(log_tail[:, column], dropped)
+        return replace(self, top_ids=self.top_ids[:, :k], top_logp=self.top_logp[:, :k], log_tail=log_tail)
+
     def _column(self, temperature: float) -> int:
         if temperature not in self.temperatures:
             raise ValueError(f"temperature {temperature} has no log-sum-exp here; available: {self.temperatures}")

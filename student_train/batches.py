@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from ..shared.cache import Cache, ViewRow
+from ..shared.cache import Cache, Manifest, ViewRow
 from ..shared.config import EPS_T, TrainConfig
-from ..shared.errors import CacheError
+from ..shared.errors import CacheError, ConfigError
 from ..shared.noising import keyed_generator
 from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
 from ..shared.sparse_logits import SparseLogits, log_z_from_tail
@@ -56,9 +56,9 @@ class ViewOrder:
 
     Args:
         cache: its index says where samples lie; the views of one sample are adjacent rows, in order.
-        train: seed, batch_size, views_per_row, ce_noise and fresh_ratio are read.
+        train: seed, batch_size, views_per_row and max_views are read.
         fresh_ratio: share of steps that are CE-only on fresh noise, in [0, 1].
-    Raises: CacheError: the cache is empty, or a sample lacks a view.
+    Raises: CacheError: the cache is empty, or a sample lacks a view. ConfigError: see `require_in_cache`.
     """
 
     def __init__(self, cache: Cache, train: TrainConfig, *, fresh_ratio: float) -> None:
@@ -66,6 +66,8 @@ class ViewOrder:
         self.num_views = cache.manifest.noise["views"]
         self.num_samples = len(self.index) // self.num_views
         _require_all_views(cache, self.index.sample, self.index.view, self.num_views)
+        require_in_cache(train, cache.manifest)
+        self.used_views = train.max_views or self.num_views
         self.train, self.fresh_ratio = train, fresh_ratio
         self._orders: dict[tuple[str, int], np.ndarray] = {}
         first_rows = np.arange(self.num_samples) * self.num_views
@@ -115,7 +117,7 @@ class ViewOrder:
             u = (start + inside * _GOLDEN_RATIO) % 1.0  # any run of the sequence is spread evenly over [0, 1)
             return Item(sample, (), EPS_T + (1 - EPS_T) * u, epoch)
         width = self.train.views_per_row
-        views = tuple((epoch * width + j) % self.num_views for j in range(min(width, self.num_views)))
+        views = tuple((epoch * width + j) % self.used_views for j in range(min(width, self.used_views)))
         return Item(sample, views)
 
     def _order(self, purpose: str, epoch: int) -> np.ndarray:
@@ -130,6 +132,19 @@ class ViewOrder:
                 self._orders.pop(next(iter(self._orders)))
             self._orders[key] = order
         return self._orders[key]
+
+
+def require_in_cache(train: TrainConfig, manifest: Manifest) -> None:
+    """Raises: ConfigError: more views or top tokens are asked for than the cache holds."""
+    for setting, asked, held, dump in (
+        ("max_views", train.max_views, manifest.noise["views"], "noise.views"),
+        ("max_top_k", train.max_top_k, manifest.signal.top_k, "signal.top_k"),
+    ):
+        if asked is not None and asked > held:
+            raise ConfigError(
+                f"train.{setting} = {asked}: the cache was dumped with {dump} = {held}; ask for less, or dump again "
+                f"with {dump}={asked}"
+            )
 
 
 def _require_all_views(cache: Cache, sample: np.ndarray, view: np.ndarray, num_views: int) -> None:
@@ -195,7 +210,7 @@ def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[View]:
 
 def collate(
     samples: Sequence[Sequence[View]], *, mask_id: int, block_size: int, top_k: int,
-    temperatures: tuple[float, ...],
+    temperatures: tuple[float, ...], max_top_k: int | None = None,
 ) -> Batch:  # fmt: skip
     """Views -> tensors.
 
@@ -204,6 +219,7 @@ def collate(
         mask_id, block_size: of the student.
         top_k: width of the padded top-k; 0 if the cache has no token-level signal.
         temperatures: of the cache's log_tail columns.
+        max_top_k: leave out all but so many top tokens of each target; None: keep all.
     """
     pieces, layouts = [], []
     for views in samples:
@@ -226,6 +242,7 @@ def collate(
     target_t = np.concatenate([np.full(len(s.target), s.t, np.float32) for s in signal] or [_NO_FLOATS])
     chunk_t = np.concatenate([np.full(len(s.chunk_logp), s.t, np.float32) for s in signal] or [_NO_FLOATS])
     chunk_len = np.concatenate([s.chunk_len for s in signal] or [_NO_INTS])
+    teacher = _teacher_logits(signal, top_k, temperatures)
     return Batch(
         rows=rows,
         read=torch.from_numpy(read.astype(np.int64)),
@@ -233,7 +250,7 @@ def collate(
         t=float_t.repeat_interleave(repeats),
         maskable=maskable.repeat_interleave(repeats),
         target=_int64([s.target for s in signal]),
-        teacher=_teacher_logits(signal, top_k, temperatures),
+        teacher=teacher if max_top_k is None else teacher.narrowed(max_top_k),
         target_t=torch.from_numpy(target_t),
         chunk_token=_int64([s.chunk_token for s in signal]),
         chunk_of_token=torch.from_numpy(np.repeat(np.arange(len(chunk_len)), chunk_len)),

@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
+from ..shared.cache.origin import ORIGIN_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
 from .sharding import like_parameter, whole_tensor, whole_weights
 
@@ -160,9 +161,11 @@ def load_optimizers(folder: Path, optimizers: Mapping[str, Optimizer]) -> None:
 
 def save_student(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: str, *,
-    step: int, identity: Mapping[str, Any], is_main: bool = True,
+    step: int, identity: Mapping[str, Any], origin: bytes = b"", is_main: bool = True,
 ) -> None:  # fmt: skip
     """Write the finished student: a plain transformers folder with its tokenizer and card; replaced as a whole.
+
+    Args: origin: content of `tide_cache.json`, which tells what it was trained from.
 
     Every process of a run calls this, and the main one writes.
     Raises: OutputError: disk full, permission denied; what was there before stays.
@@ -174,6 +177,8 @@ def save_student(
         model.save_pretrained(temporary, state_dict=whole_weights(model))
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card)
+        if origin:
+            (temporary / ORIGIN_NAME).write_bytes(origin)
         _write_state(temporary, step, identity, {})
 
 
@@ -198,13 +203,31 @@ def find_student(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None
     return finished
 
 
+def read_student(folder: Path) -> Checkpoint:
+    """A finished student, whoever asks. Raises: DataError: `folder` holds none, or a damaged one."""
+    if not (folder / STATE_NAME).is_file():
+        raise DataError(f"{folder}: no student that tide train-student finished; give its folder, RUN/student")
+    try:
+        return _read_state(folder)
+    except DataError as error:
+        raise DataError(f"{folder} is damaged ({error}); train it again, or fetch it again") from error
+
+
 def remove_run(out: Path) -> None:
     """Delete what an earlier run left below `out`, and nothing else. Raises: OutputError."""
     with output_errors(out, _ADVICE):
         if (out / "student" / STATE_NAME).exists():
             shutil.rmtree(out / "student")
+    remove_checkpoints(out)
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Delete the checkpoints of the run in `out`. Raises: OutputError."""
+    with output_errors(out, _ADVICE):
         for _, folder in _checkpoints(out / "checkpoints"):
             shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # it is not there, or holds something else
+            (out / "checkpoints").rmdir()
 
 
 @contextlib.contextmanager

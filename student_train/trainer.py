@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
+from ..shared.cache.origin import origin_of
 from ..shared.config import RunConfig, TrainConfig, to_tree
 from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
@@ -238,6 +239,7 @@ class Run:
             batch = collate(
                 samples, mask_id=self.encoder.mask_id, block_size=block_size,
                 top_k=signal.top_k if signal.kind == "topk" else 0, temperatures=tuple(signal.temperatures),
+                max_top_k=self.config.train.max_top_k,
             )  # fmt: skip
             batches.append(batch)
         return batches, self.order.counts(items)
@@ -336,7 +338,8 @@ class Run:
         save_student(
             folder, self.student.model, self.encoder.tokenizer,
             student_card(self.config, self.cache, self.encoder, self.num_steps), step=self.num_steps,
-            identity=run_identity(self.config, self.cache), is_main=self.accelerator.is_main_process,
+            identity=run_identity(self.config, self.cache), origin=origin_of(self.cache).to_bytes(),
+            is_main=self.accelerator.is_main_process,
         )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return folder

@@ -48,9 +48,9 @@ class Pushes:
     """Pushes of one cache, two shards to a commit; each records what was said, how long it waited, what it asked."""
 
     def __init__(self, hub: LoopbackHub, root: Path) -> None:
-        from tide.shared.cache import push
+        from tide.shared.cache import hub_push, push
 
-        push.FILES_PER_COMMIT = 2
+        hub_push.FILES_PER_COMMIT = 2
         self.hub, self.root, self.push = hub, root, push
 
     def __call__(self, name: str, *faults: Fault, **options: Any) -> dict[str, Any]:
@@ -349,16 +349,18 @@ def train(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     ]
     return {
         "same": students[0].read_bytes() == students[1].read_bytes(),
+        "origins": [json.loads((student.parent / "tide_cache.json").read_text()) for student in students],
+        "commit": done.commit,
         "fetched": [request.split("/")[-1] for request in hub.asked("^GET .*/resolve/")],
         "pushed": sorted(hub.repositories["me/cache"].head.tree),
         "shards": sorted(path.name for path in (root / "data").iterdir()),
     }
 
 
-def run_program(name: str, folder: Path) -> dict[str, Any]:
+def run_program(name: str, folder: Path, script: str = __file__) -> dict[str, Any]:
     """What a program found; it must not have shown the token, nor written it anywhere below `folder`."""
     done = subprocess.run(
-        [sys.executable, __file__, name, str(folder)], capture_output=True, text=True, timeout=150, check=False
+        [sys.executable, script, name, str(folder)], capture_output=True, text=True, timeout=150, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert_without_token(done.stdout + done.stderr, folder)

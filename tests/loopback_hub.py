@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE_SUFFIXES = (".parquet",)
+LARGE_SUFFIXES = (".parquet", ".safetensors")
 MAX_SMALL_BYTES = 1 << 20
 DATE = "2026-01-01T00:00:00.000Z"
 
@@ -60,7 +60,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """A data set repository."""
+    """A repository of a data set or of a model; nothing tells which."""
 
     private: bool
     commits: list[Commit] = field(default_factory=list)
@@ -243,7 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self) -> Any:
         asked = json.loads(self.body)
         name = f"{asked['organization']}/{asked['name']}"
-        url = f"{self.hub.url}/datasets/{name}"
+        folder = "" if asked.get("type", "model") == "model" else "datasets/"
+        url = f"{self.hub.url}/{folder}{name}"
         if name in self.hub.repositories:
             return self.reply(409, json.dumps({"error": "You already created this dataset repo", "url": url}).encode())
         repository = self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private")
@@ -323,10 +324,11 @@ class _Handler(BaseHTTPRequestHandler):
             tree[value["path"]] = File(data, value["oid"] if large else None)
             paths.append(value["path"])
         made = self.hub.repositories[name].commit(title, tree, paths, branch)
+        folder = "datasets/" if self.path.startswith("/api/datasets/") else ""
         return {
             "success": True,
             "commitOid": made.oid,
-            "commitUrl": f"{self.hub.url}/datasets/{name}/commit/{made.oid}",
+            "commitUrl": f"{self.hub.url}/{folder}{name}/commit/{made.oid}",
         }
 
     def refs(self, name: str) -> Any:
@@ -372,14 +374,14 @@ _ROUTES: list[tuple[str, Any]] = [
     (r"/api/whoami-v2", lambda _: {"type": "user", "name": "tester", "orgs": [], "auth": {}}),
     (r"/api/validate-yaml", lambda _: {"errors": [], "warnings": []}),
     (r"/api/repos/create", _Handler.create),
-    (rf"/api/datasets/{_NAME}(?:/revision/{_REST})?", _Handler.info),
-    (rf"/api/datasets/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
-    (rf"/api/datasets/{_NAME}/paths-info/{_REST}", _Handler.paths_info),
-    (rf"/api/datasets/{_NAME}/preupload/{_REST}", _Handler.preupload),
-    (rf"/api/datasets/{_NAME}/commit/{_REST}", _Handler.make_commit),
-    (rf"/api/datasets/{_NAME}/refs", _Handler.refs),
-    (rf"/api/datasets/{_NAME}/tag/{_REST}", _Handler.tag),
-    (rf"/datasets/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (rf"/api/(?:datasets|models)/{_NAME}(?:/revision/{_REST})?", _Handler.info),
+    (rf"/api/(?:datasets|models)/{_NAME}/tree/([^/]+)(?:/(.+))?", _Handler.tree),
+    (rf"/api/(?:datasets|models)/{_NAME}/paths-info/{_REST}", _Handler.paths_info),
+    (rf"/api/(?:datasets|models)/{_NAME}/preupload/{_REST}", _Handler.preupload),
+    (rf"/api/(?:datasets|models)/{_NAME}/commit/{_REST}", _Handler.make_commit),
+    (rf"/api/(?:datasets|models)/{_NAME}/refs", _Handler.refs),
+    (rf"/api/(?:datasets|models)/{_NAME}/tag/{_REST}", _Handler.tag),
+    (rf"(?:/datasets)?/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
-    (rf"/datasets/{_NAME}/resolve/([^/]+)/{_REST}", _Handler.resolve),
+    (rf"(?:/datasets)?/{_NAME}/resolve/([^/]+)/{_REST}", _Handler.resolve),
 ]

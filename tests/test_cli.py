@@ -15,7 +15,7 @@ from tide.shared.progress import dump_progress, train_progress
 
 COMMANDS = [
     "plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "merge-caches",
-    "push-cache", "pull-cache", "generate", "status",
+    "push-cache", "pull-cache", "push-student", "ablate", "generate", "status",
     "cache-to-datasets", "demo", "doctor",
 ]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}

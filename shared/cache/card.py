@@ -8,7 +8,7 @@ in tide parses a card.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,6 +17,9 @@ from ..licences import hub_fields
 from .files import atomic_write
 from .inert import markdown_text, terminal_text
 from .manifest import UNKNOWN, DataSource, Manifest
+
+if TYPE_CHECKING:
+    from .origin import Origin
 
 PREVIEW_CONFIG = "preview"
 DATA_GLOB, PREVIEW_GLOB = "data/*.parquet", "preview/*.parquet"
@@ -38,12 +41,14 @@ class Licences:
         return [*([self.teacher] if self.teacher is not None else []), *self.data]
 
 
-def licences_of(manifest: Manifest) -> Licences:
+def licences_of(manifest: "Manifest | Origin") -> Licences:
     """What the manifest says, "unknown" included."""
     return Licences(manifest.teacher.licence if manifest.teacher else None, tuple(s.licence for s in manifest.sources))
 
 
-def required_licences(manifest: Manifest, *, teacher: str | None = None, data: str | None = None) -> Licences:
+def required_licences(
+    manifest: "Manifest | Origin", *, teacher: str | None = None, data: str | None = None
+) -> Licences:
     """The manifest's licences, its unknown ones replaced by what the publisher states.
 
     Args: teacher, data: given as options; they fill in what is unknown and contradict nothing.
@@ -95,7 +100,7 @@ def card_text(manifest: Manifest, licences: Licences | None = None, *, repositor
         "One row per view (sample x noise draw). docs/cache_format.md of tide-distill describes the columns, and "
         f"`manifest.json` describes this cache completely; any Parquet reader opens it.{shown}\n",
         _USE.replace("OWNER/NAME", repository) if repository else "",
-        *(f"## {title}\n\n{_table(rows)}\n" for title, rows in _sections(manifest, licences)),
+        *(f"## {title}\n\n{table(rows)}\n" for title, rows in _sections(manifest, licences)),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -113,8 +118,8 @@ def _front_matter(manifest: Manifest, licences: Licences, has_preview: bool) -> 
     ]
     if has_preview:
         configs.append({"config_name": PREVIEW_CONFIG, "data_files": [{"split": "train", "path": PREVIEW_GLOB}]})
-    teacher = f" of {_one_line(manifest.teacher.id, 100)}" if manifest.teacher else ""
-    fields = hub_fields([_one_line(licence) for licence in licences.all])
+    teacher = f" of {one_line(manifest.teacher.id, 100)}" if manifest.teacher else ""
+    fields = hub_fields([one_line(licence) for licence in licences.all])
     return {
         "pretty_name": f"tide cache{teacher}",
         **fields,
@@ -143,15 +148,15 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
             "Model": teacher.id, "Revision": teacher.revision, "Licence": licences.teacher or UNKNOWN,
             "Weights (fingerprint)": teacher.weight_fingerprint, "Precision": teacher.precision,
             "Tokenizer": teacher.tokenizer_fingerprint, "Chat template": teacher.chat_template_fingerprint,
-            "Spec": _settings(teacher.spec),
+            "Spec": settings_text(teacher.spec),
         }  # fmt: skip
     sources = zip(manifest.sources, licences.data, strict=True)
     data_rows = {f"Source {number}": _source(*pair) for number, pair in enumerate(sources, 1)}
-    data_rows["Left out"] = _settings(manifest.dropped) or "nothing"
+    data_rows["Left out"] = settings_text(manifest.dropped) or "nothing"
     step = f", top tokens in steps of {signal.logp_step:g} nats" if signal.logp_step else ""
     signal_rows = {
         "Kind": signal.kind, "Codec": f"{signal.codec}, {signal.logp_dtype}{step}",
-        "Codec's measured error": _settings(signal.codec_error) or "not measured",
+        "Codec's measured error": settings_text(signal.codec_error) or "not measured",
     }  # fmt: skip
     if signal.kind == "topk":
         signal_rows |= {
@@ -194,11 +199,13 @@ def _source(source: DataSource, licence: str) -> str:
     return f"{source.source} at {source.revision} (licence: {licence})"
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """`name = value` of all, on one line."""
     return ", ".join(f"{name} = {value}" for name, value in sorted(settings.items()))
 
 
-def _table(rows: Mapping[str, str]) -> str:
+def table(rows: Mapping[str, str]) -> str:
+    """A Markdown table of names and values, in which nothing acts."""
     lines: Iterable[str] = (
         f"| {markdown_text(name, max_chars=MAX_CELL_CHARS)} | {markdown_text(value, max_chars=MAX_CELL_CHARS)} |"
         for name, value in rows.items()
@@ -206,5 +213,6 @@ def _table(rows: Mapping[str, str]) -> str:
     return "| | |\n|---|---|\n" + "\n".join(lines)
 
 
-def _one_line(text: str, max_chars: int = MAX_CELL_CHARS) -> str:
+def one_line(text: str, max_chars: int = MAX_CELL_CHARS) -> str:
+    """Text without control characters on one line, for a YAML value."""
     return " ".join(terminal_text(text, max_chars=max_chars).split())

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, OutputError, TideError, TryAgain, Unavailable
 from ..redaction import redact_logs, redacted
@@ -48,6 +48,17 @@ def is_address(text: str) -> bool:
     return _ADDRESS.fullmatch(text) is not None
 
 
+Kind = Literal["dataset", "model"]
+"""Of a repository; caches are data sets, students are models."""
+
+
+def parse_model_name(text: str) -> str:
+    """`owner/name` of a model. Raises: ConfigError: another form."""
+    if not re.fullmatch(f"{_NAME}/{_NAME}", text):
+        raise ConfigError(f"{text!r:.200}: expected a model of the Hub as owner/name")
+    return text
+
+
 def parse_address(text: str, revision: str | None = None) -> HubAddress:
     """`owner/name`, `owner/name@revision` or `hf://datasets/owner/name@revision`.
 
@@ -74,12 +85,15 @@ class Hub:
     Args:
         say: called with one line whenever there is something to tell, such as a wait.
         sleep: called with seconds, to wait.
+        kind: of the repositories that it is asked about.
     """
 
-    def __init__(self, say: Callable[[str], None] = _nothing, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, say: Callable[[str], None] = _nothing, sleep: Callable[[float], None] = time.sleep, kind: Kind = "dataset"
+    ) -> None:
         from huggingface_hub import HfApi
 
-        self.api = HfApi()
+        self.api, self.kind = HfApi(), kind
         self.say, self.sleep = say, sleep
         redact_logs("huggingface_hub")
 
@@ -115,8 +129,8 @@ class Hub:
 
     def commit_of(self, address: HubAddress) -> str:
         """The commit that an address names now."""
-        info = self.ask(f"looking up {address}", lambda: self.api.dataset_info(
-            address.repository, revision=address.revision))  # fmt: skip
+        info = self.ask(f"looking up {address}", lambda: self.api.repo_info(
+            address.repository, repo_type=self.kind, revision=address.revision))  # fmt: skip
         if not info.sha:
             raise Unavailable(f"{address}: the Hub names no commit for it; give one with @revision")
         return info.sha
@@ -127,7 +141,7 @@ class Hub:
         for start in range(0, len(paths), 500):
             part = paths[start : start + 500]
             found += self.ask(f"looking at the files of {repository}", lambda part=part: self.api.get_paths_info(
-                repository, part, repo_type="dataset", revision=commit))  # fmt: skip
+                repository, part, repo_type=self.kind, revision=commit))  # fmt: skip
         return {entry.path: entry for entry in found if hasattr(entry, "size")}
 
 

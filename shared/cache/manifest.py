@@ -307,7 +307,7 @@ class Manifest:
         for name in ("t_histogram", "mask_ratio_histogram", "t_targets", "t_head_mass", "t_entropy"):
             if len(getattr(self.statistics, name)) != NUM_BINS:
                 raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers")
-        _check_text(self.to_json(), where)
+        check_text(self.to_json(), where)
 
     def _check_audit(self, where: str) -> None:
         if self.audit is None:
@@ -337,17 +337,17 @@ def audit_entries(receipts: Sequence[Receipt]) -> tuple[AuditEntry, ...]:
     return tuple(receipt.audit for receipt in receipts if receipt.audit is not None)
 
 
-def _check_text(tree: Any, where: str) -> None:
+def check_text(tree: Any, where: str) -> None:
     """Refuse control characters: names and ids in here end up in terminals and HTML."""
     if isinstance(tree, str) and not tree.isprintable():
         raise CacheError(f"{where}: {tree!r:.80} holds characters that cannot be printed; refused")
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            _check_text(key, where)
-            _check_text(value, f"{where}.{key}")
+            check_text(key, where)
+            check_text(value, f"{where}.{key}")
     elif isinstance(tree, list):
         for index, value in enumerate(tree):
-            _check_text(value, f"{where}.{index}")
+            check_text(value, f"{where}.{index}")
 
 
 def manifest_parts(receipts: Sequence[Receipt]) -> dict[str, Any]:

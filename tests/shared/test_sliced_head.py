@@ -333,6 +333,29 @@ def test_simplex_holds_the_whole_mass_at_every_temperature() -> None:
     torch.testing.assert_close(everywhere.gold_logp_at(2.0), dense)
 
 
+@pytest.mark.parametrize("k", [0, 1, 5, 16])
+def test_narrowed_to_k_equals_asking_for_k(k: int) -> None:
+    hidden, weight, gold, _, support = make_head(31, 127, 16, with_support=True, absent=False)
+    wide = top_logits(hidden, weight, gold, k=16, temperatures=TEMPERATURES, support=support)
+    if k == 0:  # everything is tail
+        torch.testing.assert_close(wide.narrowed(0).log_tail, torch.zeros_like(wide.log_tail))
+        return
+    narrow = top_logits(hidden, weight, gold, k=k, temperatures=TEMPERATURES, support=support)
+    got = wide.narrowed(k)
+    assert torch.equal(got.top_ids, narrow.top_ids)
+    for temperature in TEMPERATURES:
+        torch.testing.assert_close(got.simplex_logp(temperature), narrow.simplex_logp(temperature))
+
+
+def test_rows_that_were_kept_short_stay_as_they_are_when_narrowed() -> None:
+    """Absent entries have no mass to move, not even where all of what is dropped is absent."""
+    hidden, weight, gold, top, support = make_head(9, 31, 4, with_support=True, absent=True)
+    output = gather_logits(hidden, weight, gold, top, temperatures=TEMPERATURES, support=support)
+    for temperature in TEMPERATURES:
+        mass = output.narrowed(2).simplex_logp(temperature).exp().sum(1)
+        torch.testing.assert_close(mass, torch.ones(9, dtype=torch.float64))
+
+
 def test_rows_are_chosen_by_index_or_mask() -> None:
     hidden, weight, gold, top, _ = make_head(7, 11, 3, with_support=False, absent=False)
     output = gather_logits(hidden, weight, gold, top, temperatures=(1.0,))

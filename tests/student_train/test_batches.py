@@ -8,7 +8,7 @@ import pytest
 import torch
 from tide.shared.cache import Cache
 from tide.shared.config import TrainConfig
-from tide.shared.errors import CacheError
+from tide.shared.errors import CacheError, ConfigError
 from tide.shared.sparse_logits import log_z_from_tail
 from tide.student_train import batches
 from tide.student_train.batches import Batch, Item, ViewOrder, collate, views_of
@@ -51,6 +51,31 @@ def test_views_of_a_sample_take_turns_over_the_epochs(tmp_path: Path, width: int
 def test_more_views_per_row_than_there_are_gives_each_view_once(tmp_path: Path) -> None:
     order = make_order(random_cache(tmp_path), views_per_row=7)
     assert all(sorted(item.views) == [0, 1, 2] for item in stream(order, 3))
+
+
+@pytest.mark.parametrize(("width", "expected"), [(1, [(0,), (1,), (0,)]), (3, [(0, 1), (1, 0), (0, 1)])])
+def test_only_the_first_max_views_of_a_sample_are_shown(tmp_path: Path, width: int, expected: list) -> None:
+    order = make_order(random_cache(tmp_path), batch_size=11, views_per_row=width, max_views=2)
+    assert [order.items(epoch)[0].views for epoch in range(3)] == expected
+
+
+def test_max_top_k_equals_a_cache_that_kept_fewer(tmp_path: Path) -> None:
+    cache = random_cache(tmp_path)
+    samples = [views_of(Item(s, (0, 1)), cache.rows([3 * s, 3 * s + 1]), 0) for s in range(4)]
+    settings = {"mask_id": MASK, "block_size": BLOCK, "top_k": TOP_K, "temperatures": TEMPERATURES}
+    whole, two = collate(samples, **settings).teacher, collate(samples, **settings, max_top_k=2).teacher  # type: ignore[arg-type]
+    assert two.top_ids.shape[1] == 2
+    assert torch.equal(two.top_logp, whole.top_logp[:, :2])
+    for temperature in TEMPERATURES:
+        full, short = whole.simplex_logp(temperature).exp(), two.simplex_logp(temperature).exp()
+        torch.testing.assert_close(short[:, :2], full[:, :2])
+        torch.testing.assert_close(short[:, 2], full[:, 2:].sum(1), rtol=1e-5, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(("setting", "dump"), [("max_views", "noise.views=4"), ("max_top_k", "signal.top_k=6")])
+def test_more_than_the_cache_holds_is_refused_with_what_to_dump(tmp_path: Path, setting: str, dump: str) -> None:
+    with pytest.raises(ConfigError, match=f"{setting} = {dump[-1]}.*dump again with {dump}"):
+        make_order(random_cache(tmp_path), **{setting: int(dump[-1])})
 
 
 def test_the_order_is_a_function_of_seed_epoch_and_cache_alone(tmp_path: Path) -> None:

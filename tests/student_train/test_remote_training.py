@@ -11,3 +11,6 @@ def test_a_student_trained_from_the_hub_is_the_one_trained_from_the_folder(tmp_p
         "README.md", "manifest.json", "plan.json", "preview/views.parquet", "vocabulary.parquet",
         *(f"data/{name}" for name in found["shards"]),
     ])  # fmt: skip
+    local, remote = found["origins"]
+    assert (local["address"], local["commit"]) == (None, None)
+    assert remote == {**local, "address": "me/cache", "commit": found["commit"]}
