@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
-from .commands import caches, dump, machine, sharing, students, writing
+from .commands import caches, dump, evaluation, machine, sharing, students, writing
 from .shared.errors import EXIT_INTERRUPTED, TideError
 from .shared.redaction import redacted
 
@@ -42,6 +42,7 @@ for command in (
     caches.merge_caches, caches.cache_to_datasets, machine.doctor, machine.demo,
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(evaluation.evaluate)
 
 
 @app.callback(invoke_without_command=True)
