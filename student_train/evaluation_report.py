@@ -148,8 +148,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     cells += [f"{value:.2f}" for value in report["paper"]["average"].values()]
     lines.append(f"| average of the eight | {' | '.join(cells)} |")
     lines += [
-        "", "Per cent, ± one standard error over documents; a gain is paired by document. Paper: "
-        f"{report['paper']['source']}.",
+        "", "Per cent, ± one standard error over documents (0.00: all scored alike); gains are paired by document. "
+        f"Paper: {report['paper']['source']}.",
     ]  # fmt: skip
     for title, content in (
         ("What differs from the paper's protocol", report["differences"]),

@@ -62,7 +62,6 @@ def open_student(config: RunConfig) -> OpenStudent:
     return OpenStudent(writer, digest.hexdigest())
 
 
-@register_model("tide")
 class TideLM(TemplateLM):
     """A block-diffusion student under evaluation.
 
@@ -97,11 +96,8 @@ class TideLM(TemplateLM):
         self._state = PartialState()
         self._rank, self._world_size = self._state.process_index, self._state.num_processes
         self._device = writer.decoder.model.device
-        if device is not None and torch.device(device).type != self._device.type:
-            raise ConfigError(
-                f"device {device}: this process computes on {self._device}, which accelerate chose; choose with "
-                "CUDA_VISIBLE_DEVICES, or ACCELERATE_USE_CPU=1"
-            )
+        if device not in (None, str(self._device)):  # lm-eval's command asks for cuda:0 on every machine
+            _LOG.info("device %s: computing on %s, which accelerate chose", device, self._device)
 
     @cached_property
     def settings_digest(self) -> str:
@@ -129,8 +125,9 @@ class TideLM(TemplateLM):
         database = cache_hook.dbdict
         if database is not None:
             name = f"tide_{self.settings_digest}"
-            database.conn.execute(f'CREATE TABLE IF NOT EXISTS "{name}" (key TEXT PRIMARY KEY, value BLOB)')
-            database.conn.commit()
+            connection: Any = database.conn
+            connection.execute(f'CREATE TABLE IF NOT EXISTS "{name}" (key TEXT PRIMARY KEY, value BLOB)')
+            connection.commit()
             database.tablename = name
 
     def get_model_info(self) -> dict[str, Any]:
@@ -161,6 +158,7 @@ class TideLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages to the prompt a student was trained on; without `add_generation_prompt`, the last one goes on."""
         encoder = self.student.writer.encoder
+        text: Any = ""
         try:
             text = encoder.tokenizer.apply_chat_template(
                 chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
@@ -174,18 +172,21 @@ class TideLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Write the answers; requests with the same settings share batches."""
         groups: dict[DecodingConfig, list[int]] = defaultdict(list)
+        contexts = []
         for number, request in enumerate(requests):
-            groups[self._settings(request.args[1])].append(number)
+            context, wishes = request.arguments
+            contexts.append(context)
+            groups[self._settings(wishes)].append(number)
         repeats = _repeats(requests)
         answers = [""] * len(requests)
         for settings, numbers in groups.items():
-            asked = [self._request(requests[n].args[0], settings, repeats[n]) for n in numbers]
+            asked = [self._request(contexts[n], settings, repeats[n]) for n in numbers]
 
             def keep(snapshot: Snapshot, numbers: list[int] = numbers) -> None:
                 if snapshot.generation is not None:
                     number = numbers[snapshot.number]
                     answers[number] = _text(snapshot.generation)
-                    self.cache_hook.add_partial("generate_until", requests[number].args, answers[number])
+                    self.cache_hook.add_partial("generate_until", requests[number].arguments, answers[number])
 
             self.student.writer.decoder.generate(asked, settings, batch_size=self.batch_size, watch=keep)
         return answers
@@ -274,6 +275,9 @@ class TideLM(TemplateLM):
             )
         self.cut.add(_digest(text))
         return ids[-room:]
+
+
+register_model("tide")(TideLM)  # not as a decorator, whose result type checkers take for a mere LM
 
 
 def _config(pretrained: str, arguments: Mapping[str, Any]) -> RunConfig:
