@@ -172,7 +172,7 @@ class _Arm:
             "student": self.student.fingerprint, "decoding": to_tree(lm.decoding),
             "evaluation": to_tree(lm.evaluation), "settings_digest": lm.settings_digest,
             "lm_eval": importlib.metadata.version("lm_eval"), "data": _data_digest(self.run.data),
-            "batch_size": None if lm.device.type == "cpu" else self.run.batch_size,
+            "batch_size": None if lm.decoder.model.device.type == "cpu" else self.run.batch_size,
             "code_execution": self.shut_in if benchmark.runs_code else None,
         }  # fmt: skip
 

@@ -34,7 +34,7 @@ from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import local_folder
 from .likelihood import AnswerScorer
 from .open_decoder import Writer, open_writer
-from .sampling import Generation, Request, Snapshot, settings_json
+from .sampling import Decoder, Generation, Request, Snapshot, settings_json
 
 _LOG = logging.getLogger(__name__)
 THINK_PREFIX = "<think>\n\n</think>\n\n"
@@ -110,6 +110,11 @@ class TideLM(TemplateLM):
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def decoder(self) -> Decoder:
+        """What writes."""
+        return self.student.writer.decoder
+
+    @property
     def tokenizer_name(self) -> str:
         """In the names of lm-eval's request cache."""
         return f"tide-{self.settings_digest}"
@@ -158,16 +163,15 @@ class TideLM(TemplateLM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages to the prompt a student was trained on; without `add_generation_prompt`, the last one goes on."""
         encoder = self.student.writer.encoder
-        text: Any = ""
         try:
-            text = encoder.tokenizer.apply_chat_template(
+            written: Any = encoder.tokenizer.apply_chat_template(
                 chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt, **encoder.template,
             )  # fmt: skip
         except (jinja2.TemplateError, TypeError) as error:
             raise DataError(f"the student's chat template refuses a prompt of this task: {error}") from error
-        append = self.evaluation.think_prefix == "append" and add_generation_prompt and THINK_PREFIX not in text
-        return text + THINK_PREFIX if append else text
+        append = self.evaluation.think_prefix == "append" and add_generation_prompt and THINK_PREFIX not in written
+        return written + THINK_PREFIX if append else written
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Write the answers; requests with the same settings share batches."""
@@ -188,7 +192,7 @@ class TideLM(TemplateLM):
                     answers[number] = _text(snapshot.generation)
                     self.cache_hook.add_partial("generate_until", requests[number].arguments, answers[number])
 
-            self.student.writer.decoder.generate(asked, settings, batch_size=self.batch_size, watch=keep)
+            self.decoder.generate(asked, settings, batch_size=self.batch_size, watch=keep)
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -208,7 +212,7 @@ class TideLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Options of one question are those with the same context; they are scored together."""
         scorer = AnswerScorer(
-            self.student.writer.decoder, self.decoding, draws=self.evaluation.draws, seed=self.evaluation.seed
+            self.decoder, self.decoding, draws=self.evaluation.draws, seed=self.evaluation.seed
         )
         questions: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
         answers = []
