@@ -170,6 +170,10 @@ class TideLM(TemplateLM):
             )  # fmt: skip
         except (jinja2.TemplateError, TypeError) as error:
             raise DataError(f"the student's chat template refuses a prompt of this task: {error}") from error
+        if not add_generation_prompt and chat_history[-1]["content"][:1].isspace():
+            # As in transformers 4: tasks were written for it, and MBPP's reading counts on the student to write the
+            # line break after "```python"; a newer one leaves it in the prompt, and every answer loses its first word.
+            return written.rstrip()
         append = self.evaluation.think_prefix == "append" and add_generation_prompt and THINK_PREFIX not in written
         return written + THINK_PREFIX if append else written
 
@@ -211,9 +215,7 @@ class TideLM(TemplateLM):
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *, cached: bool = True, **_: Any
     ) -> list[tuple[float, bool]]:
         """Options of one question are those with the same context; they are scored together."""
-        scorer = AnswerScorer(
-            self.decoder, self.decoding, draws=self.evaluation.draws, seed=self.evaluation.seed
-        )
+        scorer = AnswerScorer(self.decoder, self.decoding, draws=self.evaluation.draws, seed=self.evaluation.seed)
         questions: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
         answers = []
         for number, ((context, _), context_ids, answer_ids) in enumerate(requests):
