@@ -208,8 +208,9 @@ class _Arm:
         reported = results["results"][benchmark.task]
         numbers = {k: v for k, v in reported.items() if isinstance(v, float) and "stderr" not in k}
         samples = [
+            # a process with a document less than others asks its last request again: the first answer counts
             {"task": task, "doc_id": sample["doc_id"], "score": float(sample[name]), "target": str(sample["target"]),
-             "written": [str(answer) for (answer,) in sample["resps"]][:8]}
+             "written": [str(answers[0]) for answers in sample["resps"]]}
             for task, sample in kept
         ]  # fmt: skip
         return scores, {"score": reported[benchmark.metric], "lm_eval_results": numbers}, samples

@@ -12,8 +12,9 @@ import pytest
 from local_benchmarks import TESTS, environment, lay_out, tide_eval
 from tide.shared.errors import ConfigError, Unavailable
 from tide.student_train import lm_eval_tasks
+from tide.student_train.lm_eval_model import open_student
 from tide.student_train.tide8 import BENCHMARKS, PAPER_AVERAGE, PAPER_COLUMNS, chosen_benchmarks
-from tiny_runs import write_model
+from tiny_runs import tiny_config, write_model
 from training_ranks import VARIABLES, free_ports, rank_environment
 
 EIGHT = [b.name for b in BENCHMARKS if b.in_suite]
@@ -39,7 +40,7 @@ def result(out: Path, name: str, folder: str = "student") -> dict:
     return json.loads((out / folder / f"{name}.json").read_text())
 
 
-def test_all_eight_run_offline_and_a_second_time_from_their_files(place, tmp_path):
+def test_all_eight_run_offline_on_real_data(place, tmp_path):
     given = ["--student", place.student, "--out", tmp_path, "--data", place.data, "--limit", 1]
     given += ["--allow-code-execution", "--set", "decoding.max_new_tokens=8"]
     first = tide_eval(given, place.env)
@@ -57,10 +58,6 @@ def test_all_eight_run_offline_and_a_second_time_from_their_files(place, tmp_pat
     assert "a limit of 1 documents" in text
     assert result(tmp_path, "mmlu")["documents"] == 57
     assert result(tmp_path, "bbh")["settings"]["shots"] == 3
-    second = tide_eval(given, place.env)
-    assert second.returncode == 0, second.stderr
-    assert second.stderr.count(", from ") == 8, second.stderr
-    assert second.stdout == first.stdout
 
 
 def test_right_answers_score_a_hundred_on_all_eight(place, tmp_path):
@@ -101,26 +98,29 @@ def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
         assert len(set(files[0].splitlines())) == 5
 
 
-def test_what_is_missing_is_named_and_what_is_there_is_kept(place, tmp_path):
+def test_what_is_missing_is_named_what_is_there_is_kept_and_the_rest_is_made_later(place, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(place.data / "openai", data / "openai")
-    given = ["--student", place.student, "--out", tmp_path / "out", "--data", data, "--limit", 1]
-    done = tide_eval([*given, "--tasks", "hellaswag,gsm8k_cot", "--set", "decoding.max_new_tokens=4"], place.env)
+    given = ["--student", place.student, "--out", tmp_path / "out", "--limit", 1, "--tasks", "hellaswag,gsm8k_cot"]
+    given += ["--set", "decoding.max_new_tokens=4"]
+    done = tide_eval([*given, "--data", data], place.env)
     assert done.returncode == Unavailable.exit_code, done.stderr
     assert "student/hellaswag because: hellaswag: its data set was not found below --data" in done.stderr
     assert "Traceback" not in done.stderr
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert list(report["students"]["student"]) == ["gsm8k_cot"]
     assert list(report["failed"]) == ["student/hellaswag"]
-    assert report["average"]["student"] is None, "of two thirds of a suite there is no average"
+    assert report["average"]["student"] is None, "of some benchmarks there is no average"
     assert "What failed" in (tmp_path / "out" / "evaluation.md").read_text()
-
-
-def test_answers_longer_than_the_student_are_an_error_that_says_so(place, tmp_path):
-    given = ["--student", place.student, "--out", tmp_path, "--data", place.data, "--limit", 1, "--tasks", "gsm8k_cot"]
-    done = tide_eval([*given, "--set", "decoding.max_new_tokens=5000"], place.env)
-    assert done.returncode == 65, done.stderr
-    assert "answers of 5000 tokens leave no room for a prompt in the 1024 positions" in done.stderr
+    before = result(tmp_path / "out", "gsm8k_cot")
+    again = tide_eval([*given, "--data", data], place.env)
+    assert "student gsm8k_cot: " in again.stderr
+    assert ", from gsm8k_cot.json" in again.stderr
+    assert result(tmp_path / "out", "gsm8k_cot") == before
+    changed = tide_eval([*given, "--data", place.data, "--set", "evaluation.seed=1"], place.env)
+    assert changed.returncode == 0, changed.stderr
+    assert ", from " not in changed.stderr, "another setting is another result"
+    assert result(tmp_path / "out", "gsm8k_cot")["settings_hash"] != before["settings_hash"]
 
 
 def test_a_checkpoint_without_mask_token_is_refused(place, tmp_path):
@@ -129,12 +129,11 @@ def test_a_checkpoint_without_mask_token_is_refused(place, tmp_path):
     settings = json.loads(file.read_text())
     settings.pop("mask_token", None)
     file.write_text(json.dumps(settings))
-    done = tide_eval(["--student", student, "--out", tmp_path / "out", "--tasks", "gsm8k_cot"], place.env)
-    assert done.returncode == 2, done.stderr
-    assert "mask" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(ConfigError, match="mask"):
+        open_student(tiny_config(tmp_path))
 
 
+@pytest.mark.slow
 def test_lm_evals_own_command_takes_the_model(place, tmp_path):
     arguments = ["run", "--model", "tide", "--model_args", f"pretrained={place.student},draws=4,max_new_tokens=8"]
     arguments += ["--tasks", "hellaswag,gsm8k_cot", "--limit", "1", "--output_path", tmp_path / "results.json"]
