@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
-from .commands import ablation, caches, dump, machine, sharing, students, writing
+from .commands import ablation, caches, dump, evaluation, machine, sharing, students, writing
 from .shared.errors import EXIT_INTERRUPTED, TideError
 from .shared.redaction import redacted
 
@@ -43,6 +43,7 @@ for command in (
     machine.demo,
 ):  # fmt: skip
     app.command()(command)
+app.command("eval")(evaluation.evaluate)
 
 
 @app.callback(invoke_without_command=True)

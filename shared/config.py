@@ -17,9 +17,9 @@ from .config_tree import from_tree, merge, override, read_yaml, suggest, to_tree
 from .errors import ConfigError
 
 __all__ = [
-    "EPS_T", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig",
-    "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig", "from_tree", "load_config",
-    "recipe_names", "to_tree",
+    "EPS_T", "DataConfig", "DecodingConfig", "EvaluationConfig", "LossConfig", "NoiseConfig", "RunConfig",
+    "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig",
+    "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
 
 EPS_T = 1e-3
@@ -397,6 +397,29 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """How `tide eval` asks and scores, beside `decoding`; every field may change a score."""
+
+    seed: int = 0
+    """Of all random numbers; each request's follow from this and its own text alone."""
+    draws: int = 128
+    """Masks per block of an answer whose likelihood is asked; fewer where all masks of a block can be enumerated."""
+    think_prefix: Literal["template", "append"] = "template"
+    """`template`: what the student's chat template writes before an answer, as in training; `append`: an empty think
+    block is also added to prompts without one, as the paper's code does whatever the template says."""
+    long_inputs: Literal["truncate", "refuse"] = "truncate"
+    """A prompt that leaves no room for its answer loses its beginning, and is counted; or it is an error."""
+    code_time_s: float = 10.0
+    """With --allow-code-execution: longest time of one program."""
+    code_memory_mb: int = 1024
+    """Largest address space of one program."""
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "code_time_s", "code_memory_mb"):
+            _require(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "more than 0")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run: what `recipes/*.yaml` and `--config` files hold."""
 
@@ -410,6 +433,7 @@ class RunConfig:
     losses: tuple[LossConfig, ...] = (LossConfig(name="ce"),)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         block = self.student.block_size

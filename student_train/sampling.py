@@ -131,6 +131,12 @@ class Decoder:
         """Tokens that prompt and answer may have together."""
         return int(self.model.config.max_position_embeddings)
 
+    def precision(self, settings: DecodingConfig) -> torch.autocast:
+        """The context in which this student computes."""
+        device = self.model.device.type
+        bf16 = settings.precision == "bf16" or (settings.precision is None and device != "cpu")
+        return torch.autocast(device, torch.bfloat16, enabled=bf16)
+
     @torch.inference_mode()
     def generate(
         self, requests: Sequence[Request], settings: DecodingConfig, *, batch_size: int = 16, watch: Watch | None = None
@@ -148,10 +154,8 @@ class Decoder:
             self._check(number, request, settings)
         if not requests:
             return []
-        device = self.model.device
-        bf16 = settings.precision == "bf16" or (settings.precision is None and device.type != "cpu")
         with ExitStack() as stack:
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+            stack.enter_context(self.precision(settings))
             stack.enter_context(block_attention(self.model))
             return _Decoding(self, requests, settings, min(batch_size, len(requests))).run(watch)
 

@@ -25,6 +25,7 @@ SHAPE_CHECKED = (
     "tide.shared.sparse_logits",
     "tide.student_train.batches",
     "tide.student_train.block_cache",
+    "tide.student_train.likelihood",
     "tide.student_train.losses",
     "tide.student_train.objective",
     "tide.student_train.student",

@@ -47,7 +47,7 @@ def test_the_wheel_holds_every_module_recipe_and_asset_and_nothing_else(wheel, p
     shipped = [path for path in project_files if path.parts[0] not in NOT_SHIPPED]
     modules = {path for path in shipped if path.suffix == ".py"}
     assert {path.parent for path in modules} == {path.parent for path in modules if path.name == "__init__.py"}
-    data = {path for path in shipped if path.parts[0] == "recipes"}
+    data = {path for path in shipped if path.parts[0] == "recipes" or path.parent.name == "eval_tasks"}
     expected = {f"tide/{path.as_posix()}" for path in modules | data}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
@@ -56,13 +56,14 @@ def test_the_wheel_holds_every_module_recipe_and_asset_and_nothing_else(wheel, p
     assert found == expected
 
 
-def test_the_wheel_declares_the_command(wheel):
+def test_the_wheel_declares_the_command_and_lm_evals_model(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         entry_points = configparser.ConfigParser()
         entry_points.read_string(archive.read(name).decode())
     assert {section: dict(entry_points[section]) for section in entry_points.sections()} == {
-        "console_scripts": {"tide": "tide.cli:main"}
+        "console_scripts": {"tide": "tide.cli:main"},
+        "lm_eval.models": {"tide": "tide.student_train.lm_eval_model:TideLM"},
     }
 
 

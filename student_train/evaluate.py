@@ -1,0 +1,255 @@
+"""`tide eval`: students x benchmarks -> one result file each, resumed where it stopped, and the report over them.
+
+    out/student/TASK.json           score, standard error, what was asked and how, the score of every document
+    out/student/TASK.samples.jsonl  what the student wrote, document by document
+    out/compare/...                 the same for the student of --compare
+    out/evaluation.json|md|png      both beside the paper (evaluation_report.py)
+
+A result whose settings hash is that of the run is not made again. Inside a task, answers are kept in lm-eval's response
+cache while it runs. Under accelerate or torchrun, documents are shared out; the first process writes.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from ..shared.cache.files import atomic_write, readable_json, sha256_bytes
+from ..shared.config import RunConfig, to_tree
+from ..shared.errors import ConfigError, DataError, TideError
+from .code_sandbox import CodeEval, protection
+from .evaluation_report import write_report
+from .lm_eval_tasks import load_tasks, require_lm_eval
+from .tide8 import SUITE, Benchmark, chosen_benchmarks
+
+if TYPE_CHECKING:
+    from .lm_eval_model import OpenStudent, TideLM
+
+Say = Callable[[str], object]
+_FOLDERS = ("student", "compare")
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What `tide eval` was asked.
+
+    Args:
+        config: the student, `decoding` and `evaluation`.
+        compare: a second student to set beside it; usually one trained by cross-entropy alone.
+        overrides: names of settings of `decoding` that come before the protocol's.
+        tasks: benchmarks by name; empty: the suite.
+        limit: documents per task, and per subject of MMLU and its like; None: all.
+        data: folder with data sets; None: the current one, or the Hub.
+    """
+
+    config: RunConfig
+    compare: str | None = None
+    overrides: frozenset[str] = frozenset()
+    suite: str = SUITE
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    batch_size: int = 16
+    allow_code: bool = False
+    data: Path | None = None
+
+
+def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, Any]:
+    """Run what is missing, then write the report.
+
+    Returns: the content of evaluation.json.
+    Raises: ConfigError: an unknown task, a task that runs code without leave. Unavailable: lm-eval is missing, or code
+        cannot be shut in. Any TideError that a task met, once the others are done and the report is written.
+    """
+    benchmarks, left_out = chosen_benchmarks(run.suite, run.tasks, allow_code=run.allow_code)
+    require_lm_eval()
+    run = replace(run, data=run.data.resolve() if run.data else None)
+    out = out.resolve()
+    shut_in = protection() if any(b.runs_code for b in benchmarks) else None
+    paths = [path for path in (run.config.student.path, run.compare) if path is not None]
+    results: dict[str, dict[str, Any]] = {}
+    failed: dict[str, TideError] = {}
+    main = True
+    for folder, path in zip(_FOLDERS, paths, strict=False):
+        arm = _Arm(run, out / folder, path, shut_in, say)
+        main = arm.main
+        results[folder] = {}
+        for benchmark in benchmarks:
+            try:
+                results[folder][benchmark.name] = arm.result(benchmark)
+            except TideError as error:
+                if arm.num_processes > 1:  # the others may be waiting for this one
+                    raise
+                failed[f"{folder}/{benchmark.name}"] = error
+                say(f"{folder} {benchmark.name}: {error}")
+    facts = {
+        "suite": run.suite, "limit": run.limit, "left_out": left_out, "code_execution": shut_in,
+        "failed": {name: str(error) for name, error in failed.items()},
+    }  # fmt: skip
+    report = write_report(out, facts, benchmarks, results) if main else {}
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise type(error)(
+            f"{len(failed)} of {len(paths) * len(benchmarks)} results could not be made, {name} because: {error} -- "
+            f"the others are in {out}, and the same command continues"
+        )
+    return report
+
+
+class _Arm:
+    """One student's results in one folder."""
+
+    def __init__(self, run: EvaluationRun, folder: Path, path: str, shut_in: str | None, say: Say) -> None:
+        from .lm_eval_model import open_student
+
+        self.run, self.folder, self.say, self.shut_in = run, folder, say, shut_in
+        self.config = replace(run.config, student=replace(run.config.student, path=path))
+        self.student: OpenStudent = open_student(self.config)
+        state = PartialState()
+        self.main, self.num_processes = state.is_main_process, state.num_processes
+        if run.limit is not None and run.limit < self.num_processes:
+            raise ConfigError(
+                f"--limit {run.limit} with {self.num_processes} processes: each must have a document of every task"
+            )
+
+    def result(self, benchmark: Benchmark) -> dict[str, Any]:
+        """From its file, or made now."""
+        lm = self._model(benchmark)
+        settings = self._settings(benchmark, lm)
+        digest = sha256_bytes(json.dumps(settings, sort_keys=True).encode())
+        file = self.folder / f"{benchmark.name}.json"
+        known = self._on_main(lambda: _read_result(file, digest))
+        if known is not None:
+            self._say(f"{self.folder.name} {benchmark.name}: {_shown(known)}, from {file.name}")
+            return known
+        self._say(f"{self.folder.name} {benchmark.name}: begins")
+        start = time.perf_counter()
+        found = self._evaluate(benchmark, lm)
+        if found is None:
+            return {}
+        scores, numbers, samples = found
+        counts = self.student.writer.decoder.counts
+        result = {
+            "benchmark": benchmark.name, "settings_hash": digest, "settings": settings, **numbers,
+            "documents": len(scores), "stderr": _standard_error([score for _, _, score in scores]),
+            "truncated_prompts": len(lm.cut), "seconds": round(time.perf_counter() - start, 1),
+            "forwards": counts.forwards, "token_forwards": counts.token_forwards, "processes": self.num_processes,
+            "scores": scores,
+        }  # fmt: skip
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        atomic_write(file.with_suffix(".samples.jsonl"), lines.encode(errors="replace"))
+        atomic_write(file, readable_json(result))
+        for answers in self.folder.glob(f"{benchmark.name}.answers*"):
+            answers.unlink()
+        self._say(f"{self.folder.name} {benchmark.name}: {_shown(result)}, {result['seconds']:,} s")
+        return result
+
+    def _model(self, benchmark: Benchmark) -> "TideLM":
+        from .lm_eval_model import TideLM
+
+        asked = self.config.decoding
+        fixed = {name: value for name, value in benchmark.decoding.items() if name not in self.run.overrides}
+        if "max_new_tokens" in self.run.overrides and "steps" not in self.run.overrides:
+            fixed["steps"] = asked.max_new_tokens  # still one token a step
+        config = replace(self.config, decoding=replace(asked, **fixed))
+        counts = self.student.writer.decoder.counts
+        counts.forwards = counts.token_forwards = 0
+        return TideLM(self.student, batch_size=self.run.batch_size, config=config)
+
+    def _settings(self, benchmark: Benchmark, lm: "TideLM") -> dict[str, Any]:
+        """Everything that may change the score."""
+        return {
+            "task": benchmark.task, "metric": benchmark.metric, "shots": benchmark.shots, "limit": self.run.limit,
+            "student": self.student.fingerprint, "decoding": to_tree(lm.decoding),
+            "evaluation": to_tree(lm.evaluation), "settings_digest": lm.settings_digest,
+            "lm_eval": importlib.metadata.version("lm_eval"), "data": _data_digest(self.run.data),
+            "batch_size": None if lm.decoder.model.device.type == "cpu" else self.run.batch_size,
+            "code_execution": self.shut_in if benchmark.runs_code else None,
+        }  # fmt: skip
+
+    def _evaluate(
+        self, benchmark: Benchmark, lm: "TideLM"
+    ) -> tuple[list[tuple[str, int, float]], dict[str, Any], list[dict[str, Any]]] | None:
+        """Scores by document, lm-eval's numbers, and samples; None on all processes but the first."""
+        from lm_eval.api.model import CachingLM
+        from lm_eval.evaluator import evaluate
+
+        evaluation = self.config.evaluation
+        metric = CodeEval(
+            time_s=evaluation.code_time_s, memory_mb=evaluation.code_memory_mb, allowed=self.run.allow_code
+        )
+        tasks = load_tasks(benchmark, self.run.data, metric)
+        cached: Any = CachingLM(lm, str(self.folder / f"{benchmark.name}.answers-{lm.rank}.db"))
+        with contextlib.closing(cached.dbdict):
+            results: Any = evaluate(
+                cached, tasks, limit=self.run.limit, bootstrap_iters=0, log_samples=True, apply_chat_template=True,
+                fewshot_as_multiturn=False, confirm_run_unsafe_code=self.run.allow_code,
+            )  # fmt: skip
+        if results is None:
+            return None
+        name, _, filtered = benchmark.metric.partition(",")
+        kept = [
+            (task, sample) for task, samples in results["samples"].items() for sample in samples
+            if sample["filter"] == filtered
+        ]  # fmt: skip
+        if not kept or name not in kept[0][1]:
+            raise DataError(f"{benchmark.name}: lm-eval reports no {benchmark.metric}; its version is another one")
+        kept.sort(key=lambda item: (item[0], item[1]["doc_id"]))
+        scores = [(task, int(sample["doc_id"]), float(sample[name])) for task, sample in kept]
+        reported = results["results"][benchmark.task]
+        numbers = {k: v for k, v in reported.items() if isinstance(v, float) and "stderr" not in k}
+        samples = [
+            # a process with a document less than others asks its last request again: the first answer counts
+            {"task": task, "doc_id": sample["doc_id"], "score": float(sample[name]), "target": str(sample["target"]),
+             "written": [str(answers[0]) for answers in sample["resps"]]}
+            for task, sample in kept
+        ]  # fmt: skip
+        return scores, {"score": reported[benchmark.metric], "lm_eval_results": numbers}, samples
+
+    def _on_main(self, decide: Callable[[], Any]) -> Any:
+        """What the first process finds, on all of them."""
+        if self.num_processes == 1:
+            return decide()
+        answer = [decide() if self.main else None]
+        return broadcast_object_list(answer)[0]
+
+    def _say(self, line: str) -> None:
+        if self.main:
+            self.say(line)
+
+
+def _read_result(file: Path, digest: str) -> dict[str, Any] | None:
+    """A finished result of the same settings."""
+    try:
+        known = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return known if isinstance(known, dict) and known.get("settings_hash") == digest else None
+
+
+def _standard_error(scores: Sequence[float]) -> float | None:
+    """Over documents; None: of a single one there is none."""
+    return float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else None
+
+
+def _data_digest(data: Path | None) -> str:
+    """Names and sizes of the files of --data: a copy in another place is the same data."""
+    if data is None:
+        return "hub"
+    files = sorted(file for file in data.rglob("*") if file.is_file())
+    names = "".join(f"{file.relative_to(data)} {file.stat().st_size}\n" for file in files)
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+def _shown(result: Mapping[str, Any]) -> str:
+    error = f" ± {100 * result['stderr']:.2f}" if result["stderr"] is not None else ""
+    return f"{100 * result['score']:.2f} %{error} of {result['documents']:,} documents"

@@ -1,0 +1,204 @@
+"""Results of `tide eval` beside the paper's: JSON for programs, Markdown for people, a picture for both.
+
+One column per student with standard errors over documents, the gain of one over the other paired by document, the
+paper's columns, and below them everything in which this run is not the paper's protocol. An average is taken over the
+whole suite or not at all.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..shared.cache.files import atomic_write, readable_json
+from .tide8 import (
+    BENCHMARKS,
+    PAPER_AVERAGE,
+    PAPER_BEST,
+    PAPER_CE_ONLY,
+    PAPER_COLUMNS,
+    PAPER_SOURCE,
+    Benchmark,
+)
+
+Results = Mapping[str, Mapping[str, Any]]
+_TITLES = {"student": "this student", "compare": "CE-only student"}
+_FROM_TRAINING = (
+    "blocks count from the prompt's first token, as in training; the paper pads prompts so that answers begin a block "
+    "(decoding.prompt_alignment=boundary)"
+)
+
+
+def write_report(out: Path, facts: Mapping[str, Any], benchmarks: Sequence[Benchmark], results: Results) -> dict:
+    """Write evaluation.json, evaluation.md and evaluation.png.
+
+    Args: facts: of the run. results: by student (`student`, `compare`) and benchmark.
+    Returns: the content of evaluation.json.
+    """
+    report = describe(facts, benchmarks, results)
+    atomic_write(out / "evaluation.json", readable_json(report))
+    atomic_write(out / "evaluation.md", markdown(report).encode())
+    if any(report["students"].values()):
+        atomic_write(out / "evaluation.png", picture(report))
+    return report
+
+
+def describe(facts: Mapping[str, Any], benchmarks: Sequence[Benchmark], results: Results) -> dict[str, Any]:
+    """The content of evaluation.json: scores in per cent."""
+    rows = [b for b in BENCHMARKS if b in benchmarks or b.name in facts["left_out"]]
+    students = {
+        student: {name: _score(result) for name, result in found.items() if result}
+        for student, found in results.items()
+    }
+    both = [b.name for b in rows if all(results.get(s, {}).get(b.name) for s in _TITLES)]
+    return {
+        **facts,
+        "students": students,
+        "average": {student: _average(scores) for student, scores in students.items()},
+        "gain": {name: _gain(results["student"][name], results["compare"][name]) for name in both},
+        "paper": {
+            "source": PAPER_SOURCE,
+            "scores": {b.name: dict(zip(PAPER_COLUMNS, b.paper, strict=True)) for b in rows if b.paper},
+            "average": dict(zip(PAPER_COLUMNS, PAPER_AVERAGE, strict=True)),
+        },
+        "titles": {b.name: b.title for b in rows},
+        "differences": _differences(facts, rows, results),
+    }
+
+
+def _score(result: Mapping[str, Any]) -> dict[str, Any]:
+    error = result["stderr"]
+    return {
+        "score": 100 * result["score"], "stderr": None if error is None else 100 * error,
+        "documents": result["documents"], "seconds": result["seconds"],
+    }  # fmt: skip
+
+
+def _average(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
+    """Of the eight; None unless all are there."""
+    rows = [scores.get(b.name) for b in BENCHMARKS if b.in_suite]
+    there = [row for row in rows if row is not None]
+    if len(there) < len(rows):
+        return None
+    variance = sum((row["stderr"] or 0.0) ** 2 for row in there)
+    return {"score": sum(row["score"] for row in there) / len(there), "stderr": math.sqrt(variance) / len(there)}
+
+
+def _gain(result: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Per cent over the other student, paired by document; None if they were not asked the same."""
+    ours, theirs = ({(task, number): score for task, number, score in r["scores"]} for r in (result, other))
+    if ours.keys() != theirs.keys():
+        return None
+    paired = 100 * np.array([ours[key] - theirs[key] for key in ours])
+    error = float(paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else None
+    return {"gain": float(paired.mean()), "stderr": error}
+
+
+def _differences(facts: Mapping[str, Any], rows: Sequence[Benchmark], results: Results) -> list[str]:
+    """What is not as in the paper, in words."""
+    lines = [f"{b.title}: {b.remark}" for b in rows if b.remark]
+    if facts["limit"] is not None:
+        lines.insert(0, f"a limit of {facts['limit']} documents per task, and per subject of tasks that have subjects")
+    lines += [f"{b.title}: not run ({facts['left_out'][b.name]})" for b in rows if b.name in facts["left_out"]]
+    decoding: dict[str, set[str]] = {}
+    for student, found in results.items():
+        for row in rows:
+            result = found.get(row.name)
+            if result:
+                lines += _of_result(row, result, _TITLES[student], decoding)
+    lines += [f"{what}: {', '.join(sorted(where))}" for what, where in decoding.items()]
+    return list(dict.fromkeys(lines))
+
+
+def _of_result(row: Benchmark, result: Mapping[str, Any], title: str, decoding: dict[str, set[str]]) -> list[str]:
+    lines = []
+    settings = result["settings"]["decoding"]
+    for name, wanted in row.decoding.items() if row.in_suite else ():  # a likelihood is not written
+        if settings[name] != wanted:
+            decoding.setdefault(f"decoding.{name} = {settings[name]}, not the protocol's", set()).add(row.title)
+    if settings["threshold"] is not None:
+        decoding.setdefault(f"decoding.threshold = {settings['threshold']}: several tokens a step", set()).add(
+            row.title
+        )
+    if settings["prompt_alignment"] == "training":
+        decoding.setdefault(_FROM_TRAINING, set()).add("all")
+    if result["documents"] < row.documents:
+        lines.append(f"{row.title}: {result['documents']:,} of {row.documents:,} documents")
+    if result["truncated_prompts"]:
+        lines.append(f"{row.title}, {title}: {result['truncated_prompts']:,} prompts lost their beginning")
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """evaluation.md."""
+    students = [s for s in _TITLES if s in report["students"]]
+    compared = len(students) > 1
+    heads = ["benchmark", *(_TITLES[s] for s in students), *(["gain"] if compared else []), *PAPER_COLUMNS]
+    lines = [f"# {report['suite']}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, title in report["titles"].items():
+        cells = [_cell(report["students"][s].get(name), "score") for s in students]
+        cells += [_cell(report["gain"].get(name), "gain")] if compared else []
+        paper = report["paper"]["scores"].get(name, {})
+        cells += [f"{paper[column]:.2f}" if paper else "" for column in PAPER_COLUMNS]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    cells = [_cell(report["average"][s], "score") for s in students] + ([""] if compared else [])
+    cells += [f"{value:.2f}" for value in report["paper"]["average"].values()]
+    lines.append(f"| average of the eight | {' | '.join(cells)} |")
+    lines += [
+        "", "Per cent, ± one standard error over documents (0.00: all scored alike); gains are paired by document. "
+        f"Paper: {report['paper']['source']}.",
+    ]  # fmt: skip
+    for title, content in (
+        ("What differs from the paper's protocol", report["differences"]),
+        ("What failed", [f"{name}: {error}" for name, error in report["failed"].items()]),
+    ):
+        lines += ["", f"## {title}", "", *(f"- {' '.join(line.split())}" for line in content)] if content else []
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: Mapping[str, Any] | None, key: str) -> str:
+    if row is None:
+        return ""
+    sign = "+" if key == "gain" else ""
+    error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
+    return f"{row[key]:{sign}.2f}{error}"
+
+
+def picture(report: Mapping[str, Any]) -> bytes:
+    """evaluation.png: a bar per student and benchmark with its standard error, the paper's scores as marks."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in report["titles"] if any(name in scores for scores in report["students"].values())]
+    students = [s for s in _TITLES if s in report["students"]]
+    figure, axes = plt.subplots(figsize=(13, 4.2), layout="constrained")
+    width = 0.8 / len(students)
+    for number, student in enumerate(students):
+        scores = [report["students"][student].get(name) for name in names]
+        places = [place + (number - (len(students) - 1) / 2) * width for place in range(len(names))]
+        values = [row["score"] if row else 0.0 for row in scores]
+        errors = [(row["stderr"] or 0.0) if row else 0.0 for row in scores]
+        label = _TITLES[student]
+        axes.bar(places, values, width * 0.92, yerr=errors, capsize=3, color=f"C{number}", alpha=0.75, label=label)
+        for place, value, error, row in zip(places, values, errors, scores, strict=True):
+            axes.text(place, value + error + 0.8, f"{value:.1f}" if row else "", ha="center", fontsize=8)
+    for column, mark in ((PAPER_CE_ONLY, "k_"), (PAPER_BEST, "k^")):
+        paper = [(place, report["paper"]["scores"][n][column]) for place, n in enumerate(names)
+                 if n in report["paper"]["scores"]]  # fmt: skip
+        if paper:
+            axes.plot(*zip(*paper, strict=True), mark, markersize=11 if mark == "k_" else 5, label=f"paper, {column}")
+    axes.set_xticks(range(len(names)), [report["titles"][name] for name in names])
+    axes.set_ylabel("score, %")
+    axes.set_ylim(0, None)
+    axes.legend(fontsize=8)
+    limit = "" if report["limit"] is None else f", at most {report['limit']} documents per task or subject"
+    figure.suptitle(f"{report['suite']}{limit}: bars with standard errors over documents", fontsize=11)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return data.getvalue()
