@@ -212,7 +212,7 @@ class TideLM(TemplateLM):
         return results
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *, cached: bool = True, **_: Any
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], *, cached: bool = True, **options: Any
     ) -> list[tuple[float, bool]]:
         """Options of one question are those with the same context; they are scored together."""
         scorer = AnswerScorer(self.decoder, self.decoding, draws=self.evaluation.draws, seed=self.evaluation.seed)

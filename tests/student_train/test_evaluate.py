@@ -12,6 +12,7 @@ import pytest
 from local_benchmarks import TESTS, environment, lay_out, tide_eval
 from tide.shared.errors import ConfigError, Unavailable
 from tide.student_train import lm_eval_tasks
+from tide.student_train.evaluate import _read_result
 from tide.student_train.lm_eval_model import open_student
 from tide.student_train.tide8 import BENCHMARKS, PAPER_AVERAGE, PAPER_COLUMNS, chosen_benchmarks
 from tiny_runs import tiny_config, write_model
@@ -46,7 +47,7 @@ def test_all_eight_run_offline_on_real_data(place, tmp_path):
     first = tide_eval(given, place.env)
     assert first.returncode == 0, first.stderr
     report = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(report["students"]["student"]) == EIGHT
+    assert sorted(report["students"]["student"]) == sorted(EIGHT)
     assert report["average"]["student"]["score"] == pytest.approx(
         sum(row["score"] for row in report["students"]["student"].values()) / 8
     )
@@ -98,7 +99,7 @@ def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
         assert len(set(files[0].splitlines())) == 5
 
 
-def test_what_is_missing_is_named_what_is_there_is_kept_and_the_rest_is_made_later(place, tmp_path):
+def test_what_is_missing_is_named_and_what_is_there_is_kept(place, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(place.data / "openai", data / "openai")
     given = ["--student", place.student, "--out", tmp_path / "out", "--limit", 1, "--tasks", "hellaswag,gsm8k_cot"]
@@ -117,10 +118,16 @@ def test_what_is_missing_is_named_what_is_there_is_kept_and_the_rest_is_made_lat
     assert "student gsm8k_cot: " in again.stderr
     assert ", from gsm8k_cot.json" in again.stderr
     assert result(tmp_path / "out", "gsm8k_cot") == before
-    changed = tide_eval([*given, "--data", place.data, "--set", "evaluation.seed=1"], place.env)
-    assert changed.returncode == 0, changed.stderr
-    assert ", from " not in changed.stderr, "another setting is another result"
-    assert result(tmp_path / "out", "gsm8k_cot")["settings_hash"] != before["settings_hash"]
+
+
+def test_results_of_other_settings_and_damaged_ones_are_made_again(tmp_path):
+    file = tmp_path / "gsm8k_cot.json"
+    assert _read_result(file, "a" * 64) is None
+    file.write_text(json.dumps({"settings_hash": "a" * 64, "score": 0.5}))
+    assert _read_result(file, "a" * 64) == {"settings_hash": "a" * 64, "score": 0.5}
+    assert _read_result(file, "b" * 64) is None
+    file.write_text(file.read_text()[:-5])
+    assert _read_result(file, "a" * 64) is None
 
 
 def test_a_checkpoint_without_mask_token_is_refused(place, tmp_path):

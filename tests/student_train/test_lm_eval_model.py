@@ -138,16 +138,16 @@ def test_a_response_cache_keeps_settings_and_students_apart(student, tmp_path):
         wrapped.dbdict.close()
         return answers, student.writer.decoder.counts.forwards - before
 
-    first, work = cached()
+    first, work = cached(temperature=1.5)
     assert work > 0
-    assert cached() == (first, 0)
-    fewer, more_work = cached(steps=2)
+    assert cached(temperature=1.5) == (first, 0)
+    other, more_work = cached(temperature=1.5, seed=1)
     assert more_work > 0, "another setting is another key"
-    assert fewer != first
-    assert cached(steps=2) == (fewer, 0)
-    assert cached() == (first, 0)
-    other = student._replace(fingerprint="0" * 64)
-    assert TideLM(other, max_new_tokens=12).settings_digest != TideLM(student, max_new_tokens=12).settings_digest
+    assert other != first
+    assert cached(temperature=1.5, seed=1) == (other, 0)
+    assert cached(temperature=1.5) == (first, 0)
+    retrained = student._replace(fingerprint="0" * 64)
+    assert TideLM(retrained, max_new_tokens=12).settings_digest != TideLM(student, max_new_tokens=12).settings_digest
 
 
 def test_every_setting_is_in_the_names_of_caches(student):
