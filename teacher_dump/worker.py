@@ -8,6 +8,8 @@ worker takes the next; three in a row end it. What would fail every shard (a ful
 must not be passed over in silence (a sample that cannot be answered, without `data.skip_bad`) ends it at once.
 """
 
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ..shared.cache import Receipt
 from ..shared.config import RunConfig
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
+from ..shared.redaction import redacted
 from .board import Board
 from .finalize import finalize, tidy
 from .placement import open_placed
@@ -158,6 +161,20 @@ def work(
         while worker.step(report):
             pass
     tidy(root)
+
+
+def work_and_tell(root: Path, config: RunConfig, *, report: Report, stop: Stop) -> TideError | None:
+    """`work` in a process of its own: an error is given back for the command to tell, one that nobody foresaw with its
+    traceback on stderr. What is no Exception passes.
+    """
+    try:
+        work(root, config, report=report, stop=stop)
+    except TideError as error:
+        return error
+    except Exception as error:
+        sys.stderr.write(redacted(traceback.format_exc()))
+        return TideError(". ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
+    return None
 
 
 def open_task(root: Path, plan: Plan) -> ShardTask:

@@ -9,9 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from pathlib import Path
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain
 from ..stopping import Stop
-from ..worker import Report, work
+from ..worker import Report, work, work_and_tell
 
 START_METHOD = "forkserver"
 """One process imports torch, the workers are forked from it; it never touches a device, so CUDA is safe."""
@@ -125,16 +123,13 @@ def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["LOCAL_RANK"] = str(rank)
     stop = Stop(config.workers.grace_s)
+    error: TideError | None
     try:
         with stop.on_signals(second_ends=False):
-            work(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
-        messages.send(None)
-    except TideError as error:
-        messages.send(error)
-    except Exception as error:
-        traceback.print_exc()
-        messages.send(TideError(f"worker {rank}: {type(error).__name__}: {error}"))
-        sys.exit(1)
+            error = work_and_tell(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
+    except TryAgain as asked:  # between two calls
+        error = asked
+    messages.send(error)
 
 
 def _end_with_parent() -> None:
