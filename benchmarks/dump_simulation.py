@@ -32,7 +32,7 @@ from tide.teacher_dump.finalize import discard_damaged, finalize
 from tide.teacher_dump.pairing import Pairing
 from tide.teacher_dump.plan import Plan, PlannedSample, make_plan, read_plan, write_plan
 from tide.teacher_dump.status import dump_status
-from tide.teacher_dump.worker import MAX_WAIT_S, MIN_WAIT_S
+from tide.teacher_dump.worker import next_wait_s
 
 SHARD_S, SPREAD, REPLACED_AFTER_S = 300.0, 0.2, 300.0
 BEAT_S = 30.0
@@ -67,7 +67,7 @@ class SimulatedWorker:
     dies_at: float
     hand: ExitStack | None = None
     shard: int = -1
-    wait_s: float = MIN_WAIT_S
+    wait_s: float = 0.0
 
 
 class Simulation:
@@ -115,11 +115,11 @@ class Simulation:
             shard = worker.hand.enter_context(worker.board.take_one(free))
         if shard is None:
             worker.hand = None
+            worker.wait_s = next_wait_s(worker.wait_s, worker.board.num_workers())
             self.at(self.now + worker.wait_s, lambda: self.next_shard(name, worker))
-            worker.wait_s = min(MAX_WAIT_S, 1.5 * worker.wait_s)
             return
         self.begun += 1
-        worker.shard, worker.wait_s = shard, MIN_WAIT_S
+        worker.shard, worker.wait_s = shard, 0.0
         end = self.now + SHARD_S * self.random.uniform(1 - SPREAD, 1 + SPREAD)
         if worker.dies_at < end:
             self.at(worker.dies_at, lambda: self.die(name))

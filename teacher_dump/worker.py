@@ -31,8 +31,10 @@ from .stopping import Stop
 from .teacher import Teacher
 from .weights_record import require_same_weights
 
-MIN_WAIT_S, MAX_WAIT_S = 0.1, 10.0
+MIN_WAIT_S, MAX_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0, 60.0
 """Between two looks at the folder while others are busy with all that is left; it grows by half each time."""
+LOOKS_PER_S = 10.0
+"""Of all waiting workers together: each look costs the file system two listings and a glance at every claim."""
 
 Report = Callable[[int, int], None]
 """Called with (shards finished by this worker, token-forwards) since the last call."""
@@ -58,7 +60,7 @@ class Worker:
         self.task: ShardTask | None = None
         self._failures: dict[int, Exception] = {}
         self._in_a_row: list[int] = []
-        self._wait_s = MIN_WAIT_S
+        self._wait_s = 0.0
 
     def step(self, report: Report) -> bool:
         """Do one shard, or the manifest, or wait for others a moment; False: the cache is complete.
@@ -73,10 +75,10 @@ class Worker:
         if left and not mine:
             raise list(self._failures.values())[-1]
         if self._do_one(mine, report) if left else self._commit():
-            self._wait_s = MIN_WAIT_S
+            self._wait_s = 0.0
         elif not self.board.is_complete():
+            self._wait_s = next_wait_s(self._wait_s, self.board.num_workers())
             self.stop.sleep(self._wait_s)
-            self._wait_s = min(MAX_WAIT_S, 1.5 * self._wait_s)
         return True
 
     def _do_one(self, shards: list[int], report: Report) -> bool:
@@ -146,6 +148,13 @@ class Worker:
                 self.board.say("finishing")
                 finalize(self.root, self.plan, self.task.pairing if self.task else None, progress=self.board.progress)
             return mine
+
+
+def next_wait_s(wait_s: float, num_workers: int) -> float:
+    """How long to wait after a wait of `wait_s` (0: after work); with hundreds of workers, none is short."""
+    share = num_workers / LOOKS_PER_S
+    longest = min(LONGEST_WAIT_S, max(MAX_WAIT_S, share))
+    return min(longest, max(MIN_WAIT_S, share / 8, 1.5 * wait_s))
 
 
 def work(

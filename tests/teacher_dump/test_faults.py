@@ -21,7 +21,7 @@ from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.shard_task import ShardTask
 from tide.teacher_dump.status import dump_status
-from tide.teacher_dump.worker import OutOfDeviceMemory, work
+from tide.teacher_dump.worker import OutOfDeviceMemory, next_wait_s, work
 from tiny_runs import tiny_config
 
 run_shard = ShardTask.run
@@ -265,6 +265,20 @@ def work_all_but_the_manifest(root: Path, config: RunConfig, monkeypatch: pytest
     assert all(shard_is_done(root, shard, plan.hash) for shard in range(plan.num_shards))
 
 
+def test_hundreds_of_waiting_workers_do_not_besiege_the_file_system():
+    """All together they look some ten times a second, whatever their number; two of them look at once."""
+    for num_workers, most_s in ((1, 10.0), (2, 10.0), (512, 60.0), (5000, 60.0)):
+        wait_s, waits = 0.0, []
+        for _ in range(40):
+            waits.append(wait_s := next_wait_s(wait_s, num_workers))
+        assert waits == sorted(waits)
+        assert waits[-1] <= most_s
+        assert sum(waits[:5]) >= min(5, num_workers / 100)
+        assert waits[0] == 0.1 or num_workers > 8
+        assert num_workers / waits[-1] <= max(10.0, num_workers / 60) + 1e-9
+    assert num_workers / waits[-1] < 100
+
+
 def test_workers_without_a_shard_end_with_the_others(tiny_root, tmp_path, monkeypatch):
     """Four workers and one shard: three never load the teacher, and nobody waits for nobody."""
     monkeypatch.setattr(local, "START_METHOD", "fork")
@@ -305,6 +319,27 @@ def test_a_parent_that_reads_no_progress_does_not_keep_a_worker_from_ending(conf
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived the command"
         time.sleep(0.02)
+
+
+def test_a_worker_killed_with_a_full_pipe_ends_nothing(config, tmp_path, expected, monkeypatch):
+    """The parent is slow, the pipe is full, and its writer is killed in the middle of a message."""
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+
+    def run(self, root, shard, progress=lambda tokens: None):
+        if os.environ["LOCAL_RANK"] == "0":
+            threading.Timer(1.0, os.kill, (os.getpid(), 9)).start()
+            while True:
+                progress(1)
+        return run_shard(self, root, shard, progress)
+
+    def slow(shards: int, tokens: int) -> None:
+        time.sleep(0.01 if time.monotonic() < start + 3 else 0)
+
+    monkeypatch.setattr(ShardTask, "run", run)
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by Killed"):
+        dump_teacher(config, tmp_path, num_workers=2, report=slow)
+    assert file_hashes(tmp_path) == expected
 
 
 def test_ranks_that_come_together_make_one_plan(config, tmp_path, expected, monkeypatch):
