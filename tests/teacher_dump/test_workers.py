@@ -166,6 +166,17 @@ def test_two_ranks_of_a_job_at_once_give_the_same_bytes(config, tmp_path, expect
     assert {path.name[0] for path in names.iterdir()} == {"0", "1"}
 
 
+def test_two_commands_on_one_folder_share_the_work(config, tmp_path, expected, monkeypatch):
+    """As two machines would, each with its own local launcher; the plan was made before, or by both at once."""
+    slow_down(monkeypatch, 0.1)
+    for name, planned in (("planned", True), ("unplanned", False)):
+        root = tmp_path / name
+        if planned:
+            prepare_plan(config, root)
+        assert join(*[fork(lambda root=root: dump_teacher(config, root)) for _ in range(2)]) == [0, 0]
+        assert file_hashes(root) == expected
+
+
 def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expected, monkeypatch):
     """kill -9 of one of two local workers, in the middle of a shard: the other one takes that shard over."""
     monkeypatch.setattr(local, "START_METHOD", "fork")
