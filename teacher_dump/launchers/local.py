@@ -114,7 +114,7 @@ def _listen(workers: list[_Worker], report: Report) -> None:
 
 def _ending(process: BaseProcess) -> str:
     code = process.exitcode
-    return f"killed by {signal.strsignal(-code)}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
 
 
 def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:

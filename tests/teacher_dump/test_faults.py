@@ -337,7 +337,7 @@ def test_a_worker_killed_with_a_full_pipe_ends_nothing(config, tmp_path, expecte
 
     monkeypatch.setattr(ShardTask, "run", run)
     start = time.monotonic()
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by Killed"):
+    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by SIGKILL"):
         dump_teacher(config, tmp_path, num_workers=2, report=slow)
     assert file_hashes(tmp_path) == expected
 

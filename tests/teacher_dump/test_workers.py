@@ -190,7 +190,7 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expe
         return run_shard(self, root, shard, progress)
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by Killed"):
+    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by SIGKILL"):
         dump_teacher(config, tmp_path / "cache", num_workers=2)
     assert file_hashes(tmp_path / "cache") == expected
 
@@ -199,7 +199,7 @@ def test_all_workers_killed_is_an_error_that_asks_to_try_again(config, tmp_path,
     monkeypatch.setattr(local, "START_METHOD", "fork")
     monkeypatch.setattr(ShardTask, "run", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(
-        Exception, match=r"worker 0: killed by Killed; worker 1: killed by Killed.*same command"
+        Exception, match=r"worker 0: killed by SIGKILL; worker 1: killed by SIGKILL.*same command"
     ) as caught:
         dump_teacher(config, tmp_path, num_workers=2)
     assert caught.value.exit_code == 75
