@@ -51,18 +51,15 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
                 worker.process.terminate()
 
         with stop.finishing(pass_on):
-            _listen(workers, report)
-    failures = [f"{w.process.name}: {w.error or _ending(w.process)}" for w in workers if not w.finished]
+            _listen(workers, report, stop)
     if not any(worker.finished for worker in workers):
         for worker in workers:
             if worker.error is not None:
                 raise worker.error
         raise TryAgain(
-            f"{root}: the workers ended before the cache was complete ({'; '.join(failures)}); "
+            f"{root}: the workers ended before the cache was complete ({'; '.join(map(_ending, workers))}); "
             "run the same command again to continue"
         )
-    if failures:
-        warnings.warn(f"the other workers finished the work of {'; '.join(failures)}", stacklevel=2)
 
 
 @contextlib.contextmanager
@@ -90,8 +87,11 @@ def _started(root: Path, config: RunConfig, num_workers: int) -> Iterator[list[_
             worker.messages.close()
 
 
-def _listen(workers: list[_Worker], report: Report) -> None:
-    """Take messages until every pipe is closed. Raises: OutputError: of the first worker that cannot write."""
+def _listen(workers: list[_Worker], report: Report, stop: Stop) -> None:
+    """Take messages until every pipe is closed; one that closes before the end of the work is told at once.
+
+    Raises: OutputError: of the first worker that cannot write.
+    """
     open_pipes = {worker.messages: worker for worker in workers}
     while open_pipes:
         for pipe in wait(list(open_pipes)):
@@ -101,6 +101,12 @@ def _listen(workers: list[_Worker], report: Report) -> None:
             except (EOFError, OSError):
                 del open_pipes[worker.messages]
                 worker.process.join()
+                if not worker.finished and not stop.asked_by:
+                    if open_pipes:
+                        again = "The other workers go on and try its shard again"
+                        warnings.warn(f"{_ending(worker)}. {again}", stacklevel=3)
+                    elif any(other.finished for other in workers):
+                        warnings.warn(f"{_ending(worker)}. The other workers finished its work", stacklevel=3)
                 continue
             if message is None:
                 worker.finished = True
@@ -112,9 +118,10 @@ def _listen(workers: list[_Worker], report: Report) -> None:
                 report(*message)
 
 
-def _ending(process: BaseProcess) -> str:
-    code = process.exitcode
-    return f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+def _ending(worker: _Worker) -> str:
+    code = worker.process.exitcode
+    killed = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+    return f"{worker.process.name}: {worker.error or killed}"
 
 
 def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:

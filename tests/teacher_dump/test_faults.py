@@ -125,7 +125,7 @@ def test_shards_that_fail_in_one_worker_are_done_by_another(config, tmp_path, ex
         return run_shard(self, root, shard, progress)
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: shard .* memory"):
+    with pytest.warns(UserWarning, match="worker 0: shard .* memory.*. The other workers go on"):
         dump_teacher(config, tmp_path, num_workers=2)
     assert file_hashes(tmp_path) == expected
 
@@ -305,7 +305,7 @@ def test_a_parent_that_reads_no_progress_does_not_keep_a_worker_from_ending(conf
                 progress(1)
 
         ShardTask.run = chatter
-        local._listen = lambda workers, report: time.sleep(3600)
+        local._listen = lambda workers, report, stop: time.sleep(3600)
         dump_teacher(config, tmp_path / "cache", num_workers=2)
 
     child = fork(command)
@@ -337,7 +337,7 @@ def test_a_worker_killed_with_a_full_pipe_ends_nothing(config, tmp_path, expecte
 
     monkeypatch.setattr(ShardTask, "run", run)
     start = time.monotonic()
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by SIGKILL"):
+    with pytest.warns(UserWarning, match="worker 0: killed by SIGKILL. The other workers"):
         dump_teacher(config, tmp_path, num_workers=2, report=slow)
     assert file_hashes(tmp_path) == expected
 

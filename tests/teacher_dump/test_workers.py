@@ -11,7 +11,7 @@ import pytest
 from dump_checks import file_hashes, fork, join, require_sound_files
 from tide.shared.cache import open_cache, read_manifest, shard_is_done
 from tide.shared.config import RunConfig
-from tide.shared.errors import DataError
+from tide.shared.errors import DataError, TryAgain
 from tide.teacher_dump import dump
 from tide.teacher_dump.board import Board
 from tide.teacher_dump.claims import is_alive
@@ -190,7 +190,7 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expe
         return run_shard(self, root, shard, progress)
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by SIGKILL"):
+    with pytest.warns(UserWarning, match="worker 0: killed by SIGKILL. The other workers go on"):
         dump_teacher(config, tmp_path / "cache", num_workers=2)
     assert file_hashes(tmp_path / "cache") == expected
 
@@ -198,9 +198,10 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expe
 def test_all_workers_killed_is_an_error_that_asks_to_try_again(config, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "START_METHOD", "fork")
     monkeypatch.setattr(ShardTask, "run", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(
-        Exception, match=r"worker 0: killed by SIGKILL; worker 1: killed by SIGKILL.*same command"
-    ) as caught:
+    with (
+        pytest.warns(UserWarning, match="killed by SIGKILL. The other workers go on"),
+        pytest.raises(TryAgain, match="worker 0: killed by SIGKILL; worker 1: killed by SIGKILL.*same comm") as caught,
+    ):
         dump_teacher(config, tmp_path, num_workers=2)
     assert caught.value.exit_code == 75
     assert not (tmp_path / "manifest.json").exists()
@@ -213,7 +214,10 @@ def test_the_error_of_a_worker_reaches_the_user(config, tmp_path, monkeypatch):
         raise DataError("the data are bad")
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.raises(Exception, match="the data are bad") as caught:
+    with (
+        pytest.warns(UserWarning, match="worker .: the data are bad. The other workers go on"),  # known before the end
+        pytest.raises(DataError, match="the data are bad") as caught,
+    ):
         dump_teacher(config, tmp_path, num_workers=2)
     assert caught.value.exit_code == 65
 
