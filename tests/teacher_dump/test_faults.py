@@ -13,14 +13,15 @@ import torch
 from dump_checks import file_hashes, fork, join, require_sound_files
 from tide.shared.cache import shard_is_done
 from tide.shared.config import RunConfig, WorkersConfig
-from tide.shared.errors import OutputError
-from tide.teacher_dump import shard_task
+from tide.shared.errors import OutputError, TideError
+from tide.teacher_dump import shard_task, worker
 from tide.teacher_dump.board import MAX_BEAT_ERRORS, Board
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.shard_task import ShardTask
 from tide.teacher_dump.status import dump_status
+from tide.teacher_dump.stopping import Stop
 from tide.teacher_dump.worker import OutOfDeviceMemory, next_wait_s, work
 from tiny_runs import tiny_config
 
@@ -113,6 +114,24 @@ def test_three_failed_shards_in_a_row_stop_a_worker(config, tmp_path, runs):
     assert log == [0, 1, 2, 3, 4, 5]
     assert "shards 3, 4, 5 failed one after another" in "".join(caught.value.__notes__)
     assert require_sound_files(tmp_path) == 2
+
+
+def test_an_error_nobody_foresaw_is_given_back_with_its_notes(config, tmp_path, monkeypatch, capsys):
+    """As the parent of a worker, or Ray's driver, gets it: pickled, so without notes and traceback of its own."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        error = RuntimeError("CUDA error, token hf_" + "a" * 34)
+        error.add_note("shards 3, 4, 5 failed one after another: this worker stops")
+        raise error
+
+    monkeypatch.setattr(worker, "work", fail)
+    found = worker.work_and_tell(tmp_path, config, report=lambda *progress: None, stop=Stop(1.0))
+    assert type(found) is TideError
+    assert "RuntimeError: CUDA error" in str(found)
+    assert "shards 3, 4, 5 failed one after another" in str(found)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "a" * 34 not in said
 
 
 def test_shards_that_fail_in_one_worker_are_done_by_another(config, tmp_path, expected, monkeypatch):

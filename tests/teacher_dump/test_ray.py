@@ -83,6 +83,7 @@ def test_a_killed_actor_costs_its_shard_and_is_replaced(config, tmp_path, driver
     require_same_bytes(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_actor_that_fails_is_told_and_the_others_finish_its_work(config, tmp_path, driver):
     """An error nobody foresaw, three shards in a row: no traceback ends the command."""
     (tmp_path / "broken").touch()
@@ -94,6 +95,7 @@ def test_an_actor_that_fails_is_told_and_the_others_finish_its_work(config, tmp_
     require_same_bytes(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_room_is_told_and_waited_for(tmp_path, driver):
     process = driver(num_cpus=0)
     deadline = time.monotonic() + 90
