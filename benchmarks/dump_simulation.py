@@ -7,7 +7,8 @@ machine's disk, with shards of a few bytes. So seconds are what one machine's fi
 bookkeeping of all workers together; a network file system needs its round trips on top, and hashing real shards, by
 which the manifest vouches for every byte, runs at the speed of the disk: both are not simulated.
 
-Run: python benchmarks/dump_simulation.py [--shards 10000] [--workers 512]. Some minutes on one core.
+Run: python benchmarks/dump_simulation.py [--shards 10000] [--workers 512]. Six minutes of one core, and what its disk
+takes for 21,000 fsynced shards.
 """
 
 import argparse
