@@ -34,9 +34,9 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slowed(function):
         def slow(*args):
-            time.sleep(0.02)
+            time.sleep(0.01)
             result = function(*args)
-            time.sleep(0.02)
+            time.sleep(0.01)
             return result
 
         return slow
