@@ -30,19 +30,27 @@ def dump_progress(prepare: Callable[[], int], root: Path) -> Iterator[Callable[[
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())  # fmt: skip
     start, finished, tokens = time.perf_counter(), 0, 0
+    begun: float | None = None  # when the first answer came: loading a teacher says nothing about its speed
+    first: tuple[float, int] | None = None  # when the first shard ended, and how many had by then
     with Progress(*columns, console=console, speed_estimate_period=3600, disable=not console.is_terminal) as progress:
         task = progress.add_task("shards", total=total, completed=done, rate="")
 
         def report(num_shards: int, num_tokens: int) -> None:
-            nonlocal finished, tokens
+            nonlocal finished, tokens, begun, first
+            now = time.perf_counter()
+            if begun is None:
+                begun, num_tokens = now, 0
             finished, tokens = finished + num_shards, tokens + num_tokens
-            elapsed = max(1e-9, time.perf_counter() - start)
-            rate = f"{tokens / elapsed:,.0f} tokens/s"
+            if num_shards and first is None:
+                first = now, finished
+            rate = f"{tokens / (now - begun):,.0f} tokens/s" if tokens and now > begun else ""
             progress.update(task, advance=num_shards, rate=rate)
             if num_shards and not console.is_terminal:
-                left = total - done - finished
-                eta = f"about {left * elapsed / finished:,.0f} s left"
-                _line(console, f"shards {done + finished}/{total}  {rate}  {elapsed:,.0f} s  {eta}")
+                parts = [f"shards {done + finished}/{total}", rate, f"{now - start:,.0f} s"]
+                if first is not None and finished > first[1]:
+                    left_s = (total - done - finished) * (now - first[0]) / (finished - first[1])
+                    parts.append(f"about {left_s:,.0f} s left")
+                _line(console, "  ".join(filter(None, parts)))
 
         yield report
 

@@ -19,8 +19,17 @@ from ..shared.cache.manifest import MANIFEST_NAME
 from ..shared.cache.receipts import listed_receipts
 from ..shared.config import WorkersConfig
 from ..shared.errors import TryAgain
-from .claims import Claims, Clock, Held
-from .worker_records import MAX_ERROR_CHARACTERS, State, WorkerRecord, own_name, remove_record, write_record
+from .claims import Claims, Clock, Held, this_machine
+from .worker_records import (
+    MAX_ERROR_CHARACTERS,
+    MAX_FAILED,
+    State,
+    WorkerRecord,
+    count_records,
+    own_name,
+    remove_record,
+    write_record,
+)
 
 MAX_BEAT_ERRORS = 3
 """Signs of life in a row that cannot be written: a network file system may hiccup once."""
@@ -42,7 +51,7 @@ class Board:
         self.claims = Claims(root, workers, clock=clock)
         name = worker or own_name()
         host, _, pid = own_name().rpartition("-")
-        self._record = WorkerRecord(name, host, int(pid), "waiting")
+        self._record = WorkerRecord(name, host, int(pid), "waiting", machine=this_machine())
         self._random = random.Random(name)
         self._held: Held | None = None
         self._beat_errors: list[OSError] = []  # in a row
@@ -57,6 +66,10 @@ class Board:
         """Shards without a receipt, in order."""
         done = listed_receipts(self.root)
         return [shard for shard in range(self.num_shards) if shard not in done]
+
+    def num_workers(self) -> int:
+        """Workers that have said something of themselves and not left, about: the dead among them included."""
+        return count_records(self.root)
 
     def free(self, shards: Collection[int]) -> list[int]:
         """Those of `shards` that no living worker holds, in order.
@@ -126,7 +139,8 @@ class Board:
 
     def failed(self, shard: int, error: BaseException) -> None:
         """The shard could not be done here."""
-        self.say("waiting", failed={**self._record.failed, str(shard): describe(error)})
+        failed = {**self._record.failed, str(shard): describe(error)}
+        self.say("waiting", failed=dict(list(failed.items())[-MAX_FAILED:]))
 
     def say(self, state: State, *, shard: int | None = None, **changes: Any) -> None:
         """Change the record and publish it."""

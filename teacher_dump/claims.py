@@ -141,6 +141,11 @@ def is_alive(pid: int) -> bool:
     return _start_time(pid) is not None or not Path("/proc/self/stat").exists()
 
 
+def this_machine() -> str:
+    """What tells this host, or container, from all others."""
+    return _machine()
+
+
 def _create(path: Path) -> str | None:
     """Create a claim; the token in it, or None if there is one already."""
     token, pid = uuid.uuid4().hex, os.getpid()

@@ -22,10 +22,12 @@ from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME
 from ..shared.cache.receipts import listed_receipts
 from ..shared.errors import CacheError
 from ..shared.redaction import redacted
-from .worker_records import read_records
+from .claims import is_alive, this_machine
+from .worker_records import WorkerRecord, read_records
 
 ALIVE_S = 60.0
-"""A worker whose last sign is older is counted as gone: several signs, and what network file systems delay."""
+"""A worker whose last sign is older is counted as gone: several signs, and what network file systems delay. One of this
+machine is asked for directly."""
 MAX_SHOWN = 40
 """Workers, or failed shards, in the table; --json tells all."""
 
@@ -90,10 +92,13 @@ def dump_status(root: Path, num_shards: int | None = None) -> DumpStatus:
     num_shards = num_planned_shards(root) if num_shards is None else num_shards
     records = read_records(root)
     if num_shards is None and not records:
-        raise CacheError(f"{root}: no {PLAN_NAME} and no worker; give the folder that dump-teacher writes (--out)")
+        raise CacheError(
+            f"{root}: no {PLAN_NAME} and no worker. If a dump-teacher was just started, it is still planning: look "
+            "again in a moment. Otherwise give the folder that dump-teacher writes (--out)"
+        )
     done = {shard for shard in listed_receipts(root) if shard < (num_shards or 0)}
     complete = (root / MANIFEST_NAME).exists()
-    alive = [r for r, silent_s in records if silent_s <= ALIVE_S and r.error is None]
+    alive = [r for r, silent_s in records if _is_alive(r, silent_s)]
     rates = [(r.shards / r.seconds, r.tokens / r.seconds) for r in alive if r.seconds > 0]
     shard_rate, left = sum(rate for rate, _ in rates), (num_shards or 0) - len(done)
     failed = {
@@ -103,7 +108,7 @@ def dump_status(root: Path, num_shards: int | None = None) -> DumpStatus:
     workers = tuple(
         WorkerStatus(
             r.worker, r.host, r.state, r.shard, r.shards, r.tokens / r.seconds if r.seconds > 0 else 0.0,
-            silent_s, silent_s <= ALIVE_S and r.error is None,
+            silent_s, _is_alive(r, silent_s),
         )
         for r, silent_s in records
     )  # fmt: skip
@@ -123,6 +128,12 @@ def dump_status(root: Path, num_shards: int | None = None) -> DumpStatus:
             "error": errors[0][0].error or list(errors[0][0].failed.values())[-1],
         },
     )  # fmt: skip
+
+
+def _is_alive(record: WorkerRecord, silent_s: float) -> bool:
+    """Without an error, heard of lately and, where that can be asked, running."""
+    is_here = record.machine == this_machine()
+    return record.error is None and silent_s <= ALIVE_S and not (is_here and not is_alive(record.pid))
 
 
 def watch(root: Path, every_s: float, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[DumpStatus]:
@@ -146,7 +157,7 @@ def status_table(status: DumpStatus) -> RenderableType:
         ("shards", f"{status.done:,} of {status.shards:,} done ({share}), {len(status.running):,} running, "
                    f"{len(status.failed):,} failed"),
         ("tokens", f"{status.tokens_per_second:,.0f} a second"),
-        ("time left", "unknown until a running worker has finished a shard" if status.eta_s is None
+        ("time left", "unknown until a living worker has finished a shard" if status.eta_s is None
                       else f"about {duration(status.eta_s)}"),
     ]  # fmt: skip
     if status.last_error is not None:
@@ -181,9 +192,10 @@ def status_table(status: DumpStatus) -> RenderableType:
 _STATES = {
     "planning": "planning: conversations are being tokenised",
     "running": "running",
-    "stopped": "stopped: no worker has given a sign of life lately; run the same dump-teacher command to continue",
+    "stopped": "stopped: no worker gives signs of life (one just started soon will); the same dump-teacher command "
+               "continues",
     "complete": "complete: manifest.json is written",
-}
+}  # fmt: skip
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,8 @@ worker takes the next; three in a row end it. What would fail every shard (a ful
 must not be passed over in silence (a sample that cannot be answered, without `data.skip_bad`) ends it at once.
 """
 
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ..shared.cache import Receipt
 from ..shared.config import RunConfig
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
+from ..shared.redaction import redacted
 from .board import Board
 from .finalize import finalize, tidy
 from .placement import open_placed
@@ -28,8 +31,10 @@ from .stopping import Stop
 from .teacher import Teacher
 from .weights_record import require_same_weights
 
-MIN_WAIT_S, MAX_WAIT_S = 0.1, 10.0
+MIN_WAIT_S, MAX_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0, 60.0
 """Between two looks at the folder while others are busy with all that is left; it grows by half each time."""
+LOOKS_PER_S = 10.0
+"""Of all waiting workers together: each look costs the file system two listings and a glance at every claim."""
 
 Report = Callable[[int, int], None]
 """Called with (shards finished by this worker, token-forwards) since the last call."""
@@ -55,7 +60,7 @@ class Worker:
         self.task: ShardTask | None = None
         self._failures: dict[int, Exception] = {}
         self._in_a_row: list[int] = []
-        self._wait_s = MIN_WAIT_S
+        self._wait_s = 0.0
 
     def step(self, report: Report) -> bool:
         """Do one shard, or the manifest, or wait for others a moment; False: the cache is complete.
@@ -70,10 +75,10 @@ class Worker:
         if left and not mine:
             raise list(self._failures.values())[-1]
         if self._do_one(mine, report) if left else self._commit():
-            self._wait_s = MIN_WAIT_S
+            self._wait_s = 0.0
         elif not self.board.is_complete():
+            self._wait_s = next_wait_s(self._wait_s, self.board.num_workers())
             self.stop.sleep(self._wait_s)
-            self._wait_s = min(MAX_WAIT_S, 1.5 * self._wait_s)
         return True
 
     def _do_one(self, shards: list[int], report: Report) -> bool:
@@ -145,6 +150,13 @@ class Worker:
             return mine
 
 
+def next_wait_s(wait_s: float, num_workers: int) -> float:
+    """How long to wait after a wait of `wait_s` (0: after work); with hundreds of workers, none is short."""
+    share = num_workers / LOOKS_PER_S
+    longest = min(LONGEST_WAIT_S, max(MAX_WAIT_S, share))
+    return min(longest, max(MIN_WAIT_S, share / 8, 1.5 * wait_s))
+
+
 def work(
     root: Path, config: RunConfig, *, report: Report = lambda shards, tokens: None, stop: Stop | None = None
 ) -> None:
@@ -158,6 +170,20 @@ def work(
         while worker.step(report):
             pass
     tidy(root)
+
+
+def work_and_tell(root: Path, config: RunConfig, *, report: Report, stop: Stop) -> TideError | None:
+    """`work` in a process of its own: an error is given back for the command to tell, one that nobody foresaw with its
+    traceback on stderr. What is no Exception passes.
+    """
+    try:
+        work(root, config, report=report, stop=stop)
+    except TideError as error:
+        return error
+    except Exception as error:
+        sys.stderr.write(redacted(traceback.format_exc()))
+        return TideError(". ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
+    return None
 
 
 def open_task(root: Path, plan: Plan) -> ShardTask:

@@ -17,8 +17,10 @@ from ..shared.config import to_tree
 from ..shared.errors import TideError
 
 RECORDS_NAME = "workers"
-MAX_RECORD_BYTES = 64 << 10
+MAX_RECORD_BYTES = 256 << 10
 MAX_ERROR_CHARACTERS = 1000
+MAX_FAILED = 50
+"""Failed shards that a record tells, the newest; together they stay far below the record's limit."""
 
 State = Literal["planning", "loading", "working", "waiting", "finishing", "stopped", "failed"]
 
@@ -31,6 +33,7 @@ class WorkerRecord:
         shard: in hand; None: none.
         shards, tokens, seconds: finished by this worker, its teacher's token-forwards, and the time it took them.
         failed: shards that it could not do, with the reason.
+        machine: tells hosts and containers apart; "": unknown.
         error: what ended it.
     """
 
@@ -44,6 +47,7 @@ class WorkerRecord:
     seconds: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    machine: str = ""
 
 
 def own_name() -> str:
@@ -77,6 +81,14 @@ def read_records(root: Path) -> list[tuple[WorkerRecord, float]]:
             age_s = max(0.0, time.time() - path.stat().st_mtime)
             found.append((from_json(WorkerRecord, read_json(path, max_bytes=MAX_RECORD_BYTES), str(path)), age_s))
     return sorted(found, key=lambda pair: pair[1])
+
+
+def count_records(root: Path) -> int:
+    """How many there are: one listing."""
+    try:
+        return len(os.listdir(root / RECORDS_NAME))
+    except OSError:
+        return 0
 
 
 def remove_record(root: Path, worker: str) -> None:

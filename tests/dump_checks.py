@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 from tide.shared.cache import shard_is_done, shard_name
+from tide.shared.cache.receipts import audit_name
 from tide.teacher_dump.plan import read_plan
 
 
@@ -33,9 +34,9 @@ def require_sound_files(root: Path) -> int:
         assert not [path for path in root.rglob("*") if path.is_file() and not path.name.startswith(".")]
         return 0
     plan = read_plan(root)
-    names = {shard_name(shard, plan.num_shards): shard for shard in range(plan.num_shards)}
-    for path in sorted((root / "data").glob("[!.]*")):
-        assert f"data/{path.name}" in names
+    names = {name(shard, plan.num_shards) for shard in range(plan.num_shards) for name in (shard_name, audit_name)}
+    for path in sorted(path for folder in ("data", "audit") for path in (root / folder).glob("[!.]*")):
+        assert str(path.relative_to(root)) in names
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             file.read().validate(full=True)
             assert file.metadata.metadata[b"tide.plan_hash"].decode() == plan.hash

@@ -156,19 +156,25 @@ def test_a_closed_pipe_is_no_bug(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_progress_in_a_log_is_one_line_per_shard_or_step_on_stderr(tmp_path, capsys):
+def test_progress_in_a_log_is_one_line_per_shard_or_step_on_stderr(tmp_path, capsys, monkeypatch):
+    """Rates and the time left count from the first answer and the first shard: loading a teacher tells nothing."""
+    times = iter([0.0, 100.0, 101.0, 111.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
     with dump_progress(lambda: 4, tmp_path) as report:
         report(0, 1000)
         report(1, 0)
-        report(2, 5000)
+        report(2, 5500)
+    monkeypatch.undo()
     with train_progress() as report:
         report({"step": 1200.0, "epoch": 1.5, "loss": 2.34567, "lr": 1e-4})
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if "planning" not in line]
     assert out == ""
-    assert [line.split("  ")[0] for line in lines] == ["shards 1/4", "shards 3/4", "step 1,200"]
-    assert "tokens/s" in lines[0]
-    assert lines[2] == "step 1,200  epoch 1.50  loss 2.346  lr 0.0001"
+    assert lines == [
+        "shards 1/4  101 s",
+        "shards 3/4  500 tokens/s  111 s  about 5 s left",
+        "step 1,200  epoch 1.50  loss 2.346  lr 0.0001",
+    ]
 
 
 def test_a_warning_is_one_line(tide):

@@ -9,9 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from pathlib import Path
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain
 from ..stopping import Stop
-from ..worker import Report, work
+from ..worker import Report, work, work_and_tell
 
 START_METHOD = "forkserver"
 """One process imports torch, the workers are forked from it; it never touches a device, so CUDA is safe."""
@@ -53,18 +51,15 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
                 worker.process.terminate()
 
         with stop.finishing(pass_on):
-            _listen(workers, report)
-    failures = [f"{w.process.name}: {w.error or _ending(w.process)}" for w in workers if not w.finished]
+            _listen(workers, report, stop)
     if not any(worker.finished for worker in workers):
         for worker in workers:
             if worker.error is not None:
                 raise worker.error
         raise TryAgain(
-            f"{root}: the workers ended before the cache was complete ({'; '.join(failures)}); "
+            f"{root}: the workers ended before the cache was complete ({'; '.join(map(_ending, workers))}); "
             "run the same command again to continue"
         )
-    if failures:
-        warnings.warn(f"the other workers finished the work of {'; '.join(failures)}", stacklevel=2)
 
 
 @contextlib.contextmanager
@@ -92,8 +87,11 @@ def _started(root: Path, config: RunConfig, num_workers: int) -> Iterator[list[_
             worker.messages.close()
 
 
-def _listen(workers: list[_Worker], report: Report) -> None:
-    """Take messages until every pipe is closed. Raises: OutputError: of the first worker that cannot write."""
+def _listen(workers: list[_Worker], report: Report, stop: Stop) -> None:
+    """Take messages until every pipe is closed; one that closes before the end of the work is told at once.
+
+    Raises: OutputError: of the first worker that cannot write.
+    """
     open_pipes = {worker.messages: worker for worker in workers}
     while open_pipes:
         for pipe in wait(list(open_pipes)):
@@ -103,6 +101,12 @@ def _listen(workers: list[_Worker], report: Report) -> None:
             except (EOFError, OSError):
                 del open_pipes[worker.messages]
                 worker.process.join()
+                if not worker.finished and not stop.asked_by:
+                    if open_pipes:
+                        again = "The other workers go on and try its shard again"
+                        warnings.warn(f"{_ending(worker)}. {again}", stacklevel=3)
+                    elif any(other.finished for other in workers):
+                        warnings.warn(f"{_ending(worker)}. The other workers finished its work", stacklevel=3)
                 continue
             if message is None:
                 worker.finished = True
@@ -114,9 +118,10 @@ def _listen(workers: list[_Worker], report: Report) -> None:
                 report(*message)
 
 
-def _ending(process: BaseProcess) -> str:
-    code = process.exitcode
-    return f"killed by {signal.strsignal(-code)}" if code is not None and code < 0 else f"ended with exit code {code}"
+def _ending(worker: _Worker) -> str:
+    code = worker.process.exitcode
+    killed = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+    return f"{worker.process.name}: {worker.error or killed}"
 
 
 def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
@@ -125,16 +130,13 @@ def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["LOCAL_RANK"] = str(rank)
     stop = Stop(config.workers.grace_s)
+    error: TideError | None
     try:
         with stop.on_signals(second_ends=False):
-            work(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
-        messages.send(None)
-    except TideError as error:
-        messages.send(error)
-    except Exception as error:
-        traceback.print_exc()
-        messages.send(TideError(f"worker {rank}: {type(error).__name__}: {error}"))
-        sys.exit(1)
+            error = work_and_tell(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
+    except TryAgain as asked:  # between two calls
+        error = asked
+    messages.send(error)
 
 
 def _end_with_parent() -> None:

@@ -9,17 +9,20 @@ import importlib.util
 import os
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ...shared.cache.manifest import MANIFEST_NAME
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain, Unavailable
 from ..stopping import Stop
-from ..worker import Report, work
+from ..worker import Report, work_and_tell
 
 POLL_S = 0.5
+PLACE_S = 60.0
+"""Without any actor started for so long, the user is told what the cluster lacks."""
 MAX_DEATHS = 5
 """Actors that die one after another without a finished shard in between: more of them would not help."""
 LAST_WORDS_S = 10.0
@@ -45,12 +48,8 @@ class PoolWorker:
         self._lock, self._shards, self._tokens = threading.Lock(), 0, 0
 
     def run(self) -> TideError | None:
-        """Work until the cache is complete; an error that has a message is given back, not raised."""
-        try:
-            work(self.root, self.config, report=self._add, stop=self.asked)
-        except TideError as error:
-            return error
-        return None
+        """Work until the cache is complete; an error is given back, not raised: the others may go on."""
+        return work_and_tell(self.root, self.config, report=self._add, stop=self.asked)
 
     def take(self) -> tuple[int, int]:
         """(shards finished, token-forwards) since the last call."""
@@ -109,6 +108,8 @@ class _Pool:
         self.members: list[_Member] = []
         self.errors: list[TideError] = []
         self.deaths = 0
+        self.place_by = time.monotonic() + PLACE_S
+        self.place = f"1 CPU and {gpus} GPUs"
 
     def run(self, num_workers: int) -> None:
         """Start the actors, listen to them, replace the dead."""
@@ -119,8 +120,7 @@ class _Pool:
             while self.members and not self._is_complete():
                 if self.stop.asked_by and not told:
                     told = True
-                    for member in self.members:
-                        member.actor.stop.remote(self.stop.asked_by)
+                    self._pass_on(self.stop.asked_by)
                 self._listen(POLL_S, replace=not told)
             self._let_end()
         finally:
@@ -128,10 +128,21 @@ class _Pool:
                 self.ray.kill(member.actor)
         if not self._is_complete() and not told:
             raise self.errors[-1] if self.errors else TryAgain(f"{self.root}: no actor is left; run the command again")
+        if self.errors and not told:
+            warnings.warn(f"the other actors finished the work of one that failed: {self.errors[-1]}", stacklevel=3)
 
     def _start(self) -> None:
         actor = self.kind.remote(str(self.root), self.config, os.getcwd())
         self.members.append(_Member(actor, actor.run.remote(), actor.take.remote()))
+
+    def _pass_on(self, by: str) -> None:
+        """Ask every actor to stop; one that has not started yet has nothing in hand, and could not be told."""
+        for member in self.members:
+            if member.has_answered:
+                member.actor.stop.remote(by)
+            else:
+                self.ray.kill(member.actor)
+        self.members = [member for member in self.members if member.has_answered]
 
     def _listen(self, timeout_s: float, *, replace: bool) -> None:
         """Wait for answers; report progress, note ends and deaths."""
@@ -139,14 +150,22 @@ class _Pool:
         self.ray.wait(waited_for, num_returns=1, timeout=timeout_s)
         time.sleep(POLL_S / 10)  # an idle pool's answers come at once
         for member in list(self.members):
-            if self._hears(member):
+            state = self._hears(member)
+            if state == "there":
                 continue
             self.members.remove(member)
-            if replace and not self._is_complete() and not self.errors:
+            if state == "dead" and replace and not self._is_complete():
                 self._start()
+        if time.monotonic() > self.place_by and not any(member.has_answered for member in self.members):
+            self.place_by = float("inf")
+            warnings.warn(
+                f"no actor has started yet: each needs {self.place}; `ray status` shows what the cluster has and what "
+                "is taken. Waiting for a place",
+                stacklevel=4,
+            )
 
-    def _hears(self, member: _Member) -> bool:
-        """Take what an actor has to say; False: it has ended, or is dead."""
+    def _hears(self, member: _Member) -> Literal["there", "ended", "dead"]:
+        """Take what an actor has to say, and whether it is still there."""
         ray = self.ray
         try:
             if ray.wait([member.asked], timeout=0)[0]:
@@ -156,8 +175,10 @@ class _Pool:
                 self.deaths = 0 if shards else self.deaths
                 member.asked = member.actor.take.remote()
             if not ray.wait([member.running], timeout=0)[0]:
-                return True
+                return "there"
             error = ray.get(member.running)
+            if error is None:
+                self.report(*ray.get(member.actor.take.remote()))
         except ray.exceptions.RayActorError as death:
             self.deaths += 1
             if self.deaths > MAX_DEATHS:
@@ -165,14 +186,12 @@ class _Pool:
                     f"{self.root}: {self.deaths} Ray actors died one after another ({str(death)[:300]}); see the "
                     "logs of Ray on their nodes, then run the same command again"
                 ) from death
-            return False
+            return "dead"
         if isinstance(error, OutputError):
             raise error
         if error is not None:
             self.errors.append(error)
-        else:
-            self.report(*ray.get(member.actor.take.remote()))
-        return False
+        return "ended"
 
     def _let_end(self) -> None:
         """Let actors that work see that the cache is complete; one that never got a place in the cluster cannot."""

@@ -68,11 +68,11 @@ def test_dropout_is_resumed_exactly_and_leaves_the_callers_generator_alone(
 def test_signals_end_a_process_with_exit_code_75_and_kill_9_costs_what_followed_the_checkpoint(
     tiny: SimpleNamespace, tmp_path: Path
 ) -> None:
-    config = tiny.config(train__steps=80, train__save_every=10, train__log_every=5)
+    config = tiny.config(train__steps=40, train__save_every=10, train__log_every=5)
     command = [
         sys.executable, "-m", "tide", "train-student", "--cache", str(tiny.cache), "--out", str(tiny.out),
         "--recipe", "tide-hybrid", *(f"--set={s}" for s in command_settings(tiny)),
-        "--set=train.steps=80", "--set=train.save_every=10", "--set=train.log_every=5",
+        "--set=train.steps=40", "--set=train.save_every=10", "--set=train.log_every=5",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 

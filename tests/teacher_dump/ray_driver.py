@@ -16,16 +16,24 @@ from tide.teacher_dump.shard_task import ShardTask
 
 
 class SlowPoolWorker(ray_pool.PoolWorker):
-    """Writes down which process began which shard, and takes its time."""
+    """Writes down which process began which shard, and takes its time; if there is a file `broken`, one of them is."""
 
     def run(self) -> TideError | None:
         """As the actor of the pool, with a log."""
         run, log = ShardTask.run, self.root.parent / "calls"
         log.mkdir(exist_ok=True)
 
+        try:
+            (self.root.parent / "broken").unlink()  # by one actor alone
+            broken = True
+        except FileNotFoundError:
+            broken = False
+
         def slowly(task: ShardTask, root: Path, shard: int, *progress: Any):
             (log / f"{shard}-{os.getpid()}-{time.time_ns()}").touch()
             time.sleep(float(os.environ["SHARD_S"]))
+            if broken:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
             return run(task, root, shard, *progress)
 
         ShardTask.run = slowly
@@ -36,6 +44,7 @@ if __name__ == "__main__":
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules["__main__"])
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(num_cpus=int(os.environ["NUM_CPUS"]), include_dashboard=False)
+    ray_pool.PLACE_S = 1.0
     ray_pool.PoolWorker = SlowPoolWorker
     cli.main()

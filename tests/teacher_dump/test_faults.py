@@ -13,15 +13,16 @@ import torch
 from dump_checks import file_hashes, fork, join, require_sound_files
 from tide.shared.cache import shard_is_done
 from tide.shared.config import RunConfig, WorkersConfig
-from tide.shared.errors import OutputError
-from tide.teacher_dump import shard_task
+from tide.shared.errors import OutputError, TideError
+from tide.teacher_dump import shard_task, worker
 from tide.teacher_dump.board import MAX_BEAT_ERRORS, Board
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.shard_task import ShardTask
 from tide.teacher_dump.status import dump_status
-from tide.teacher_dump.worker import OutOfDeviceMemory, work
+from tide.teacher_dump.stopping import Stop
+from tide.teacher_dump.worker import OutOfDeviceMemory, next_wait_s, work
 from tiny_runs import tiny_config
 
 run_shard = ShardTask.run
@@ -115,6 +116,24 @@ def test_three_failed_shards_in_a_row_stop_a_worker(config, tmp_path, runs):
     assert require_sound_files(tmp_path) == 2
 
 
+def test_an_error_nobody_foresaw_is_given_back_with_its_notes(config, tmp_path, monkeypatch, capsys):
+    """As the parent of a worker, or Ray's driver, gets it: pickled, so without notes and traceback of its own."""
+
+    def fail(*arguments: object, **options: object) -> None:
+        error = RuntimeError("CUDA error, token hf_" + "a" * 34)
+        error.add_note("shards 3, 4, 5 failed one after another: this worker stops")
+        raise error
+
+    monkeypatch.setattr(worker, "work", fail)
+    found = worker.work_and_tell(tmp_path, config, report=lambda *progress: None, stop=Stop(1.0))
+    assert type(found) is TideError
+    assert "RuntimeError: CUDA error" in str(found)
+    assert "shards 3, 4, 5 failed one after another" in str(found)
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "a" * 34 not in said
+
+
 def test_shards_that_fail_in_one_worker_are_done_by_another(config, tmp_path, expected, monkeypatch):
     monkeypatch.setattr(local, "START_METHOD", "fork")
 
@@ -125,7 +144,7 @@ def test_shards_that_fail_in_one_worker_are_done_by_another(config, tmp_path, ex
         return run_shard(self, root, shard, progress)
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: shard .* memory"):
+    with pytest.warns(UserWarning, match="worker 0: shard .* memory.*. The other workers go on"):
         dump_teacher(config, tmp_path, num_workers=2)
     assert file_hashes(tmp_path) == expected
 
@@ -265,6 +284,20 @@ def work_all_but_the_manifest(root: Path, config: RunConfig, monkeypatch: pytest
     assert all(shard_is_done(root, shard, plan.hash) for shard in range(plan.num_shards))
 
 
+def test_hundreds_of_waiting_workers_do_not_besiege_the_file_system():
+    """All together they look some ten times a second, whatever their number; two of them look at once."""
+    for num_workers, most_s in ((1, 10.0), (2, 10.0), (512, 60.0), (5000, 60.0)):
+        wait_s, waits = 0.0, []
+        for _ in range(40):
+            waits.append(wait_s := next_wait_s(wait_s, num_workers))
+        assert waits == sorted(waits)
+        assert waits[-1] <= most_s
+        assert sum(waits[:5]) >= min(5, num_workers / 100)
+        assert waits[0] == 0.1 or num_workers > 8
+        assert num_workers / waits[-1] <= max(10.0, num_workers / 60) + 1e-9
+    assert num_workers / waits[-1] < 100
+
+
 def test_workers_without_a_shard_end_with_the_others(tiny_root, tmp_path, monkeypatch):
     """Four workers and one shard: three never load the teacher, and nobody waits for nobody."""
     monkeypatch.setattr(local, "START_METHOD", "fork")
@@ -291,7 +324,7 @@ def test_a_parent_that_reads_no_progress_does_not_keep_a_worker_from_ending(conf
                 progress(1)
 
         ShardTask.run = chatter
-        local._listen = lambda workers, report: time.sleep(3600)
+        local._listen = lambda workers, report, stop: time.sleep(3600)
         dump_teacher(config, tmp_path / "cache", num_workers=2)
 
     child = fork(command)
@@ -305,6 +338,27 @@ def test_a_parent_that_reads_no_progress_does_not_keep_a_worker_from_ending(conf
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived the command"
         time.sleep(0.02)
+
+
+def test_a_worker_killed_with_a_full_pipe_ends_nothing(config, tmp_path, expected, monkeypatch):
+    """The parent is slow, the pipe is full, and its writer is killed in the middle of a message."""
+    monkeypatch.setattr(local, "START_METHOD", "fork")
+
+    def run(self, root, shard, progress=lambda tokens: None):
+        if os.environ["LOCAL_RANK"] == "0":
+            threading.Timer(1.0, os.kill, (os.getpid(), 9)).start()
+            while True:
+                progress(1)
+        return run_shard(self, root, shard, progress)
+
+    def slow(shards: int, tokens: int) -> None:
+        time.sleep(0.01 if time.monotonic() < start + 3 else 0)
+
+    monkeypatch.setattr(ShardTask, "run", run)
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="worker 0: killed by SIGKILL. The other workers"):
+        dump_teacher(config, tmp_path, num_workers=2, report=slow)
+    assert file_hashes(tmp_path) == expected
 
 
 def test_ranks_that_come_together_make_one_plan(config, tmp_path, expected, monkeypatch):

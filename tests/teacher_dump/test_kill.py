@@ -1,7 +1,7 @@
 """kill -9 of the whole process group at random moments: nothing unreadable under a final name, the same bytes at last.
 
 Children are forked from this process, which has imported everything, so a restart costs no import; writing is slowed
-down, so that kills fall between writing and renaming too.
+down, so that kills fall between writing and renaming too. The caches have an audit, a file between shard and receipt.
 """
 
 import contextlib
@@ -23,15 +23,20 @@ from tide.teacher_dump.shard_task import ShardTask
 from tiny_runs import tiny_config
 
 
+def audited(root: Path, **more: int) -> RunConfig:
+    """A dump whose shards have audits."""
+    return tiny_config(root, signal__audit_share=0.3, signal__logp_dtype="float16", **more)
+
+
 @pytest.fixture
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fsync and every rename takes a while, in this process and its children."""
 
     def slowed(function):
         def slow(*args):
-            time.sleep(0.02)
+            time.sleep(0.01)
             result = function(*args)
-            time.sleep(0.02)
+            time.sleep(0.01)
             return result
 
         return slow
@@ -90,7 +95,7 @@ def kill_and_restart(config: RunConfig, folder: Path, *, num_kills: int, num_wor
 
 @pytest.mark.usefixtures("slow_disk")
 def test_a_dump_killed_at_three_random_moments_ends_with_the_same_bytes(tiny_root, tmp_path):
-    config = tiny_config(tiny_root, shards__samples_per_shard=1, noise__views=2)
+    config = audited(tiny_root, shards__samples_per_shard=1, noise__views=2)
     kill_and_restart(config, tmp_path, num_kills=3, num_workers=1, seed=1)
 
 
@@ -103,14 +108,14 @@ def test_a_dump_killed_at_a_hundred_random_moments_ends_with_the_same_bytes(
     tiny_root, tmp_path, monkeypatch, num_workers, seed
 ):
     monkeypatch.setattr(local, "START_METHOD", "fork")
-    config = tiny_config(tiny_root, shards__samples_per_shard=1, noise__views=2)
+    config = audited(tiny_root, shards__samples_per_shard=1, noise__views=2)
     kill_and_restart(config, tmp_path, num_kills=25, num_workers=num_workers, seed=seed)
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_kill_at_every_rename_leaves_a_cache_that_continues(tiny_root, tmp_path, after):
     """Not random: one process after another dies right before, or right after, its first, second, ... rename."""
-    config = tiny_config(tiny_root, shards__samples_per_shard=2, noise__views=1)
+    config = audited(tiny_root, shards__samples_per_shard=2, noise__views=1)
     dump_teacher(config, tmp_path / "expected")
     expected, root, rename = file_hashes(tmp_path / "expected"), tmp_path / "cache", os.replace
 
@@ -132,6 +137,7 @@ def test_a_kill_at_every_rename_leaves_a_cache_that_continues(tiny_root, tmp_pat
     while join(fork(partial(dump_and_die, deaths))) == [-signal.SIGKILL]:
         require_sound_files(root)
         deaths += 1
+    assert (root / "audit").is_dir()
     assert deaths >= 4  # each shard is renamed and so is its receipt, but a life that survives n renames makes n
     assert (root / "manifest.json").exists()
     dump_teacher(config, root)
@@ -139,7 +145,8 @@ def test_a_kill_at_every_rename_leaves_a_cache_that_continues(tiny_root, tmp_pat
 
 
 MOMENTS = {
-    "between a shard's rename and its receipt": ("tide.teacher_dump.shard_task", "write_receipt", False),
+    "between a shard's rename and its audit": ("tide.teacher_dump.shard_task", "write_audit", False),
+    "between an audit's rename and the receipt": ("tide.teacher_dump.shard_task", "write_receipt", False),
     "after a receipt": ("tide.teacher_dump.shard_task", "write_receipt", True),
     "in the middle of finalize": ("tide.teacher_dump.finalize", "write_card", False),
     "before the manifest": ("tide.teacher_dump.finalize", "write_manifest", False),
@@ -151,7 +158,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_at_a_chosen_moment_costs_at_most_one_shard(tiny_root, tmp_path, moment):
     """The moments that random kills meet too rarely; a call log says what was done again."""
-    config = tiny_config(tiny_root, shards__samples_per_shard=2, noise__views=1)
+    config = audited(tiny_root, shards__samples_per_shard=2, noise__views=1)
     dump_teacher(config, tmp_path / "expected")
     expected, num_shards = file_hashes(tmp_path / "expected"), read_plan(tmp_path / "expected").num_shards
     root, log, run = tmp_path / "cache", tmp_path / "calls", ShardTask.run
@@ -185,4 +192,4 @@ def test_a_kill_at_a_chosen_moment_costs_at_most_one_shard(tiny_root, tmp_path, 
     assert file_hashes(root) == expected
     begun = [int(line) for line in log.read_text().splitlines()]
     assert sorted(set(begun)) == list(range(num_shards))
-    assert len(begun) <= num_shards + (moment == "between a shard's rename and its receipt")
+    assert len(begun) <= num_shards + moment.startswith("between")

@@ -30,13 +30,13 @@ def driver(tiny_root: Path, tmp_path: Path):
     pytest.importorskip("ray")
     started: list[subprocess.Popen] = []
 
-    def start(*, shard_s: float = 0.5) -> subprocess.Popen:
+    def start(*, shard_s: float = 0.5, num_cpus: int = 2) -> subprocess.Popen:
         arguments = [text for item in settings(tiny_root, **SMALL) for text in ("--set", item)]
         command = [sys.executable, str(DRIVER), "dump-teacher", "--launcher", "ray", "--workers", "2", *arguments]
         with (tmp_path / "stderr").open("a") as stderr:
             process = subprocess.Popen(
                 [*command, "--out", str(tmp_path / "cache")], stdout=subprocess.DEVNULL, stderr=stderr,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "SHARD_S": str(shard_s)},
+                env=os.environ | {"OMP_NUM_THREADS": "1", "SHARD_S": str(shard_s), "NUM_CPUS": str(num_cpus)},
                 start_new_session=True,
             )  # fmt: skip
         started.append(process)
@@ -81,6 +81,30 @@ def test_a_killed_actor_costs_its_shard_and_is_replaced(config, tmp_path, driver
     assert len(shards) <= 8 + 1  # one dead worker, at most one shard done again
     assert any(pid != victim for _, pid in begun)
     require_same_bytes(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_actor_that_fails_is_told_and_the_others_finish_its_work(config, tmp_path, driver):
+    """An error nobody foresaw, three shards in a row: no traceback ends the command."""
+    (tmp_path / "broken").touch()
+    process = driver()
+    assert process.wait(120) == 0, (tmp_path / "stderr").read_text()
+    said = (tmp_path / "stderr").read_text()
+    assert "the other actors finished the work of one that failed: RuntimeError: CUDA error" in said
+    assert "failed one after another: this worker stops" in said
+    require_same_bytes(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_cluster_without_room_is_told_and_waited_for(tmp_path, driver):
+    process = driver(num_cpus=0)
+    deadline = time.monotonic() + 90
+    while "no actor has started yet: each needs 1 CPU" not in (tmp_path / "stderr").read_text():
+        assert time.monotonic() < deadline, (tmp_path / "stderr").read_text()
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(25) == 75, "the grace is for shards, and nobody has one"
 
 
 @pytest.mark.slow

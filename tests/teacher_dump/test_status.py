@@ -15,10 +15,11 @@ from rich.console import Console
 from tide.shared.config import WorkersConfig
 from tide.shared.errors import CacheError, TryAgain
 from tide.teacher_dump.board import Board
+from tide.teacher_dump.claims import this_machine
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.status import DumpStatus, dump_status, duration, status_table, watch
 from tide.teacher_dump.worker import open_task
-from tide.teacher_dump.worker_records import WorkerRecord, read_records, record_path, write_record
+from tide.teacher_dump.worker_records import MAX_FAILED, WorkerRecord, read_records, record_path, write_record
 from tiny_runs import tiny_config
 
 
@@ -94,6 +95,29 @@ def test_without_a_living_worker_it_says_stopped_and_what_to_do(begun, say):
     status = dump_status(begun)
     assert (status.state, status.running, status.eta_s) == ("stopped", (), None)
     assert "same dump-teacher command" in text_of(status)
+
+
+def test_a_worker_of_this_machine_that_was_killed_is_gone_at_once(begun, say):
+    """Of another machine's process with the same number only its silence is known."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    say(1, worker="mine", pid=child, machine=this_machine(), shard=4)
+    say(1, worker="elsewhere", pid=child, machine="other", shard=5)
+    say(1, worker="me", pid=os.getpid(), machine=this_machine(), shard=6)
+    status = dump_status(begun)
+    assert {w.worker: w.alive for w in status.workers} == {"mine": False, "elsewhere": True, "me": True}
+    assert status.running == (5, 6)
+
+
+def test_a_worker_that_could_not_do_hundreds_of_shards_is_still_told(begun, tmp_path):
+    """Its record stays small: the newest failures."""
+    board = Board(tmp_path, "", 1000, WorkersConfig())
+    for shard in range(200):
+        board.failed(shard, RuntimeError("ß" * 2000))
+    [(record, _)] = read_records(tmp_path)
+    assert list(record.failed) == [str(shard) for shard in range(200 - MAX_FAILED, 200)]
 
 
 def test_a_damaged_record_is_passed_over(begun):

@@ -11,7 +11,7 @@ import pytest
 from dump_checks import file_hashes, fork, join, require_sound_files
 from tide.shared.cache import open_cache, read_manifest, shard_is_done
 from tide.shared.config import RunConfig
-from tide.shared.errors import DataError
+from tide.shared.errors import DataError, TryAgain
 from tide.teacher_dump import dump
 from tide.teacher_dump.board import Board
 from tide.teacher_dump.claims import is_alive
@@ -166,6 +166,17 @@ def test_two_ranks_of_a_job_at_once_give_the_same_bytes(config, tmp_path, expect
     assert {path.name[0] for path in names.iterdir()} == {"0", "1"}
 
 
+def test_two_commands_on_one_folder_share_the_work(config, tmp_path, expected, monkeypatch):
+    """As two machines would, each with its own local launcher; the plan was made before, or by both at once."""
+    slow_down(monkeypatch, 0.1)
+    for name, planned in (("planned", True), ("unplanned", False)):
+        root = tmp_path / name
+        if planned:
+            prepare_plan(config, root)
+        assert join(*[fork(lambda root=root: dump_teacher(config, root)) for _ in range(2)]) == [0, 0]
+        assert file_hashes(root) == expected
+
+
 def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expected, monkeypatch):
     """kill -9 of one of two local workers, in the middle of a shard: the other one takes that shard over."""
     monkeypatch.setattr(local, "START_METHOD", "fork")
@@ -179,7 +190,7 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expe
         return run_shard(self, root, shard, progress)
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.warns(UserWarning, match="the other workers finished the work of worker 0: killed by Killed"):
+    with pytest.warns(UserWarning, match="worker 0: killed by SIGKILL. The other workers go on"):
         dump_teacher(config, tmp_path / "cache", num_workers=2)
     assert file_hashes(tmp_path / "cache") == expected
 
@@ -187,9 +198,10 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(config, tmp_path, expe
 def test_all_workers_killed_is_an_error_that_asks_to_try_again(config, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "START_METHOD", "fork")
     monkeypatch.setattr(ShardTask, "run", lambda *args: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(
-        Exception, match=r"worker 0: killed by Killed; worker 1: killed by Killed.*same command"
-    ) as caught:
+    with (
+        pytest.warns(UserWarning, match="killed by SIGKILL. The other workers go on"),
+        pytest.raises(TryAgain, match="worker 0: killed by SIGKILL; worker 1: killed by SIGKILL.*same comm") as caught,
+    ):
         dump_teacher(config, tmp_path, num_workers=2)
     assert caught.value.exit_code == 75
     assert not (tmp_path / "manifest.json").exists()
@@ -202,7 +214,10 @@ def test_the_error_of_a_worker_reaches_the_user(config, tmp_path, monkeypatch):
         raise DataError("the data are bad")
 
     monkeypatch.setattr(ShardTask, "run", run)
-    with pytest.raises(Exception, match="the data are bad") as caught:
+    with (
+        pytest.warns(UserWarning, match="worker .: the data are bad. The other workers go on"),  # known before the end
+        pytest.raises(DataError, match="the data are bad") as caught,
+    ):
         dump_teacher(config, tmp_path, num_workers=2)
     assert caught.value.exit_code == 65
 
