@@ -1,5 +1,7 @@
 """The command that scores students on benchmarks: eval."""
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +40,7 @@ def evaluate(
     documents.
     The protocol fixes how answers are written; --set decoding.A=B overrides it, and the report says so.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # before it is imported: lm-eval shows a bar per subject, and we a line
     chosen = run_config(recipe, config, settings, student=student)
     from ..student_train.evaluate import EvaluationRun, evaluate_students
 
@@ -54,8 +57,6 @@ def evaluate(
 
 def _print(report: dict, out: Path, as_json: bool) -> None:
     """The table, or everything as JSON."""
-    import json
-
     from ..student_train.evaluation_report import markdown
 
     typer.echo(json.dumps(report) if as_json else markdown(report).rstrip() + f"\n\nIn full: {out / 'evaluation.md'}")

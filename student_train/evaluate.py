@@ -12,6 +12,7 @@ cache while it runs. Under accelerate or torchrun, documents are shared out; the
 import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import time
@@ -25,7 +26,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..shared.cache.files import atomic_write, readable_json, sha256_bytes
-from ..shared.config import RunConfig, to_tree
+from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import ConfigError, DataError, TideError
 from .code_sandbox import CodeEval, protection
 from .evaluation_report import write_report
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], object]
 _FOLDERS = ("student", "compare")
+_PROGRESS_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -75,31 +77,30 @@ def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, A
     run = replace(run, data=run.data.resolve() if run.data else None)
     out = out.resolve()
     shut_in = protection() if any(b.runs_code for b in benchmarks) else None
-    paths = [path for path in (run.config.student.path, run.compare) if path is not None]
-    results: dict[str, dict[str, Any]] = {}
+    students = [run.config.student]
+    if run.compare is not None:
+        students.append(replace(run.config.student, path=run.compare, revision=None))
+    # both are opened before either is asked: hours later is no time to learn of a wrong path
+    arms = [_Arm(run, out / name, student, shut_in, say) for name, student in zip(_FOLDERS, students, strict=False)]
+    results: dict[str, dict[str, Any]] = {arm.folder.name: {} for arm in arms}
     failed: dict[str, TideError] = {}
-    main = True
-    for folder, path in zip(_FOLDERS, paths, strict=False):
-        arm = _Arm(run, out / folder, path, shut_in, say)
-        main = arm.main
-        results[folder] = {}
-        for benchmark in benchmarks:
-            try:
-                results[folder][benchmark.name] = arm.result(benchmark)
-            except TideError as error:
-                if arm.num_processes > 1:  # the others may be waiting for this one
-                    raise
-                failed[f"{folder}/{benchmark.name}"] = error
-                say(f"{folder} {benchmark.name}: {error}")
+    for arm, benchmark in itertools.product(arms, benchmarks):
+        try:
+            results[arm.folder.name][benchmark.name] = arm.result(benchmark)
+        except TideError as error:
+            if arm.num_processes > 1:  # the others may be waiting for this one
+                raise
+            failed[f"{arm.folder.name}/{benchmark.name}"] = error
+            say(f"{arm.folder.name} {benchmark.name}: {error}")
     facts = {
         "suite": run.suite, "limit": run.limit, "left_out": left_out, "code_execution": shut_in,
         "failed": {name: str(error) for name, error in failed.items()},
     }  # fmt: skip
-    report = write_report(out, facts, benchmarks, results) if main else {}
+    report = write_report(out, facts, benchmarks, results) if arms[0].main else {}
     if failed:
         name, error = next(iter(failed.items()))
         raise type(error)(
-            f"{len(failed)} of {len(paths) * len(benchmarks)} results could not be made, {name} because: {error} -- "
+            f"{len(failed)} of {len(arms) * len(benchmarks)} results could not be made, {name} because: {error} -- "
             f"the others are in {out}, and the same command continues"
         )
     return report
@@ -108,11 +109,11 @@ def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, A
 class _Arm:
     """One student's results in one folder."""
 
-    def __init__(self, run: EvaluationRun, folder: Path, path: str, shut_in: str | None, say: Say) -> None:
+    def __init__(self, run: EvaluationRun, folder: Path, student: StudentConfig, shut_in: str | None, say: Say) -> None:
         from .lm_eval_model import open_student
 
         self.run, self.folder, self.say, self.shut_in = run, folder, say, shut_in
-        self.config = replace(run.config, student=replace(run.config.student, path=path))
+        self.config = replace(run.config, student=student)
         self.student: OpenStudent = open_student(self.config)
         state = PartialState()
         self.main, self.num_processes = state.is_main_process, state.num_processes
@@ -163,7 +164,9 @@ class _Arm:
         config = replace(self.config, decoding=replace(asked, **fixed))
         counts = self.student.writer.decoder.counts
         counts.forwards = counts.token_forwards = 0
-        return TideLM(self.student, batch_size=self.run.batch_size, config=config)
+        lm = TideLM(self.student, batch_size=self.run.batch_size, config=config)
+        lm.progress = self._progress(benchmark)
+        return lm
 
     def _settings(self, benchmark: Benchmark, lm: "TideLM") -> dict[str, Any]:
         """Everything that may change the score."""
@@ -221,6 +224,18 @@ class _Arm:
             return decide()
         answer = [decide() if self.main else None]
         return broadcast_object_list(answer)[0]
+
+    def _progress(self, benchmark: Benchmark) -> Callable[[int, int], None]:
+        """Says now and then how many requests are answered."""
+        said = time.monotonic()
+
+        def tell(done: int, asked: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > _PROGRESS_S:
+                said = time.monotonic()
+                self._say(f"{self.folder.name} {benchmark.name}: {done:,} of {asked:,} requests answered")
+
+        return tell
 
     def _say(self, line: str) -> None:
         if self.main:

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -93,6 +93,8 @@ class TideLM(TemplateLM):
         self.max_length = min(max_length or writer.decoder.max_positions, writer.decoder.max_positions)
         self.cut: set[str] = set()
         """Texts that lost their beginning, as digests."""
+        self.progress: Callable[[int, int], object] = lambda done, asked: None
+        """Told how many requests of a call are answered."""
         self._state = PartialState()
         self._rank, self._world_size = self._state.process_index, self._state.num_processes
         self._device = writer.decoder.model.device
@@ -187,14 +189,18 @@ class TideLM(TemplateLM):
             groups[self._settings(wishes)].append(number)
         repeats = _repeats(requests)
         answers = [""] * len(requests)
+        done = 0
         for settings, numbers in groups.items():
             asked = [self._request(contexts[n], settings, repeats[n]) for n in numbers]
 
             def keep(snapshot: Snapshot, numbers: list[int] = numbers) -> None:
+                nonlocal done
                 if snapshot.generation is not None:
                     number = numbers[snapshot.number]
-                    answers[number] = _text(snapshot.generation)
-                    self.cache_hook.add_partial("generate_until", requests[number].arguments, answers[number])
+                    answers[number] = text = _text(snapshot.generation)
+                    self.cache_hook.add_partial("generate_until", requests[number].arguments, text)
+                    done += 1
+                    self.progress(done, len(requests))
 
             self.decoder.generate(asked, settings, batch_size=self.batch_size, watch=keep)
         return answers
@@ -223,6 +229,7 @@ class TideLM(TemplateLM):
             answers.append(answer)
             questions[context, prompt].append(number)
         results = [(0.0, False)] * len(requests)
+        done = 0
         for (context, prompt), numbers in questions.items():
             for number, found in zip(
                 numbers, scorer.score(prompt, [answers[n] for n in numbers], _digest(context)), strict=True
@@ -230,16 +237,20 @@ class TideLM(TemplateLM):
                 results[number] = (found.logp, found.greedy)
                 if cached:
                     self.cache_hook.add_partial("loglikelihood", requests[number][0], results[number])
+            done += len(numbers)
+            self.progress(done, len(requests))
         return results
 
     def _settings(self, asked: Mapping[str, Any]) -> DecodingConfig:
-        """A request's wishes, where the model was not told otherwise; stop texts are always the request's."""
+        """A request's wishes, where the model was not told otherwise; stop texts add up."""
         unknown = sorted(set(asked) - _OF_REQUESTS)
         if unknown:
             _LOG.warning("settings of generation that a diffusion student does not have are ignored: %s", unknown)
         until = asked.get("until") or []
         values: dict[str, Any] = {
-            "stop": tuple(dict.fromkeys(filter(None, [until] if isinstance(until, str) else until)))
+            "stop": tuple(
+                dict.fromkeys([*self.decoding.stop, *filter(None, [until] if isinstance(until, str) else until)])
+            )
         }
         length = asked.get("max_gen_toks", asked.get("max_new_tokens"))
         if length is not None and "max_new_tokens" not in self._given:

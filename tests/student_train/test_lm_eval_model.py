@@ -101,7 +101,10 @@ def test_a_tasks_wishes_count_unless_the_model_was_told(student):
 
 def test_stop_texts_end_answers(student):
     lm = model(student)
+    seen = []
+    lm.progress = lambda done, asked: seen.append((done, asked))
     (whole,) = lm.generate_until(asked(TEXTS[1]))
+    assert seen == [(1, 1)]
     stop = whole[3:5]
     (cut,) = lm.generate_until(asked(TEXTS[1], until=[stop]))
     assert cut == whole[: whole.index(stop)]
