@@ -17,13 +17,15 @@ from .config_tree import from_tree, merge, override, read_yaml, suggest, to_tree
 from .errors import ConfigError
 
 __all__ = [
-    "EPS_T", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig", "ShardConfig", "SignalConfig",
-    "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig", "from_tree", "load_config",
-    "recipe_names", "to_tree",
+    "EPS_T", "STORE_PATIENCE_S", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig",
+    "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig",
+    "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
 
 EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
+STORE_PATIENCE_S = 60.0
+"""How long an object store that is busy or out of reach is asked again."""
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:
@@ -206,10 +208,14 @@ class WorkersConfig:
     """A worker whose shard made no progress for so long gives no more signs of life."""
     max_failures: int = 3
     """A worker stops when so many shards in a row failed."""
+    store_patience_s: float = STORE_PATIENCE_S
+    """--out is an object store: how long one that is busy or out of reach is asked again before the worker gives up."""
+    scratch: str | None = None
+    """--out is an object store: folder for the shard in hand, on its way there; None: the system's temporary folder."""
 
     def __post_init__(self) -> None:
         _require(self.grace_s >= 0, "workers.grace_s", self.grace_s, "seconds >= 0")
-        for name in ("lease_s", "stuck_s"):
+        for name in ("lease_s", "stuck_s", "store_patience_s"):
             _require(getattr(self, name) > 0, f"workers.{name}", getattr(self, name), "a positive number of seconds")
         _require(self.max_failures > 0, "workers.max_failures", self.max_failures, "at least 1")
 

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
+from ...shared.cache.store import Store
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain
 from ..stopping import Stop
-from ..worker import Report, work
+from ..worker import Report, open_output, work
 
 START_METHOD = "forkserver"
 """One process imports torch, the workers are forked from it; it never touches a device, so CUDA is safe."""
@@ -36,7 +36,7 @@ class _Worker:
     finished: bool = False
 
 
-def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
+def run_local(store: Store, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
     """Work until the cache is complete.
 
     Args: num_workers: processes; 1 works in this process.
@@ -44,9 +44,9 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
         none can. TideError: what a worker reported, if none finished.
     """
     if num_workers == 1:
-        work(root, config, report=report, stop=stop)
+        work(store, config, report=report, stop=stop)
         return
-    with _started(root, config, num_workers) as workers:
+    with _started(str(store), config, num_workers) as workers:
 
         def pass_on() -> None:
             for worker in workers:
@@ -60,7 +60,7 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
             if worker.error is not None:
                 raise worker.error
         raise TryAgain(
-            f"{root}: the workers ended before the cache was complete ({'; '.join(failures)}); "
+            f"{store}: the workers ended before the cache was complete ({'; '.join(failures)}); "
             "run the same command again to continue"
         )
     if failures:
@@ -68,7 +68,7 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
 
 
 @contextlib.contextmanager
-def _started(root: Path, config: RunConfig, num_workers: int) -> Iterator[list[_Worker]]:
+def _started(root: str, config: RunConfig, num_workers: int) -> Iterator[list[_Worker]]:
     """Running workers; at the end of the block, whatever ends it, none is left."""
     context = multiprocessing.get_context(START_METHOD)
     if START_METHOD == "forkserver":
@@ -127,7 +127,7 @@ def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
     stop = Stop(config.workers.grace_s)
     try:
         with stop.on_signals(second_ends=False):
-            work(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
+            work(open_output(root, config), config, report=lambda *progress: messages.send(progress), stop=stop)
         messages.send(None)
     except TideError as error:
         messages.send(error)
