@@ -7,6 +7,7 @@ plan and the manifest; training reads it from there, never from its own configur
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -18,8 +19,8 @@ from .errors import ConfigError
 
 __all__ = [
     "EPS_T", "STORE_PATIENCE_S", "DataConfig", "DecodingConfig", "LossConfig", "NoiseConfig", "RunConfig",
-    "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig",
-    "from_tree", "load_config", "recipe_names", "to_tree",
+    "ShardCacheConfig", "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig",
+    "WorkersConfig", "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
 
 EPS_T = 1e-3
@@ -226,6 +227,25 @@ class WorkersConfig:
 
 
 @dataclass(frozen=True)
+class ShardCacheConfig:
+    """Where shards of caches that lie elsewhere are kept on this machine; decides nothing that is computed."""
+
+    folder: str | None = None
+    """None: `tide/shards` below $XDG_CACHE_HOME, or below ~/.cache."""
+    limit_gb: float = 100.0
+    """Those not used for longest make room for others; what running commands read stays, even beyond the limit."""
+
+    def __post_init__(self) -> None:
+        _require(self.limit_gb > 0, "shard_cache.limit_gb", self.limit_gb, "a positive number of gigabytes")
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(self.folder or f"{base}/tide/shards").expanduser().absolute()
+
+
+@dataclass(frozen=True)
 class TidalConfig:
     """TIDAL's interpolation weights and time weighting (paper §2.1)."""
 
@@ -401,6 +421,7 @@ class RunConfig:
     signal: SignalConfig = field(default_factory=SignalConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    shard_cache: ShardCacheConfig = field(default_factory=ShardCacheConfig)
     losses: tuple[LossConfig, ...] = (LossConfig(name="ce"),)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
