@@ -25,7 +25,9 @@ def push_cache(
     The same command again continues what was interrupted and uploads nothing twice.
     """
     from ..shared.cache.push import push_cache as push
+    from ..shared.cache.store import require_folder
 
+    require_folder(path, "push-cache")
     done = push(
         path, repository, private=private, tag=tag, teacher_licence=teacher_licence, data_licence=data_licence,
         say=say,
@@ -44,5 +46,7 @@ def pull_cache(
 ) -> None:
     """Fetch a cache from the Hub at one commit and verify it in full; OUT/hub.json says which commit."""
     from ..shared.cache.pull import pull_cache as pull
+    from ..shared.cache.store import require_folder
 
+    require_folder(out, "pull-cache")
     print_result(vars(pull(address, out, revision=revision, audit=audit, say=say)), as_json)

@@ -12,7 +12,7 @@ from .printing import print_result
 
 
 def train_student(
-    cache: Annotated[str, typer.Option("--cache", help="Cache folder, or hf://datasets/owner/name@revision.")],
+    cache: Annotated[str, typer.Option("--cache", help="Cache folder, s3://bucket/prefix, or hf://datasets/owner/name@revision.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder: metrics.jsonl, checkpoints/, student/.")],
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     student: StudentOption = None,

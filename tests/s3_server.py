@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 KEY, SECRET = "AKIATESTTESTTESTTEST", "secretSECRETsecretSECRETsecretSECRET0000"
-_SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_ERROR = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+_HEADERS = [("Content-Type", "application/xml"), ("Content-Length", str(len(_ERROR)))]
 
 
 @dataclass
@@ -63,6 +65,25 @@ class S3Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }  # fmt: skip
 
+    def make_bucket(self, name: str) -> str:
+        """A new bucket; its URL."""
+        request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
+        return f"s3://{name}"
+
+    @contextmanager
+    def checking_credentials(self) -> Iterator[None]:
+        """While the block runs, moto checks keys and signatures, and knows nobody."""
+        self._check_after("0")
+        try:
+            yield
+        finally:
+            self._check_after("inf")
+
+    def _check_after(self, num_requests: str) -> None:
+        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", num_requests.encode(), method="POST")
+        urllib.request.urlopen(request, timeout=30).close()
+
     def asked(self, pattern: str) -> list[str]:
         """Requests that match."""
         return [request for request in list(self.requests) if re.search(pattern, request)]
@@ -87,8 +108,8 @@ class S3Server:
                 fault.times -= 1
         if fault is not None and fault.act():
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("503 Slow Down", [("Content-Type", "application/xml"), ("Content-Length", str(len(_SLOW_DOWN)))])
-            return [_SLOW_DOWN]
+            start_response("503 Slow Down", _HEADERS)
+            return [_ERROR]
         return self._app(environ, start_response)
 
 

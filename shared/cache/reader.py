@@ -98,6 +98,14 @@ def open_cache(
     return cache
 
 
+def verify_anywhere(path: str | Path, *, mode: Literal["quick", "full"] = "full") -> VerifyReport:
+    """`verify_cache` of a folder; what lies elsewhere is fetched first. Raises: CacheError: the first failed check."""
+    name = str(path).removeprefix("file://")
+    if not is_url(name):
+        return verify_cache(name, mode=mode)
+    return open_cache(name, verify=False).verify(mode)
+
+
 class Cache(Sequence[ViewRow]):
     """A complete cache: a sequence of `ViewRow`s in file order, plus the manifest that describes them.
 

@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -152,7 +153,7 @@ class RemoteCache(Cache):
     def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
         """Fetch everything but the audit, then check it. Raises: CacheError: the first check that fails."""
         self._bring_all()
-        report = verify_cache(self.root, mode=mode, audit=False)
+        report = replace(verify_cache(self.root, mode=mode, audit=False), root=str(self.origin))
         self._all_checked = self._all_checked or mode == "full"
         return report
 
