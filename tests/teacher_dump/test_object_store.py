@@ -121,7 +121,7 @@ def test_a_worker_killed_while_it_uploads_leaves_nothing_under_a_final_name(conf
     dump_teacher(config, url)
     assert objects(url) == expected
     assert num_done(s3.requests) == len(listed_receipts(url)) - 2
-    assert not [path for path in Path(str(config.workers.scratch)).glob("*/data/*")]  # the dead worker's went, too
+    assert not list(Path(str(config.workers.scratch)).glob("*/data/*"))  # the dead worker's went, too
 
 
 def test_a_busy_store_is_asked_again(config, bucket, s3, expected):
