@@ -81,7 +81,8 @@ class S3Server:
             self._check_after("inf")
 
     def _check_after(self, num_requests: str) -> None:
-        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", num_requests.encode(), method="POST")
+        kind = {"Content-Type": "text/plain"}
+        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", num_requests.encode(), kind, method="POST")
         urllib.request.urlopen(request, timeout=30).close()
 
     def asked(self, pattern: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Dumps into an S3 server on the loopback interface: the bytes of a local dump, whatever dies or fails on the way."""
 
+import importlib
 import io
 import json
 import os
@@ -25,6 +26,13 @@ from tide.teacher_dump.shard_task import ShardTask
 from tide.teacher_dump.status import dump_status
 from tide.teacher_dump.worker import work
 from tiny_runs import tiny_config
+
+pytestmark = [  # of aiohttp's and werkzeug's sockets, which nobody closes before their process ends
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <(socket|asyncio):pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 run_shard = ShardTask.run
 
@@ -187,6 +195,7 @@ def test_missing_credentials_name_the_variables(config, bucket, s3, monkeypatch)
 
 
 def test_a_client_that_is_not_installed_is_named(config, monkeypatch):
+    monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(Unavailable, match=r"pip install 'tide-distill\[s3\]'"):
         dump_teacher(config, "s3://bucket/cache")

@@ -103,6 +103,7 @@ def test_a_copy_of_the_cache_elsewhere_is_not_fetched_again(local, url, s3, buck
 
 def test_a_flipped_byte_is_found_and_its_shard_named(url, s3):
     flip(url, "data/views-00004-of-00006.parquet")
+    s3.requests.clear()
     with pytest.raises(CacheError) as caught:
         verify_anywhere(url)
     assert f"{url}: data/views-00004-of-00006.parquet arrived twice with another" in str(caught.value)
