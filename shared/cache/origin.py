@@ -3,7 +3,7 @@
 Both give the manifest first, compare what the place says about the files with it, and then fetch whole files.
 """
 
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Protocol
 
@@ -60,9 +60,11 @@ class HubOrigin:
         return manifest
 
     def fetch(self, entry: NamedFile, target: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hub-") as folder:
-            commit = str(self.address.revision)
-            fetch(self.hub, self.address.repository, entry.name, commit, Path(folder)).replace(target)
+        commit, folder = str(self.address.revision), target.with_name(f".hub{target.name}")  # hidden like the target
+        try:
+            fetch(self.hub, self.address.repository, entry.name, commit, folder, again=True).replace(target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class StoreOrigin:

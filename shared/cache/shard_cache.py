@@ -114,11 +114,12 @@ class ShardCache:
             readers, used = self._living()
             blobs = []
             for path in (self.folder / "blobs").iterdir():
-                if path.name.startswith(".") and path.name.rsplit(".", 1)[1] not in readers:
-                    path.unlink()  # of a killed process
+                if path.name.startswith(".") and path.name.rsplit(".", 1)[1] not in readers:  # of a killed process
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                     continue
-                status = path.stat()
-                blobs.append((status.st_mtime_ns, status.st_size, path))
+                with contextlib.suppress(FileNotFoundError):  # got its final name meanwhile
+                    status = path.stat()
+                    blobs.append((status.st_mtime_ns, status.st_size, path))
             total = sum(size for _, size, _ in blobs)
             for _, size, path in sorted(blobs):
                 if total + num_bytes <= self.limit_bytes:
