@@ -63,9 +63,11 @@ class ObjectStore(Store):
 
     @cached_property
     def folder(self) -> Path:  # type: ignore[override]
+        """The scratch folder, made on first use."""
         return make_scratch(self.scratch)
 
     def exists(self, name: str) -> bool:
+        """As `Store.exists`: one request."""
         try:  # a byte of it: asking for the properties of what is not there costs some clients a listing as well
             self._ask(f"looking for {self.path(name)}", lambda: self.fs.cat_file(self._key(name), start=0, end=1))
         except FileNotFoundError:
@@ -73,6 +75,7 @@ class ObjectStore(Store):
         return True
 
     def names(self, folder: str = "") -> set[str]:
+        """As `Store.names`: one request for every 1,000 objects."""
         if folder:
             return set(self.entries(folder))
         try:
@@ -82,6 +85,7 @@ class ObjectStore(Store):
         return {_last(key) for key in found} - {_last(self.base), ""}
 
     def entries(self, folder: str) -> dict[str, Entry]:
+        """As `Store.entries`: one request for every 1,000 objects."""
         prefix = self._key(folder)
 
         def listing() -> Mapping[str, Any]:
@@ -95,28 +99,34 @@ class ObjectStore(Store):
         return {key.rsplit("/", 1)[1]: _entry(info) for key, info in found.items()}
 
     def entry(self, name: str) -> Entry | None:
+        """As `Store.entry`."""
         try:
             return _entry(self._info(name))
         except FileNotFoundError:
             return None
 
     def num_bytes(self, name: str) -> int | None:
+        """As `Store.num_bytes`: no object leads elsewhere."""
         entry = self.entry(name)
         return None if entry is None else entry.bytes
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
+        """As `Store.read`."""
         return self._ask(
             f"reading {self.path(name)}", lambda: self.fs.cat_file(self._key(name), start=0, end=max_bytes + 1)
         )
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """As `Store.write`: what a store took is durable."""
         self._put(name, data)
 
     def write_once(self, name: str, data: bytes) -> None:
+        """As `Store.write_once`."""
         if not self.exists(name):
             self.create(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
+        """As `Store.create`; where the store cannot, whoever wrote last within a moment has it."""
         if self.creates_exclusively:
             try:
                 self._put(name, data, mode="create")
@@ -133,20 +143,24 @@ class ObjectStore(Store):
         return self._holds(name, data)
 
     def renew(self, name: str, data: bytes) -> None:
+        """Write the object again."""
         self._put(name, data)
 
     def remove(self, *names: str) -> None:
+        """As `Store.remove`."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self._ask(f"removing {self.path(name)}", lambda name=name: self.fs.rm_file(self._key(name)))
 
     def remove_folder(self, folder: str) -> None:
+        """As `Store.remove_folder`, as far as the store lets it."""
         with contextlib.suppress(TideError, FileNotFoundError):
             keys = [self._key(f"{folder}/{name}") for name in self.entries(folder)]
             if keys:
                 self._ask(f"removing {self.path(folder)}", lambda: self.fs.rm(keys))
 
     def sha256(self, name: str) -> str:
+        """As `Store.sha256`: fetched whole into the scratch folder, and hashed there."""
         copy = self.folder / f"read-back-{uuid.uuid4().hex}"
         try:
             self.fetch(name, copy)
@@ -164,12 +178,14 @@ class ObjectStore(Store):
         self._ask(f"fetching {self.path(name)}", lambda: self.fs.get_file(self._key(name), str(target), **options))
 
     def publish(self, names: Sequence[str]) -> None:
+        """Upload the files, compare each with what the store says it has, and remove the local ones."""
         for name in names:
             self._upload(name)
         for name in names:
             (self.folder / name).unlink()
 
     def require_usable(self, expected: Sequence[str]) -> None:
+        """As `Store.require_usable`; writes and deletes a small object."""
         others = sorted(self.names() - set(expected))
         if others:
             raise ConfigError(

@@ -53,6 +53,7 @@ class HubOrigin:
         return self._hub
 
     def manifest(self) -> Manifest:
+        """As `Origin.manifest`."""
         address, commit = self.address, str(self.address.revision)
         require_manifest(self.hub, address, commit)
         manifest = fetched_manifest(self.hub, address.repository, commit)
@@ -60,6 +61,7 @@ class HubOrigin:
         return manifest
 
     def fetch(self, entry: NamedFile, target: Path) -> None:
+        """As `Origin.fetch`."""
         commit, folder = str(self.address.revision), target.with_name(f".hub{target.name}")  # hidden like the target
         try:
             fetch(self.hub, self.address.repository, entry.name, commit, folder, again=True).replace(target)
@@ -92,6 +94,7 @@ class StoreOrigin:
         return self._store
 
     def manifest(self) -> Manifest:
+        """As `Origin.manifest`."""
         manifest = read_manifest(self.store)
         sizes, named = listed_sizes(self.store), manifest.files()
         for entry in (*manifest.shards, *(manifest.audit.files if manifest.audit else ())):
@@ -108,6 +111,7 @@ class StoreOrigin:
         return manifest
 
     def fetch(self, entry: NamedFile, target: Path) -> None:
+        """As `Origin.fetch`."""
         try:
             self.store.fetch(entry.name, target)
         except FileNotFoundError as error:

@@ -137,22 +137,27 @@ class FolderStore(Store):
 
     @property
     def folder(self) -> Path:
+        """The folder itself."""
         return self.root
 
     def exists(self, name: str) -> bool:
+        """As `Store.exists`."""
         return (self.root / name).exists()
 
     def names(self, folder: str = "") -> set[str]:
+        """As `Store.names`."""
         try:
             return set(os.listdir(self.root / folder))
         except OSError:
             return set()
 
     def entries(self, folder: str) -> dict[str, Entry]:
+        """As `Store.entries`: one listing, and one look at each file."""
         found = {name: self.entry(f"{folder}/{name}") for name in self.names(folder)}
         return {name: entry for name, entry in found.items() if entry is not None}
 
     def entry(self, name: str) -> Entry | None:
+        """As `Store.entry`."""
         try:
             status = (self.root / name).stat()
         except FileNotFoundError:
@@ -161,6 +166,7 @@ class FolderStore(Store):
         return Entry(status.st_size, (status.st_mtime_ns, *identity), identity, status.st_mtime)
 
     def num_bytes(self, name: str) -> int | None:
+        """As `Store.num_bytes`; a link that leads out of the folder is refused."""
         if not os.path.lexists(self.root / name):
             return None
         try:
@@ -169,9 +175,11 @@ class FolderStore(Store):
             return None
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
+        """As `Store.read`."""
         return read_bounded(self.root / name, max_bytes=max_bytes)
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """As `Store.write`."""
         path = self.root / name
         if durable:
             atomic_write(path, data)
@@ -186,9 +194,11 @@ class FolderStore(Store):
                 temporary.unlink(missing_ok=True)
 
     def write_once(self, name: str, data: bytes) -> None:
+        """As `Store.write_once`."""
         create_once(self.root / name, data)
 
     def create(self, name: str, data: bytes) -> bool:
+        """As `Store.create`, by O_EXCL."""
         path = self.root / name
         with output_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,26 +215,31 @@ class FolderStore(Store):
         return True
 
     def renew(self, name: str, data: bytes) -> None:
+        """Touch the file."""
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.root / name)
 
     def remove(self, *names: str) -> None:
+        """As `Store.remove`."""
         for name in names:
             (self.root / name).unlink(missing_ok=True)
 
     def remove_folder(self, folder: str) -> None:
+        """As `Store.remove_folder`, as far as it may be written."""
         with contextlib.suppress(OSError):
             for path in (self.root / folder).iterdir():
                 path.unlink()
             (self.root / folder).rmdir()
 
     def sha256(self, name: str) -> str:
+        """As `Store.sha256`."""
         return sha256_file(file_inside(self.root, name))
 
     def publish(self, names: Sequence[str]) -> None:
         """Nothing to do: each file got its final name by itself."""
 
     def require_usable(self, expected: Sequence[str]) -> None:
+        """As `Store.require_usable`."""
         root = self.root
         if root.is_dir() and any(path.name[0] != "." and path.name not in expected for path in root.iterdir()):
             raise ConfigError(
