@@ -34,8 +34,8 @@ PARTS_AT_ONCE = 4
 SETTLE_S = 1.0
 """Where a store cannot create exclusively: after this, whoever wrote last has the claim."""
 _CONDITIONAL = ("s3", "s3a", "gs", "gcs", "memory")
-_VERSION_FIELDS = ("ETag", "etag", "generation", "md5Hash", "xet_hash", "LastModified", "mtime", "updated", "created")
-_TIME_FIELDS = ("LastModified", "mtime", "updated", "last_modified", "created")
+_NAME_FIELDS = ("ETag", "etag", "generation", "md5Hash", "xet_hash")
+_TIME_FIELDS = ("LastModified", "mtime", "updated", "last_modified", "modified", "created")
 
 
 class ObjectStore(Store):
@@ -286,6 +286,8 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
     import fsspec
     import fsspec.config
 
+    if "://" not in url:  # nothing was left behind the slashes
+        raise ConfigError(f"{url}//: names no bucket; give one and a prefix in it, such as {protocol}://bucket/cache")
     authority = url.partition("://")[2].partition("/")[0]
     if "@" in authority or "?" in url:
         raise ConfigError(
@@ -305,15 +307,15 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
         raise install_advice(protocol, error) from error
     except Exception as error:
         raise final_error(error, f"opening {url}", protocol) from None
-    if not base.strip("/"):
-        raise ConfigError(f"{url}: names no bucket; give one and a prefix in it, such as {protocol}://bucket/cache")
     if protocol in ("s3", "s3a"):
         fs.retries = 1  # `_ask` decides how often and how long
     return fs, base.rstrip("/")
 
 
 def _entry(info: Mapping[str, Any]) -> Entry:
-    version = tuple(str(info.get(field)) for field in _VERSION_FIELDS)
+    # What the bytes are called, if anything: times are told more or less exactly by listings and looks.
+    names = tuple(str(info[field]) for field in _NAME_FIELDS if info.get(field))
+    version = names or tuple(_seconds(info[field]) for field in _TIME_FIELDS if info.get(field))
     modified = next((_seconds(info[field]) for field in _TIME_FIELDS if info.get(field)), time.time())
     return Entry(info["size"], (info["size"], *version), (), modified)
 
