@@ -117,7 +117,8 @@ def _whole_shards(
         return receipt
 
     listed = sorted(shard for shard in listed_receipts(store) if shard < plan.num_shards)
-    with ThreadPoolExecutor(min(MAX_THREADS, 4 * (os.cpu_count() or 1))) as threads:
+    num_threads = MAX_THREADS if sizes is not None else min(MAX_THREADS, 4 * (os.cpu_count() or 1))
+    with ThreadPoolExecutor(num_threads) as threads:
         found = list(threads.map(looked_at, listed))
     whole = [receipt for receipt in found if receipt is not None]
     return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]

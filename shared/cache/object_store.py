@@ -31,6 +31,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 8.0
 PART_BYTES = 32 << 20
 """An upload of twice as much goes up in parts of this size, a few at a time."""
 PARTS_AT_ONCE = 4
+CONNECTIONS = 32
+"""At a time, of one process: as many as receipts are read at once."""
 SETTLE_S = 1.0
 """Where a store cannot create exclusively: after this, whoever wrote last has the claim."""
 _CONDITIONAL = ("s3", "s3a", "gs", "gcs", "memory")
@@ -299,7 +301,10 @@ def _connect(url: str, protocol: str) -> tuple[Any, str]:
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if protocol in ("s3", "s3a"):
         given = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
-        ours = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1, "mode": "standard"}}
+        ours = {
+            "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": CONNECTIONS,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+        }  # fmt: skip
         options["config_kwargs"] = {**ours, **given}
     try:
         fs, base = fsspec.core.url_to_fs(url, **options)

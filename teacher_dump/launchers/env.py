@@ -16,6 +16,8 @@ from ..plan import make_plan, write_plan
 from ..stopping import Stop
 from ..worker import Report, work
 
+LONGEST_LOOK_S = 5.0
+"""Between two looks at whether the plan is there: planning may take an hour, and ranks may be hundreds."""
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -43,6 +45,7 @@ def plan_once(store: Store, config: RunConfig, stop: Stop, *, look_again_s: floa
                         write_plan(store, plan)
                 if not mine:
                     stop.sleep(look_again_s)
+                    look_again_s = min(LONGEST_LOOK_S, 1.5 * look_again_s)
     except BaseException:
         if isinstance(store, FolderStore):  # nothing was begun: leave nothing, unless others are at it
             for folder in (store.root / CLAIMS_NAME, store.root):
