@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..shared.cache.store import is_url, require_folder
+from ..shared.addresses import is_url, require_folder
 from ..shared.errors import ConfigError
 from .options import (
     ConfigOption,

@@ -24,8 +24,8 @@ def push_cache(
 
     The same command again continues what was interrupted and uploads nothing twice.
     """
+    from ..shared.addresses import require_folder
     from ..shared.cache.push import push_cache as push
-    from ..shared.cache.store import require_folder
 
     require_folder(path, "push-cache")
     done = push(
@@ -45,8 +45,8 @@ def pull_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a cache from the Hub at one commit and verify it in full; OUT/hub.json says which commit."""
+    from ..shared.addresses import require_folder
     from ..shared.cache.pull import pull_cache as pull
-    from ..shared.cache.store import require_folder
 
     require_folder(out, "pull-cache")
     print_result(vars(pull(address, out, revision=revision, audit=audit, say=say)), as_json)

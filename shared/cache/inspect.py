@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ..addresses import is_url, local_path
 from ..config import to_tree
 from ..errors import CacheError
 from .decoded_views import sample_view
 from .manifest import Manifest
 from .reader import open_cache
 from .statistics import NUM_BINS, ShardStatistics
-from .store import is_url
 
 _LISTS = ("shards", "totals", "statistics", "vocabulary", "audit")
 """Fields of the manifest that a description leaves out or tells in its own words."""
@@ -33,7 +33,7 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
     if is_url(path):
         cache = open_cache(path)  # compares every file's size; the shard with the sample is fetched and checked
     else:
-        root = Path(path)
+        root = local_path(path)
         if not root.is_dir():
             raise CacheError(f"{root}: no such folder; give the folder that dump-teacher wrote")
         cache = open_cache(root, verify="quick")

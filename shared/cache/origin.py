@@ -7,13 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from ..addresses import is_url
 from ..errors import CacheError, ConfigError
 from .hub import Hub, HubAddress, is_address, parse_address
 from .manifest import Manifest, NamedFile, read_manifest
 from .object_store import ObjectStore
 from .pull import fetch, fetched_manifest, named_files, require_files, require_manifest
 from .receipts import listed_sizes
-from .store import is_url, open_store
+from .store import open_store
 
 
 class Origin(Protocol):

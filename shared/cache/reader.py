@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..addresses import is_url, local_path
 from ..config import ShardCacheConfig
 from ..errors import CacheError, CacheMismatch, ConfigError
 from .batch import RowBatch, read_group
 from .files import file_inside, open_parquet, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .schema import ViewRow
-from .store import is_url
 from .verify import VerifyReport, verify_cache
 from .vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 
@@ -84,8 +84,8 @@ def open_cache(
         CacheError: incomplete, damaged or not a cache. Unavailable: no login, no permission, not there. TryAgain: the
             Hub or the store stays busy or out of reach.
     """
-    name = str(path_or_hub_id).removeprefix("file://")
-    root = Path(name)
+    name = str(path_or_hub_id)
+    root = local_path(name)
     if is_url(name) or not root.is_dir():
         from .remote import open_remote_cache
 
@@ -100,10 +100,9 @@ def open_cache(
 
 def verify_anywhere(path: str | Path, *, mode: Literal["quick", "full"] = "full") -> VerifyReport:
     """`verify_cache` of a folder; what lies elsewhere is fetched first. Raises: CacheError: the first failed check."""
-    name = str(path).removeprefix("file://")
-    if not is_url(name):
-        return verify_cache(name, mode=mode)
-    return open_cache(name, verify=False).verify(mode)
+    if not is_url(path):
+        return verify_cache(local_path(path), mode=mode)
+    return open_cache(path, verify=False).verify(mode)
 
 
 class Cache(Sequence[ViewRow]):

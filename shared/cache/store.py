@@ -7,12 +7,12 @@ ordinary file operations does so; `publish` makes the result appear at the place
 
 import contextlib
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..addresses import is_url, local_path, require_folder
 from ..config import STORE_PATIENCE_S
 from ..errors import ConfigError, OutputError
 from .files import (
@@ -24,10 +24,6 @@ from .files import (
     sha256_file,
     temporary_name,
 )
-
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
-_COLLAPSED_URL = re.compile(r"(?!file:|local:)[a-z][a-z0-9+.-]+:/[^/].*")
-_LOCAL_PROTOCOLS = ("file", "local")
 
 
 class Entry(NamedTuple):
@@ -252,22 +248,6 @@ class FolderStore(Store):
             raise OutputError(f"--out {root}: {nearest} is read-only; give a folder that can be written")
 
 
-def is_url(text: str | Path) -> bool:
-    """Is this the address of an object store, `s3://...` say, and not a path on this machine?"""
-    match = _URL.fullmatch(str(text))
-    return match is not None and match[1] not in _LOCAL_PROTOCOLS
-
-
-def require_folder(path: Path, what: str) -> Path:
-    """The path. Raises: ConfigError: it was the address of an object store, and `what` works on folders."""
-    if _COLLAPSED_URL.fullmatch(str(path)) and not path.exists():
-        raise ConfigError(
-            f"{what} works on folders, and {str(path).replace(':/', '://', 1)} is an object store: copy the cache to a "
-            "folder first (aws s3 sync, gcloud storage rsync)"
-        )
-    return path
-
-
 def open_store(
     root: "str | Path | Store", *, patience_s: float = STORE_PATIENCE_S, scratch: str | None = None
 ) -> Store:
@@ -285,7 +265,6 @@ def open_store(
         from .object_store import ObjectStore
 
         return ObjectStore(str(root), patience_s=patience_s, scratch=scratch)
-    match = _URL.fullmatch(str(root))
     if isinstance(root, Path):
         require_folder(root, "this call with a pathlib.Path")
-    return FolderStore(Path(match[2] if match else root))
+    return FolderStore(local_path(root))

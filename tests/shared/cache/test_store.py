@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tide.shared.addresses import is_url, require_folder
 from tide.shared.cache import object_store
 from tide.shared.cache.object_store import ObjectStore
 from tide.shared.cache.scratch import make_scratch
-from tide.shared.cache.store import FolderStore, Store, is_url, open_store, require_folder
+from tide.shared.cache.store import FolderStore, Store, open_store
 from tide.shared.errors import ConfigError, OutputError
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # aiohttp's sockets
