@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..shared.addresses import is_url, require_folder
 from ..shared.errors import ConfigError
 from .options import (
     ConfigOption,
@@ -21,7 +22,7 @@ from .printing import print_result, print_text, say_first_look
 
 
 def inspect_cache(
-    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    path: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/prefix, hf://datasets/owner/name.")],
     report_file: Annotated[
         Path | None, typer.Option("--report", metavar="FILE.html", help="Write plots and decoded views as one page.")
     ] = None,
@@ -44,6 +45,10 @@ def inspect_cache(
     """
     if student and not audit:
         raise ConfigError("--student is for --audit: gradients are compared at that student's logits; give both")
+    if audit and is_url(path):
+        raise ConfigError(
+            f"--audit reads what stays behind when a cache is read from {path}: copy it to a folder first"
+        )
     from ..shared.cache.inspect import describe_cache
 
     say_first_look(path)
@@ -84,7 +89,7 @@ def _write_pictures(description: dict[str, Any], page: Path | None, folder: Path
 
 
 def verify_cache(
-    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    path: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/prefix, hf://datasets/owner/name.")],
     quick: Annotated[bool, typer.Option("--quick", help="Manifest, file sizes and structure only.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -92,9 +97,9 @@ def verify_cache(
 
     A cache that a stranger made is safe to train from when this succeeds.
     """
-    from ..shared.cache.verify import verify_cache as verify
+    from ..shared.cache.reader import verify_anywhere
 
-    done = verify(path, mode="quick" if quick else "full")
+    done = verify_anywhere(path, mode="quick" if quick else "full")
     checked = ["manifest", "file sizes", "structure of every shard"]
     if not quick:
         checked += ["SHA-256 of every file", "page checksums", "meaning of every value", "statistics"]
@@ -106,7 +111,7 @@ def verify_cache(
 
 
 def repair_cache(
-    path: Annotated[Path, typer.Argument(help="Cache folder.")],
+    path: Annotated[str, typer.Argument(help="Cache folder.")],
     source: Annotated[
         str | None, typer.Option("--from", help="Folder or hub id of another copy; else: ask the teacher again.")
     ] = None,
@@ -123,18 +128,26 @@ def repair_cache(
     """
     from ..shared.cache import repair
 
+    if is_url(path):
+        raise ConfigError(
+            f"repair-cache works on folders, and {path} is an object store. To mend it there, run its dump-teacher "
+            "command with --verify: it compares every byte and makes damaged shards again, the same bytes. Without the "
+            f"teacher: copy it to a folder, repair that with --from, and copy it back; tide verify-cache {path} names "
+            "what is damaged"
+        )
+    folder = Path(path)
     if source is not None:
-        result = repair.repair_from(path, source, revision=revision)
+        result = repair.repair_from(folder, source, revision=revision)
     elif not any((recipe, config, settings, data, teacher, student)):
-        result = repair.require_undamaged(path)
+        result = repair.require_undamaged(folder)
     else:
         run = run_config(recipe, config, settings, data=data, teacher=teacher, student=student)
         from ..shared.progress import dump_progress
         from ..teacher_dump.repair import make_again, set_aside
 
-        aside = set_aside(run, path)
-        with dump_progress(lambda: aside.plan.num_shards, path) as report:
-            result = make_again(run, path, aside, num_workers=workers, report=report)
+        aside = set_aside(run, folder)
+        with dump_progress(lambda: aside.plan.num_shards, folder) as report:
+            result = make_again(run, folder, aside, num_workers=workers, report=report)
     print_result(vars(result), as_json)
 
 
@@ -149,12 +162,14 @@ def merge_caches(
     """
     from ..shared.cache.merge import merge_caches as merge
 
+    for path in (*paths, out):
+        require_folder(path, "merge-caches")
     manifest = merge(paths, out)
     print_result({"cache": str(out), "manifest_hash": manifest.hash, **vars(manifest.totals)}, as_json)
 
 
 def cache_to_datasets(
-    cache: Annotated[str, typer.Argument(help="Cache folder or hub id.")],
+    cache: Annotated[str, typer.Argument(help="Cache folder, or URL: s3://bucket/prefix, hf://datasets/owner/name.")],
     out: Annotated[Path, typer.Argument(help="New folder.")],
     temperature: Annotated[float | None, typer.Option(help="One of the cache's; default: its first.")] = None,
     form: Annotated[
@@ -169,6 +184,7 @@ def cache_to_datasets(
     from ..shared.cache.decoded import write_decoded
     from ..shared.cache.reader import open_cache
 
+    require_folder(out, "cache-to-datasets")
     opened = open_cache(cache)
     if form == "parquet":
         write_decoded(opened, out, temperature=temperature)

@@ -30,7 +30,7 @@ def plan(
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
     skip_bad: SkipBadOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher; or look at its progress.")
+        str | None, typer.Option("--out", help="Also write plan.json here, for dump-teacher; or look at its progress.")
     ] = None,
     probe: Annotated[
         int, typer.Option(metavar="N", help="Ask the teacher about N samples, 64 say: bytes within a few per cent.")
@@ -61,7 +61,9 @@ def plan(
 
 
 def dump_teacher(
-    out: Annotated[Path, typer.Option("--out", help="Cache folder; the same command again continues it.")],
+    out: Annotated[
+        str, typer.Option("--out", help="Cache folder, or s3://bucket/prefix; the same command again continues it.")
+    ],
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     data: DataOption = None, teacher: TeacherOption = None, student: StudentOption = None,
     launcher: LauncherOption = "local",
@@ -86,7 +88,7 @@ def dump_teacher(
         options = {"--recipe": recipe, "--config": config, "--data": data, "--teacher": teacher, "--student": student}
         words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         words += [word for item in _with(settings, skip_bad) for word in ("--set", item)]
-        words += ["--out", str(out), *(["--verify"] if verify else [])]
+        words += ["--out", out, *(["--verify"] if verify else [])]
         _submit(run, words, out, workers=workers, sbatch=sbatch, dry_run=dry_run, as_json=as_json)
         return
     if sbatch or dry_run:
@@ -101,11 +103,11 @@ def dump_teacher(
     with dump_progress(prepare, out) as report:
         manifest = dump(run, out, launcher=launcher, num_workers=workers, verify=verify, report=report)
     hashes = {"manifest_hash": manifest.hash, "plan_hash": manifest.plan_hash}
-    print_result({"cache": str(out), **hashes, **vars(manifest.totals)}, as_json)
+    print_result({"cache": out, **hashes, **vars(manifest.totals)}, as_json)
 
 
 def status(
-    path: Annotated[Path, typer.Argument(help="Cache folder: what dump-teacher was given as --out.")],
+    path: Annotated[str, typer.Argument(help="Cache folder or URL: what dump-teacher was given as --out.")],
     watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds until it is complete.")] = False,
     every: Annotated[float, typer.Option(help="Seconds between two looks of --watch.", min=0.2)] = 5.0,
     as_json: JsonOption = False,
@@ -137,7 +139,7 @@ def status(
 
 
 def _submit(
-    run: "RunConfig", words: list[str], out: Path, *, workers: int, sbatch: list[str], dry_run: bool, as_json: bool
+    run: "RunConfig", words: list[str], out: str, *, workers: int, sbatch: list[str], dry_run: bool, as_json: bool
 ) -> None:
     """Print the job array of a dump, or submit it."""
     from ..teacher_dump.dump import require_startable
@@ -149,7 +151,7 @@ def _submit(
         return
     require_startable(run, out)
     job = submit(script)
-    print_result({"job": job, "workers": workers, "cache": str(out), "look_with": f"tide status {out}"}, as_json)
+    print_result({"job": job, "workers": workers, "cache": out, "look_with": f"tide status {out}"}, as_json)
 
 
 def _with(settings: list[str], skip_bad: bool) -> list[str]:

@@ -24,8 +24,10 @@ def push_cache(
 
     The same command again continues what was interrupted and uploads nothing twice.
     """
+    from ..shared.addresses import require_folder
     from ..shared.cache.push import push_cache as push
 
+    require_folder(path, "push-cache")
     done = push(
         path, repository, private=private, tag=tag, teacher_licence=teacher_licence, data_licence=data_licence,
         say=say,
@@ -43,8 +45,10 @@ def pull_cache(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch a cache from the Hub at one commit and verify it in full; OUT/hub.json says which commit."""
+    from ..shared.addresses import require_folder
     from ..shared.cache.pull import pull_cache as pull
 
+    require_folder(out, "pull-cache")
     print_result(vars(pull(address, out, revision=revision, audit=audit, say=say)), as_json)
 
 

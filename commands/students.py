@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from ..shared.addresses import require_folder
 from ..shared.errors import ConfigError
 from .options import ConfigOption, JsonOption, RecipeOption, SetOption, StudentOption, run_config
 from .printing import print_result, say_first_look
 
 
 def train_student(
-    cache: Annotated[str, typer.Option("--cache", help="Cache folder, or hf://datasets/owner/name@revision.")],
+    cache: Annotated[str, typer.Option("--cache", help="Cache folder, s3://bucket/prefix, or hf://datasets/owner/name@revision.")],
     out: Annotated[Path, typer.Option("--out", help="Run folder: metrics.jsonl, checkpoints/, student/.")],
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     student: StudentOption = None,
@@ -36,6 +37,7 @@ def train_student(
     Started by torchrun or accelerate launch, all processes train one student, and print nothing but the first one's
     progress.
     """
+    require_folder(out, "train-student --out")
     run = run_config(recipe, config, settings, student=student)
     from ..shared.progress import train_progress
     from ..student_train.trainer import train_student as train

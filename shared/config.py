@@ -7,6 +7,7 @@ plan and the manifest; training reads it from there, never from its own configur
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -17,13 +18,15 @@ from .config_tree import from_tree, merge, override, read_yaml, suggest, to_tree
 from .errors import ConfigError
 
 __all__ = [
-    "EPS_T", "DataConfig", "DecodingConfig", "EvaluationConfig", "LossConfig", "NoiseConfig", "RunConfig",
-    "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig", "TrainConfig", "WorkersConfig",
-    "from_tree", "load_config", "recipe_names", "to_tree",
+    "EPS_T", "STORE_PATIENCE_S", "DataConfig", "DecodingConfig", "EvaluationConfig", "LossConfig", "NoiseConfig",
+    "RunConfig", "ShardCacheConfig", "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig",
+    "TrainConfig", "WorkersConfig", "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
 
 EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
+STORE_PATIENCE_S = 60.0
+"""How long an object store that is busy or out of reach is asked again."""
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:
@@ -212,10 +215,14 @@ class WorkersConfig:
     """A worker whose shard made no progress for so long gives no more signs of life."""
     max_failures: int = 3
     """A worker stops when so many shards in a row failed."""
+    store_patience_s: float = STORE_PATIENCE_S
+    """--out is an object store: how long one that is busy or out of reach is asked again before the worker gives up."""
+    scratch: str | None = None
+    """--out is an object store: folder for the shard in hand, on its way there; None: the system's temporary folder."""
 
     def __post_init__(self) -> None:
         _require(self.grace_s >= 0, "workers.grace_s", self.grace_s, "seconds >= 0")
-        for name in ("lease_s", "stuck_s"):
+        for name in ("lease_s", "stuck_s", "store_patience_s"):
             _require(getattr(self, name) > 0, f"workers.{name}", getattr(self, name), "a positive number of seconds")
         _require(self.max_failures > 0, "workers.max_failures", self.max_failures, "at least 1")
 
@@ -223,6 +230,25 @@ class WorkersConfig:
     def heartbeat_s(self) -> float:
         """Between two signs of life: a lease is several of these."""
         return min(10.0, self.lease_s / 6)
+
+
+@dataclass(frozen=True)
+class ShardCacheConfig:
+    """Where shards of caches that lie elsewhere are kept on this machine; decides nothing that is computed."""
+
+    folder: str | None = None
+    """None: `tide/shards` below $XDG_CACHE_HOME, or below ~/.cache."""
+    limit_gb: float = 100.0
+    """Those not used for longest make room for others; what running commands read stays, even beyond the limit."""
+
+    def __post_init__(self) -> None:
+        _require(self.limit_gb > 0, "shard_cache.limit_gb", self.limit_gb, "a positive number of gigabytes")
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        return Path(self.folder or f"{base}/tide/shards").expanduser().absolute()
 
 
 @dataclass(frozen=True)
@@ -430,6 +456,7 @@ class RunConfig:
     signal: SignalConfig = field(default_factory=SignalConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    shard_cache: ShardCacheConfig = field(default_factory=ShardCacheConfig)
     losses: tuple[LossConfig, ...] = (LossConfig(name="ce"),)
     train: TrainConfig = field(default_factory=TrainConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)

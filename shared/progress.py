@@ -7,13 +7,17 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+if TYPE_CHECKING:
+    from .cache.store import Store
+
 
 @contextlib.contextmanager
-def dump_progress(prepare: Callable[[], int], root: Path) -> Iterator[Callable[[int, int], None]]:
+def dump_progress(prepare: Callable[[], int], root: "str | Path | Store") -> Iterator[Callable[[int, int], None]]:
     """Shards, token-forwards per second and ETA of a dump.
 
     Args:

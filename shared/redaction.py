@@ -7,15 +7,18 @@ import sys
 
 HIDDEN = "<token>"
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}")
-_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_AWS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}")
+_VARIABLES = (
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+)  # fmt: skip
 _MIN_CHARS = 6  # a shorter "token" is a placeholder, and would take harmless words out of messages
 
 
 def redacted(text: str) -> str:
-    """The text with `HIDDEN` for everything that looks like a token of the Hub, and for the tokens in use here."""
+    """The text with `HIDDEN` for what looks like a token of the Hub or a key of S3, and for those in use here."""
     for token in _tokens_in_use():
         text = text.replace(token, HIDDEN)
-    return _HUB_TOKEN.sub(HIDDEN, text)
+    return _AWS_KEY.sub(HIDDEN, _HUB_TOKEN.sub(HIDDEN, text))
 
 
 def _tokens_in_use() -> set[str]:

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
-from ..shared.cache.origin import ORIGIN_NAME
+from ..shared.cache.trained_from import ORIGIN_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
 from .sharding import like_parameter, whole_tensor, whole_weights
 

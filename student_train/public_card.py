@@ -13,7 +13,7 @@ import yaml
 
 from ..shared.cache.card import Licences, one_line, settings_text, table
 from ..shared.cache.inert import markdown_text
-from ..shared.cache.origin import Origin
+from ..shared.cache.trained_from import Origin
 from ..shared.licences import hub_fields
 from .evaluation_scores import TaskScore
 

@@ -21,7 +21,7 @@ from ..shared.cache.card import required_licences
 from ..shared.cache.files import sha256_bytes
 from ..shared.cache.hub import Hub, HubAddress, parse_model_name
 from ..shared.cache.hub_push import Repository, Upload, checked_tag
-from ..shared.cache.origin import ORIGIN_NAME, Origin, origin_of, read_origin
+from ..shared.cache.trained_from import ORIGIN_NAME, Origin, origin_of, read_origin
 from ..shared.errors import CacheMismatch, ConfigError, TryAgain
 from ..shared.models.loading import native_class, read_config
 from .checkpoint import Checkpoint, read_student

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
-from ..shared.cache.origin import origin_of
+from ..shared.cache.trained_from import origin_of
 from ..shared.config import RunConfig, TrainConfig, to_tree
 from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
@@ -86,7 +86,7 @@ def train_student(
     with own_accelerator_state(), contextlib.ExitStack() as stack:
         accelerator = join_processes(config.train, out)
         stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
-        cache = open_cache(cache_path)
+        cache = open_cache(cache_path, shard_cache=config.shard_cache)
         identity = run_identity(config, cache)
         refuse_own_input(config, out)
         finished, checkpoint = on_main(accelerator, lambda: _find_start(out, identity, resume))
@@ -193,7 +193,7 @@ class Run:
 
     def _questions(self, heldout: str) -> HeldoutQuestions:
         """Raises: CacheMismatch: the held-out cache was made for another student."""
-        cache = open_cache(heldout)
+        cache = open_cache(heldout, shard_cache=self.config.shard_cache)
         return HeldoutQuestions(cache, mask_id=open_encoder(self.config, cache).mask_id)
 
     def prepare_folder(self, *, anew: bool) -> None:

@@ -17,9 +17,10 @@ from ..shared.cache import shard_is_done
 from ..shared.cache.files import output_errors
 from ..shared.cache.manifest import MANIFEST_NAME
 from ..shared.cache.receipts import listed_receipts
+from ..shared.cache.store import Store, open_store
 from ..shared.config import WorkersConfig
-from ..shared.errors import TryAgain
-from .claims import Claims, Clock, Held, this_machine
+from ..shared.errors import TideError, TryAgain
+from .claims import CLAIMS_NAME, Claims, Clock, Held, this_machine
 from .worker_records import (
     MAX_ERROR_CHARACTERS,
     MAX_FAILED,
@@ -42,34 +43,34 @@ class Board:
     """
 
     def __init__(
-        self, root: Path, plan_hash: str, num_shards: int, workers: WorkersConfig, *, worker: str | None = None,
+        self, root: Path | Store, plan_hash: str, num_shards: int, workers: WorkersConfig, *, worker: str | None = None,
         clock: Clock = time.monotonic,
     ) -> None:  # fmt: skip
-        self.root, self.plan_hash, self.num_shards, self.workers, self.clock = (
-            root, plan_hash, num_shards, workers, clock,
+        self.store, self.plan_hash, self.num_shards, self.workers, self.clock = (
+            open_store(root), plan_hash, num_shards, workers, clock,
         )  # fmt: skip
-        self.claims = Claims(root, workers, clock=clock)
+        self.claims = Claims(self.store, workers, clock=clock)
         name = worker or own_name()
         host, _, pid = own_name().rpartition("-")
         self._record = WorkerRecord(name, host, int(pid), "waiting", machine=this_machine())
         self._random = random.Random(name)
         self._held: Held | None = None
-        self._beat_errors: list[OSError] = []  # in a row
+        self._beat_errors: list[OSError | TideError] = []  # in a row
         self._since: float | None = None  # when the shard in hand was begun
         self._lock = threading.Lock()
 
     def is_complete(self) -> bool:
         """Is the manifest there?"""
-        return (self.root / MANIFEST_NAME).exists()
+        return self.store.exists(MANIFEST_NAME)
 
     def left(self) -> list[int]:
         """Shards without a receipt, in order."""
-        done = listed_receipts(self.root)
+        done = listed_receipts(self.store)
         return [shard for shard in range(self.num_shards) if shard not in done]
 
     def num_workers(self) -> int:
         """Workers that have said something of themselves and not left, about: the dead among them included."""
-        return count_records(self.root)
+        return count_records(self.store)
 
     def free(self, shards: Collection[int]) -> list[int]:
         """Those of `shards` that no living worker holds, in order.
@@ -94,7 +95,7 @@ class Board:
         shard = left[0] if left else None
         while shard is not None:
             with self.holding(claim_name(shard)) as held:
-                if held and shard_is_done(self.root, shard, self.plan_hash) is None:
+                if held and shard_is_done(self.store, shard, self.plan_hash) is None:
                     self._since = self.clock()
                     self.say("working", shard=shard)
                     yield shard
@@ -123,7 +124,7 @@ class Board:
         Raises: OutputError: signs of life could not be written for a while, so the shard could not either.
         """
         if len(self._beat_errors) >= MAX_BEAT_ERRORS:
-            with output_errors(self.claims.folder):
+            with output_errors(Path(self.store.path(CLAIMS_NAME))):
                 raise self._beat_errors[-1]
         if self._held is not None:
             self._held.progress()
@@ -146,7 +147,7 @@ class Board:
         """Change the record and publish it."""
         with self._lock:
             self._record = dataclasses.replace(self._record, state=state, shard=shard, **changes)
-            write_record(self.root, self._record)
+            write_record(self.store, self._record)
 
     @contextlib.contextmanager
     def present(self) -> Iterator[None]:
@@ -169,7 +170,7 @@ class Board:
             stop.set()
             thread.join()
             if failure is None:
-                remove_record(self.root, self._record.worker)
+                remove_record(self.store, self._record.worker)
             else:
                 self.say("failed", error=describe(failure))
 
@@ -186,10 +187,10 @@ class Board:
             if held is not None:
                 held.renew()
             self._beat_errors.clear()
-        except OSError as error:
+        except (OSError, TideError) as error:
             self._beat_errors.append(error)
         with self._lock:
-            write_record(self.root, self._record)
+            write_record(self.store, self._record)
 
     def _beat(self, stop: threading.Event) -> None:
         while not stop.wait(self.workers.heartbeat_s):

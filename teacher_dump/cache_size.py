@@ -21,8 +21,9 @@ import numpy as np
 
 from ..shared.cache import ViewRow, shard_is_done
 from ..shared.cache.batch import row_bytes
-from ..shared.cache.receipts import Receipt
+from ..shared.cache.receipts import Receipt, listed_receipts
 from ..shared.cache.schema import ROW_GROUP_BYTES
+from ..shared.cache.store import Store, open_store
 from ..shared.cache.writer import EncodedSize
 from ..shared.errors import ConfigError
 from .plan import Plan, PlannedSample, open_samples
@@ -64,7 +65,7 @@ class SizeEstimate:
 
 
 def estimate_size(
-    plan: Plan, *, num_probe: int = 0, root: Path | None = None, say: Say = lambda line: None
+    plan: Plan, *, num_probe: int = 0, root: str | Path | Store | None = None, say: Say = lambda line: None
 ) -> SizeEstimate:
     """Predict the bytes of a plan's shards.
 
@@ -260,8 +261,10 @@ def _samples_of(pieces: Sequence[Piece]) -> int:
     return sum(piece.num_samples for piece in pieces)
 
 
-def _finished(root: Path, plan: Plan) -> list[Receipt]:
-    receipts = (shard_is_done(root, shard, plan.hash) for shard in range(plan.num_shards))
+def _finished(root: str | Path | Store, plan: Plan) -> list[Receipt]:
+    store = open_store(root)
+    listed = sorted(shard for shard in listed_receipts(store) if shard < plan.num_shards)
+    receipts = (shard_is_done(store, shard, plan.hash) for shard in listed)
     return [receipt for receipt in receipts if receipt is not None]
 
 

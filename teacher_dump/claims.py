@@ -17,17 +17,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..shared.cache.files import output_errors
+from ..shared.cache.files import canonical_json, output_errors
+from ..shared.cache.store import Entry, Store, open_store
 from ..shared.config import WorkersConfig
+from ..shared.errors import OutputError, TideError
 
 CLAIMS_NAME = "claims"
+MAX_CLAIM_BYTES = 64 << 10
 Clock = Callable[[], float]
 
 
 class _Sighting(NamedTuple):
     """A claim of somebody else: what its file looked like, since when it has, and who owns it."""
 
-    signature: tuple[int, int, int]
+    version: tuple[object, ...]
+    identity: tuple[object, ...]
     since: float
     owner: dict[str, Any]
 
@@ -35,31 +39,32 @@ class _Sighting(NamedTuple):
 class Held:
     """A claim that this worker holds."""
 
-    def __init__(self, path: Path, token: str, stuck_s: float, clock: Clock) -> None:
-        self.path, self.token, self.stuck_s, self.clock = path, token, stuck_s, clock
+    def __init__(self, store: Store, name: str, owner: dict[str, Any], stuck_s: float, clock: Clock) -> None:
+        self.store, self.name, self.owner, self.stuck_s, self.clock = store, name, owner, stuck_s, clock
         self._last_progress = clock()
+        self._renewals = 0
 
     def progress(self) -> None:
         """Say that the work goes on: without this, for `workers.stuck_s`, the claim is left to go stale."""
         self._last_progress = self.clock()
 
     def renew(self) -> None:
-        """Touch the file, unless the work is stuck or the claim was taken over meanwhile.
+        """Give the file another version, unless the work is stuck or the claim was taken over meanwhile.
 
-        Raises: OSError: it cannot be touched.
+        Raises: OSError, TideError: it cannot be done.
         """
         if self.clock() - self._last_progress < self.stuck_s and self._is_mine():
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(self.path)
+            self._renewals += 1
+            self.store.renew(self.name, canonical_json({**self.owner, "renewals": self._renewals}))
 
     def release(self) -> None:
         """Remove the file if it is still this worker's."""
-        if self._is_mine():
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+        with contextlib.suppress(OSError, TideError):
+            if self._is_mine():
+                self.store.remove(self.name)
 
     def _is_mine(self) -> bool:
-        return _owner(self.path).get("token") == self.token
+        return _owner(self.store, self.name).get("token") == self.owner["token"]
 
 
 class Claims:
@@ -68,52 +73,47 @@ class Claims:
     Args: clock: monotonic seconds; tests and the simulation bring their own.
     """
 
-    def __init__(self, root: Path, workers: WorkersConfig, *, clock: Clock = time.monotonic) -> None:
-        self.folder, self.workers, self.clock = root / CLAIMS_NAME, workers, clock
+    def __init__(self, root: Path | Store, workers: WorkersConfig, *, clock: Clock = time.monotonic) -> None:
+        self.store, self.workers, self.clock = open_store(root), workers, clock
         self._seen: dict[str, _Sighting] = {}
 
     def names(self) -> set[str]:
         """Names that somebody holds, or held when he died: one listing."""
-        try:
-            return {name[:-5] for name in os.listdir(self.folder) if name.endswith(".json")}
-        except OSError:
-            return set()
+        return {name[:-5] for name in self.store.names(CLAIMS_NAME) if name.endswith(".json")}
 
     def held(self) -> set[str]:
-        """Names that living workers hold: one listing, and one look at each file."""
-        names = self.names()
-        self._seen = {name: sighting for name, sighting in self._seen.items() if name in names}
-        return {name for name in names if not self._is_stale(name)}
+        """Names that living workers hold: one listing, and one look at each file (none in an object store)."""
+        found = self.store.entries(CLAIMS_NAME)
+        entries = {name[:-5]: entry for name, entry in found.items() if name.endswith(".json")}
+        self._seen = {name: sighting for name, sighting in self._seen.items() if name in entries}
+        return {name for name, entry in entries.items() if not self._is_stale(name, entry)}
 
     def take(self, name: str) -> Held | None:
         """Hold the claim `name`; None if another living worker has it.
 
         Raises: OutputError: it cannot be written.
         """
-        path = self.folder / f"{name}.json"
-        with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            token = _create(path)
-            if token is None and self._is_stale(name):
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
-                token = _create(path)
-        self._seen.pop(name, None) if token else None
-        return Held(path, token, self.workers.stuck_s, self.clock) if token else None
+        file, owner = _file(name), {**_own_identity(), "token": uuid.uuid4().hex}
+        data = canonical_json(owner)
+        mine = self.store.create(file, data)
+        if not mine and self._is_stale(name, self.store.entry(file)):
+            with output_errors(Path(self.store.path(file))):
+                self.store.remove(file)
+            mine = self.store.create(file, data)
+        if not mine:
+            return None
+        self._seen.pop(name, None)
+        return Held(self.store, file, owner, self.workers.stuck_s, self.clock)
 
-    def _is_stale(self, name: str) -> bool:
-        path = self.folder / f"{name}.json"
-        try:
-            status = path.stat()
-        except FileNotFoundError:
+    def _is_stale(self, name: str, entry: Entry | None) -> bool:
+        if entry is None:
             return True
-        signature = (status.st_mtime_ns, status.st_ino, status.st_size)
         sighting = self._seen.get(name)
-        if sighting is None or sighting.signature != signature:
-            known = sighting is not None and sighting.signature[1:] == signature[1:]
+        if sighting is None or sighting.version != entry.version:
+            known = sighting is not None and sighting.identity == entry.identity
             abroad = sighting is not None and sighting.owner.get("machine", _machine()) != _machine()
-            owner = sighting.owner if sighting and known and abroad else _owner(path)
-            sighting = self._seen[name] = _Sighting(signature, self.clock(), owner)
+            owner = sighting.owner if sighting and known and abroad else _owner(self.store, _file(name))
+            sighting = self._seen[name] = _Sighting(entry.version, entry.identity, self.clock(), owner)
         owner = sighting.owner
         if owner.get("machine") == _machine() and _start_time(owner["pid"]) != owner["started"]:
             return True
@@ -122,12 +122,9 @@ class Claims:
         return self.clock() - sighting.since > patience_s
 
 
-def remove_claims(root: Path) -> None:
+def remove_claims(root: Path | Store) -> None:
     """Remove the claims of a finished dump; nobody needs them any more."""
-    with contextlib.suppress(OSError):
-        for path in (root / CLAIMS_NAME).iterdir():
-            path.unlink()
-        (root / CLAIMS_NAME).rmdir()
+    open_store(root).remove_folder(CLAIMS_NAME)
 
 
 def is_alive(pid: int) -> bool:
@@ -146,28 +143,20 @@ def this_machine() -> str:
     return _machine()
 
 
-def _create(path: Path) -> str | None:
-    """Create a claim; the token in it, or None if there is one already."""
-    token, pid = uuid.uuid4().hex, os.getpid()
-    owner = {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _start_time(pid)}
-    try:
-        file = open(path, "x")  # noqa: SIM115 - closed below; only its creation may say that another was faster
-    except FileExistsError:
-        return None
-    try:
-        with file:
-            json.dump({**owner, "token": token}, file)
-    except OSError:  # disk full: an empty claim would keep others waiting
-        path.unlink()
-        raise
-    return token
+def _file(name: str) -> str:
+    return f"{CLAIMS_NAME}/{name}.json"
 
 
-def _owner(path: Path) -> dict[str, Any]:
+def _own_identity() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _start_time(pid)}
+
+
+def _owner(store: Store, file: str) -> dict[str, Any]:
     """What a claim says of its owner; {} if it is gone, damaged or being written."""
     try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
+        owner = json.loads(store.read(file, max_bytes=MAX_CLAIM_BYTES))
+    except (OSError, ValueError, OutputError):
         return {}
     whole = isinstance(owner, dict) and type(owner.get("pid")) is int and {"machine", "started", "token"} <= set(owner)
     return owner if whole else {}

@@ -1,7 +1,8 @@
 """The commit of a cache: all receipts -> vocabulary.parquet, README.md and, last, manifest.json.
 
 A pure function of the plan and the receipts, so whoever finishes last may run it, and running it twice is harmless. The
-manifest vouches for every byte, so each shard's SHA-256 is compared with its receipt before it is written.
+manifest vouches for every byte, so each shard's SHA-256 is compared with its receipt before it is written. In an object
+store its size is: the store compared the bytes when they arrived, and to fetch them all again would take hours.
 """
 
 import os
@@ -15,10 +16,11 @@ from pathlib import Path
 
 from .. import __version__
 from ..shared.cache import Manifest, shard_is_done, write_manifest, write_vocabulary
-from ..shared.cache.card import write_card
+from ..shared.cache.card import CARD_NAME, write_card
 from ..shared.cache.codec_error import summary as codec_error_summary
 from ..shared.cache.files import leftovers
 from ..shared.cache.manifest import (
+    MANIFEST_NAME,
     UNKNOWN,
     AuditInfo,
     DataSource,
@@ -29,9 +31,10 @@ from ..shared.cache.manifest import (
     file_entry,
     manifest_parts,
 )
-from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, listed_receipts, receipt_path
+from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, listed_receipts, listed_sizes, receipt_name
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
+from ..shared.cache.store import FolderStore, Store, open_store
 from ..shared.cache.trust import keep_note, trust_note
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from .claims import is_alive, remove_claims
@@ -45,7 +48,7 @@ MAX_THREADS = 32
 
 
 def finalize(
-    root: Path, plan: Plan, pairing: Pairing | None = None, *, progress: Callable[[], None] = lambda: None
+    root: Path | Store, plan: Plan, pairing: Pairing | None = None, *, progress: Callable[[], None] = lambda: None
 ) -> Manifest | None:
     """Check every shard and write everything that follows from them; the manifest last.
 
@@ -53,11 +56,13 @@ def finalize(
     Returns: None: not every shard is whole. The receipts of damaged ones are gone now: do these shards again.
     Raises: CacheError: which weights made the shards is not known. OutputError.
     """
-    receipts, damaged = _whole_shards(root, plan, full=True, progress=progress)
+    store = open_store(root)
+    receipts, damaged = _whole_shards(store, plan, full=store.hash_before_commit, progress=progress)
     if damaged or len(receipts) < plan.num_shards:
-        _forget(root, damaged)
+        _forget(store, damaged)
         return None
     pairing = pairing or open_pairing(plan.config, teacher_revision=(plan.teacher or {}).get("revision"))
+    root = store.folder
     write_vocabulary(root, pairing.student.token_bytes, pairing.teacher_id())
     parts = manifest_parts(receipts)
     manifest = Manifest(
@@ -65,7 +70,7 @@ def finalize(
         tide_version=__version__,
         plan_hash=plan.hash,
         signal=_signal(plan, pairing.num_support if plan.signal_kind == "topk" else 0, parts["statistics"]),
-        teacher=_teacher(root, plan),
+        teacher=_teacher(store, plan),
         student=StudentInfo(
             tokenizer_fingerprint=plan.student["tokenizer"], chat_template_fingerprint=plan.student["chat_template"],
             vocab_size=plan.student["vocab_size"], mask_id=plan.student["mask_id"], eos_id=plan.student["eos_id"],
@@ -83,51 +88,60 @@ def finalize(
     )  # fmt: skip
     note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written
     write_card(root, manifest)
+    store.publish([VOCABULARY_NAME, CARD_NAME])
     write_manifest(root, manifest)
+    store.publish([MANIFEST_NAME])
     keep_note(note)
     return manifest
 
 
-def discard_damaged(root: Path, plan: Plan, *, full: bool) -> list[int]:
+def discard_damaged(root: Path | Store, plan: Plan, *, full: bool) -> list[int]:
     """Forget the receipts of shards that are missing or damaged, so that they are done again; says so in a warning.
 
     Args: full: compare every byte's hash; otherwise names and sizes.
     Returns: numbers of these shards.
     """
-    damaged = _whole_shards(root, plan, full=full)[1]
-    _forget(root, damaged)
+    store = open_store(root)
+    damaged = _whole_shards(store, plan, full=full)[1]
+    _forget(store, damaged)
     return damaged
 
 
 def _whole_shards(
-    root: Path, plan: Plan, *, full: bool, progress: Callable[[], None] = lambda: None
+    store: Store, plan: Plan, *, full: bool, progress: Callable[[], None] = lambda: None
 ) -> tuple[list[Receipt], list[int]]:
     """Receipts of the shards that are whole, in order; numbers of those whose receipt is not to be believed."""
 
+    sizes = None if isinstance(store, FolderStore) else listed_sizes(store)
+
     def looked_at(shard: int) -> Receipt | None:
-        receipt = shard_is_done(root, shard, plan.hash, full=full)
+        receipt = shard_is_done(store, shard, plan.hash, full=full, sizes=sizes)
         progress()
         return receipt
 
-    listed = sorted(shard for shard in listed_receipts(root) if shard < plan.num_shards)
-    with ThreadPoolExecutor(min(MAX_THREADS, 4 * (os.cpu_count() or 1))) as threads:
+    listed = sorted(shard for shard in listed_receipts(store) if shard < plan.num_shards)
+    num_threads = MAX_THREADS if sizes is not None else min(MAX_THREADS, 4 * (os.cpu_count() or 1))
+    with ThreadPoolExecutor(num_threads) as threads:
         found = list(threads.map(looked_at, listed))
     whole = [receipt for receipt in found if receipt is not None]
     return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
 
 
-def _forget(root: Path, damaged: list[int]) -> None:
-    for shard in damaged:
-        receipt_path(root, shard).unlink(missing_ok=True)
+def _forget(store: Store, damaged: list[int]) -> None:
+    store.remove(*map(receipt_name, damaged))
     if damaged:
         names = ", ".join(map(str, damaged[:8])) + (" ..." if len(damaged) > 8 else "")
-        warnings.warn(f"{root}: shards {names} are missing or damaged and are made again", stacklevel=3)
+        warnings.warn(f"{store}: shards {names} are missing or damaged and are made again", stacklevel=3)
 
 
-def tidy(root: Path) -> None:
+def tidy(root: Path | Store) -> None:
     """Remove what workers left behind: claims, records, and temporary files of processes that are dead."""
-    remove_claims(root)
-    remove_records(root)
+    store = open_store(root)
+    remove_claims(store)
+    remove_records(store)
+    if not isinstance(store, FolderStore):
+        return
+    root = store.root
     for folder in (root, root / "data", root / AUDIT_FOLDER, root / "receipts"):
         for path in leftovers(folder / "*"):
             owner = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", path.name)
@@ -155,13 +169,13 @@ def _audit(plan: Plan, pairing: Pairing, receipts: Sequence[Receipt]) -> AuditIn
     return AuditInfo(share=share, support_tokens=pairing.num_support, files=audit_entries(receipts))
 
 
-def _teacher(root: Path, plan: Plan) -> TeacherInfo | None:
+def _teacher(store: Store, plan: Plan) -> TeacherInfo | None:
     if plan.teacher is None:
         return None
     config = plan.config.teacher
     return TeacherInfo(
         id=plan.settings["teacher"]["path"], revision=plan.teacher["revision"] or config.revision or UNKNOWN,
-        weight_fingerprint=recorded_fingerprint(root), dtype=config.dtype, quantization=config.quantization,
+        weight_fingerprint=recorded_fingerprint(store), dtype=config.dtype, quantization=config.quantization,
         tokenizer_fingerprint=plan.teacher["tokenizer"],
         chat_template_fingerprint=plan.teacher["chat_template"], licence=plan.teacher_licence or UNKNOWN,
         spec=plan.teacher["spec"],

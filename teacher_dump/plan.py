@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..shared.cache.compact import frequent_ids
-from ..shared.cache.files import atomic_write, canonical_json, read_json, readable_json, sha256_bytes
+from ..shared.cache.files import canonical_json, parse_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Signal
+from ..shared.cache.store import FolderStore, Store, open_store
 from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
 from ..shared.conversations import (
     ConversationReader,
@@ -79,7 +80,7 @@ class Plan:
         """The planned sections as a configuration; names are paths only in a plan that `at` gave."""
         return self.here or from_tree(RunConfig, self.settings)
 
-    def at(self, config: RunConfig, root: Path) -> "Plan":
+    def at(self, config: RunConfig, root: Path | Store) -> "Plan":
         """This plan with the paths of a command's configuration.
 
         Raises: CacheMismatch: its settings are not those of the plan; names every one that differs.
@@ -206,21 +207,35 @@ def _teacher_licence(config: RunConfig, pairing: Pairing) -> str | None:
     return config.teacher.licence or found
 
 
-def write_plan(root: Path, plan: Plan) -> None:
-    """Write plan.json atomically."""
-    atomic_write(root / PLAN_NAME, readable_json(plan.to_json()))
+def write_plan(root: Path | Store, plan: Plan) -> None:
+    """Write plan.json atomically.
+
+    Raises: CacheMismatch: meanwhile another worker of an object store wrote another plan.
+    """
+    store, data = open_store(root), readable_json(plan.to_json())
+    if isinstance(store, FolderStore):
+        store.write(PLAN_NAME, data)
+        return
+    store.write_once(PLAN_NAME, data)
+    theirs = read_plan(store)
+    if theirs.hash != plan.hash:
+        raise CacheMismatch(
+            f"{store.path(PLAN_NAME)}: a worker that began at the same time made another plan ({theirs.hash[:12]}, "
+            f"here {plan.hash[:12]}): its settings or data differ. Give all workers the same, or another --out"
+        )
 
 
-def read_plan(root: Path) -> Plan:
+def read_plan(root: Path | Store) -> Plan:
     """Read plan.json.
 
     Raises: CacheError: missing, damaged, or of another version.
     """
-    path = root / PLAN_NAME
+    store = open_store(root)
+    path = store.path(PLAN_NAME)
     try:
-        tree = read_json(path, max_bytes=MAX_PLAN_BYTES)
+        tree = parse_json(store.read(PLAN_NAME, max_bytes=MAX_PLAN_BYTES), path, max_bytes=MAX_PLAN_BYTES)
     except FileNotFoundError as error:
-        raise CacheError(f"{root}: no {PLAN_NAME}; start with tide dump-teacher or tide plan") from error
+        raise CacheError(f"{store}: no {PLAN_NAME}; start with tide dump-teacher or tide plan") from error
     version = tree.get("schema_version") if isinstance(tree, dict) else None
     if version != SCHEMA_VERSION:
         raise CacheError(
@@ -238,7 +253,7 @@ def read_plan(root: Path) -> Plan:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error
 
 
-def require_same_settings(plan: Plan, config: RunConfig, root: Path) -> None:
+def require_same_settings(plan: Plan, config: RunConfig, root: Path | Store) -> None:
     """Refuse a command whose settings would change bytes of a cache that is already begun.
 
     Raises: CacheMismatch: names every setting that differs.
@@ -246,7 +261,7 @@ def require_same_settings(plan: Plan, config: RunConfig, root: Path) -> None:
     changes = _changes(plan.settings, planned_settings(config))
     if changes:
         raise CacheMismatch(
-            f"{root / PLAN_NAME} was made with other settings ({changes}). "
+            f"{open_store(root).path(PLAN_NAME)} was made with other settings ({changes}). "
             "Give the planned settings to continue, or another --out to start a new cache."
         )
 

@@ -16,10 +16,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..shared.cache.files import read_json
+from ..shared.cache.files import parse_json
 from ..shared.cache.inert import terminal_text
 from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME
 from ..shared.cache.receipts import listed_receipts
+from ..shared.cache.store import Store, open_store
 from ..shared.errors import CacheError
 from ..shared.redaction import redacted
 from .claims import is_alive, this_machine
@@ -71,11 +72,12 @@ class DumpStatus:
     last_error: Mapping[str, Any] | None
 
 
-def num_planned_shards(root: Path) -> int | None:
+def num_planned_shards(root: str | Path | Store) -> int | None:
     """Shards of the plan; None: there is no plan yet. Raises: CacheError: the plan is damaged."""
-    path = root / PLAN_NAME
+    store = open_store(root)
+    path = store.path(PLAN_NAME)
     try:
-        plan = read_json(path, max_bytes=MAX_PLAN_BYTES)
+        plan = parse_json(store.read(PLAN_NAME, max_bytes=MAX_PLAN_BYTES), path, max_bytes=MAX_PLAN_BYTES)
         return -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
     except FileNotFoundError:
         return None
@@ -83,21 +85,22 @@ def num_planned_shards(root: Path) -> int | None:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); give the folder that dump-teacher writes") from error
 
 
-def dump_status(root: Path, num_shards: int | None = None) -> DumpStatus:
+def dump_status(root: str | Path | Store, num_shards: int | None = None) -> DumpStatus:
     """How the dump below `root` is doing.
 
     Args: num_shards: of its plan, if it is known already (a plan of millions of samples takes seconds to read).
     Raises: CacheError: there is no dump in that folder.
     """
-    num_shards = num_planned_shards(root) if num_shards is None else num_shards
-    records = read_records(root)
+    store = open_store(root)
+    num_shards = num_planned_shards(store) if num_shards is None else num_shards
+    records = read_records(store)
     if num_shards is None and not records:
         raise CacheError(
-            f"{root}: no {PLAN_NAME} and no worker. If a dump-teacher was just started, it is still planning: look "
+            f"{store}: no {PLAN_NAME} and no worker. If a dump-teacher was just started, it is still planning: look "
             "again in a moment. Otherwise give the folder that dump-teacher writes (--out)"
         )
-    done = {shard for shard in listed_receipts(root) if shard < (num_shards or 0)}
-    complete = (root / MANIFEST_NAME).exists()
+    done = {shard for shard in listed_receipts(store) if shard < (num_shards or 0)}
+    complete = store.exists(MANIFEST_NAME)
     alive = [r for r, silent_s in records if _is_alive(r, silent_s)]
     rates = [(r.shards / r.seconds, r.tokens / r.seconds) for r in alive if r.seconds > 0]
     shard_rate, left = sum(rate for rate, _ in rates), (num_shards or 0) - len(done)
@@ -114,7 +117,7 @@ def dump_status(root: Path, num_shards: int | None = None) -> DumpStatus:
     )  # fmt: skip
     errors = [(r, silent_s) for r, silent_s in records if r.error or r.failed]
     return DumpStatus(
-        cache=str(root),
+        cache=str(store),
         state="complete" if complete else "planning" if num_shards is None else "running" if alive else "stopped",
         shards=num_shards or 0,
         done=len(done),
@@ -136,12 +139,14 @@ def _is_alive(record: WorkerRecord, silent_s: float) -> bool:
     return record.error is None and silent_s <= ALIVE_S and not (is_here and not is_alive(record.pid))
 
 
-def watch(root: Path, every_s: float, *, sleep: Callable[[float], None] = time.sleep) -> Iterator[DumpStatus]:
+def watch(
+    root: str | Path | Store, every_s: float, *, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[DumpStatus]:
     """The status again and again, until the dump is complete."""
-    num_shards = None
+    store, num_shards = open_store(root), None
     while True:
-        num_shards = num_planned_shards(root) if num_shards is None else num_shards
-        status = dump_status(root, num_shards)
+        num_shards = num_planned_shards(store) if num_shards is None else num_shards
+        status = dump_status(store, num_shards)
         yield status
         if status.state == "complete":
             return

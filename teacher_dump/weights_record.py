@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shared.cache.files import create_once, read_json, readable_json
+from ..shared.cache.files import parse_json, readable_json
+from ..shared.cache.receipts import RECEIPTS_FOLDER
+from ..shared.cache.store import Store, open_store
 from ..shared.errors import CacheError, CacheMismatch
 
-RECORD_NAME = "receipts/teacher.json"
+RECORD_NAME = f"{RECEIPTS_FOLDER}/teacher.json"
+MAX_RECORD_BYTES = 1 << 16
 _SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
 
 
@@ -34,32 +37,35 @@ def weight_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def require_same_weights(root: Path, folder: Path) -> None:
+def require_same_weights(root: Path | Store, folder: Path) -> None:
     """Compare a checkpoint with the record; the first worker writes it.
 
     Raises: CacheMismatch: these are not the weights that earlier shards were made with. CacheError: the record is
         damaged.
     """
     fingerprint = weight_fingerprint(folder)
-    create_once(root / RECORD_NAME, readable_json({"weight_fingerprint": fingerprint}))
-    recorded = recorded_fingerprint(root)
+    store = open_store(root)
+    store.write_once(RECORD_NAME, readable_json({"weight_fingerprint": fingerprint}))
+    recorded = recorded_fingerprint(store)
     if recorded != fingerprint:
         raise CacheMismatch(
             f"{folder}: its weights ({fingerprint[:12]}) are not those this cache was begun with ({recorded[:12]}, "
-            f"{root / RECORD_NAME}). Use the same checkpoint, or another --out."
+            f"{store.path(RECORD_NAME)}). Use the same checkpoint, or another --out."
         )
 
 
-def recorded_fingerprint(root: Path) -> str:
+def recorded_fingerprint(root: Path | Store) -> str:
     """The fingerprint that this cache was begun with.
 
     Raises: CacheError: the record is missing or damaged.
     """
-    path = root / RECORD_NAME
+    store = open_store(root)
+    path = store.path(RECORD_NAME)
     try:
-        return str(read_json(path, max_bytes=1 << 16)["weight_fingerprint"])
+        data = store.read(RECORD_NAME, max_bytes=MAX_RECORD_BYTES)
+        return str(parse_json(data, path, max_bytes=MAX_RECORD_BYTES)["weight_fingerprint"])
     except (FileNotFoundError, KeyError, TypeError, CacheError) as error:
         raise CacheError(
             f"{path}: missing or damaged, so which weights made the finished shards is not known. Restore it, or "
-            f"remove the folder {path.parent} to ask the teacher again about every shard."
+            f"remove the folder {store.path(RECEIPTS_FOLDER)} to ask the teacher again about every shard."
         ) from error

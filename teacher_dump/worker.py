@@ -18,6 +18,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from ..shared.cache import Receipt
+from ..shared.cache.receipts import receipt_name
+from ..shared.cache.store import Store, open_store
 from ..shared.config import RunConfig
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
@@ -53,10 +55,13 @@ class Worker:
     Raises: CacheError: no plan, or not this one.
     """
 
-    def __init__(self, root: Path, config: RunConfig, *, stop: Stop | None = None, name: str | None = None) -> None:
-        self.root, self.plan = root, read_plan(root).at(config, root)
+    def __init__(
+        self, root: Path | Store, config: RunConfig, *, stop: Stop | None = None, name: str | None = None
+    ) -> None:
+        self.store = open_output(root, config)
+        self.plan = read_plan(self.store).at(config, self.store)
         self.stop = stop or Stop(config.workers.grace_s)
-        self.board = Board(root, self.plan.hash, self.plan.num_shards, config.workers, worker=name)
+        self.board = Board(self.store, self.plan.hash, self.plan.num_shards, config.workers, worker=name)
         self.task: ShardTask | None = None
         self._failures: dict[int, Exception] = {}
         self._in_a_row: list[int] = []
@@ -88,7 +93,7 @@ class Worker:
             return False
         if self.task is None:  # before a claim: loading takes long, and others could do the shard meanwhile
             self.board.say("loading")
-            self.task = open_task(self.root, self.plan)
+            self.task = open_task(self.store, self.plan)
         with self.board.take_one(free) as shard:
             if shard is None:
                 return False
@@ -118,12 +123,12 @@ class Worker:
             self.stop.check()
 
         try:
-            return task.run(self.root, shard, progress)
+            return self._publish(task.run(self.store.folder, shard, progress))
         except torch.OutOfMemoryError:
             pass  # the handler must be left first: the error's frames hold tensors
         clear_device_cache(garbage_collection=True)
         try:
-            return task.run(self.root, shard, progress)
+            return self._publish(task.run(self.store.folder, shard, progress))
         except torch.OutOfMemoryError as error:
             raise OutOfDeviceMemory(
                 f"shard {shard}: the device's memory does not suffice ({str(error)[:200]}), also after a second try. "
@@ -131,6 +136,12 @@ class Worker:
                 "and raise teacher.devices_per_replica; teacher.quantization=nf4 makes the weights small, and a new "
                 "plan. Micro-batches are never shrunk silently, because that would change bytes"
             ) from error
+
+    def _publish(self, receipt: Receipt) -> Receipt:
+        """Make the shard appear at its place, and the receipt after it."""
+        audit = [receipt.audit.name] if receipt.audit else []
+        self.store.publish([receipt.name, *audit, receipt_name(receipt.shard)])
+        return receipt
 
     def _pass_over(self, shard: int, error: Exception) -> None:
         """Leave a failed shard to other workers; raises the error if it is one too many in a row."""
@@ -146,7 +157,7 @@ class Worker:
         with self.board.holding("manifest") as mine:
             if mine and not self.board.is_complete():
                 self.board.say("finishing")
-                finalize(self.root, self.plan, self.task.pairing if self.task else None, progress=self.board.progress)
+                finalize(self.store, self.plan, self.task.pairing if self.task else None, progress=self.board.progress)
             return mine
 
 
@@ -158,7 +169,7 @@ def next_wait_s(wait_s: float, num_workers: int) -> float:
 
 
 def work(
-    root: Path, config: RunConfig, *, report: Report = lambda shards, tokens: None, stop: Stop | None = None
+    root: Path | Store, config: RunConfig, *, report: Report = lambda shards, tokens: None, stop: Stop | None = None
 ) -> None:
     """Do undone shards until the cache is complete; those of a worker that dies are taken over.
 
@@ -169,15 +180,15 @@ def work(
     with worker.board.present():
         while worker.step(report):
             pass
-    tidy(root)
+    tidy(worker.store)
 
 
-def work_and_tell(root: Path, config: RunConfig, *, report: Report, stop: Stop) -> TideError | None:
+def work_and_tell(root: str | Path | Store, config: RunConfig, *, report: Report, stop: Stop) -> TideError | None:
     """`work` in a process of its own: an error is given back for the command to tell, one that nobody foresaw with its
     traceback on stderr. What is no Exception passes.
     """
     try:
-        work(root, config, report=report, stop=stop)
+        work(open_output(root, config), config, report=report, stop=stop)
     except TideError as error:
         return error
     except Exception as error:
@@ -186,7 +197,13 @@ def work_and_tell(root: Path, config: RunConfig, *, report: Report, stop: Stop) 
     return None
 
 
-def open_task(root: Path, plan: Plan) -> ShardTask:
+def open_output(root: str | Path | Store, config: RunConfig) -> Store:
+    """The place of `--out`, with the patience and the scratch folder of the configuration."""
+    workers = config.workers
+    return open_store(root, patience_s=workers.store_patience_s, scratch=workers.scratch)
+
+
+def open_task(root: Path | Store, plan: Plan) -> ShardTask:
     """Load data, tokenizers and the teacher for this worker's devices.
 
     Raises: CacheMismatch: the teacher's weights are not those that earlier shards were made with. DataError: they

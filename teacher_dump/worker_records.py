@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..shared.cache.files import from_json, read_json, readable_json, temporary_name
+from ..shared.cache.files import from_json, parse_json, readable_json
+from ..shared.cache.store import Store, open_store
 from ..shared.config import to_tree
 from ..shared.errors import TideError
 
@@ -57,49 +58,48 @@ def own_name() -> str:
 
 def record_path(root: Path, worker: str) -> Path:
     """Where a worker's record lies."""
-    return root / RECORDS_NAME / f"{worker}.json"
+    return root / _record_name(worker)
 
 
-def write_record(root: Path, record: WorkerRecord) -> None:
+def write_record(root: Path | Store, record: WorkerRecord) -> None:
     """Replace the worker's record, as far as that is possible; not fsynced, because nothing is lost with it."""
-    path = record_path(root, record.worker)
-    temporary = temporary_name(path)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        try:
-            temporary.write_bytes(readable_json(to_tree(record)))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, TideError):
+        open_store(root).write(_record_name(record.worker), readable_json(to_tree(record)), durable=False)
 
 
-def read_records(root: Path) -> list[tuple[WorkerRecord, float]]:
+def read_records(root: Path | Store) -> list[tuple[WorkerRecord, float]]:
     """Every record that can be read, and seconds since it was written by this machine's clock; newest first."""
-    found = []
-    for path in (root / RECORDS_NAME).glob("[!.]*.json"):
+    store, found = open_store(root), []
+    for name, entry in store.entries(RECORDS_NAME).items():
+        if name.startswith(".") or not name.endswith(".json"):
+            continue
         with contextlib.suppress(OSError, TideError):
-            age_s = max(0.0, time.time() - path.stat().st_mtime)
-            found.append((from_json(WorkerRecord, read_json(path, max_bytes=MAX_RECORD_BYTES), str(path)), age_s))
+            file = f"{RECORDS_NAME}/{name}"
+            tree = parse_json(
+                store.read(file, max_bytes=MAX_RECORD_BYTES), store.path(file), max_bytes=MAX_RECORD_BYTES
+            )
+            age_s = max(0.0, time.time() - entry.modified)
+            found.append((from_json(WorkerRecord, tree, store.path(file)), age_s))
     return sorted(found, key=lambda pair: pair[1])
 
 
-def count_records(root: Path) -> int:
+def count_records(root: Path | Store) -> int:
     """How many there are: one listing."""
-    try:
-        return len(os.listdir(root / RECORDS_NAME))
-    except OSError:
-        return 0
+    with contextlib.suppress(OSError, TideError):
+        return len(open_store(root).names(RECORDS_NAME))
+    return 0
 
 
-def remove_record(root: Path, worker: str) -> None:
+def remove_record(root: Path | Store, worker: str) -> None:
     """Forget one worker."""
-    with contextlib.suppress(OSError):
-        record_path(root, worker).unlink()
+    with contextlib.suppress(OSError, TideError):
+        open_store(root).remove(_record_name(worker))
 
 
-def remove_records(root: Path) -> None:
+def remove_records(root: Path | Store) -> None:
     """Forget them all: the dump is complete."""
-    with contextlib.suppress(OSError):
-        for path in (root / RECORDS_NAME).iterdir():
-            path.unlink()
-        (root / RECORDS_NAME).rmdir()
+    open_store(root).remove_folder(RECORDS_NAME)
+
+
+def _record_name(worker: str) -> str:
+    return f"{RECORDS_NAME}/{worker}.json"

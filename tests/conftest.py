@@ -8,11 +8,16 @@ is not runtime-checkable, names imported for type checkers alone).
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_runs.py, which test modules of every folder share
 sys.path.insert(0, str(Path(__file__).parent / "shared" / "cache"))  # parquet_by_hand.py
@@ -75,6 +80,33 @@ def project_files(project_root: Path) -> list[Path]:
 def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the models and data of tiny_runs.py, made once for all tests."""
     return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator["S3Server"]:
+    """An S3 server of this test process."""
+    from s3_server import S3Server
+
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: "S3Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "S3Server":
+    """The server as all clients of this test know it; nothing fails yet, and no request was counted."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    s3_server.faults.clear()
+    s3_server.requests.clear()
+    return s3_server
+
+
+@pytest.fixture
+def bucket(s3: "S3Server") -> str:
+    """The URL of a bucket of this test alone."""
+    return s3.make_bucket(f"test-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture

@@ -158,7 +158,8 @@ class LoopbackHub:
     def environment(self, home: object, token: str | None = "hf_" + "s" * 34) -> dict[str, str]:
         """What a client process needs to talk to this Hub and to nothing else."""
         return {
-            "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_ENDPOINT": self.url, "HF_HOME": str(home), "XDG_CACHE_HOME": f"{home}/xdg",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1", **({"HF_TOKEN": token} if token else {}),
         }  # fmt: skip
 

@@ -19,8 +19,9 @@ from .inert import markdown_text, terminal_text
 from .manifest import UNKNOWN, DataSource, Manifest
 
 if TYPE_CHECKING:
-    from .origin import Origin
+    from .trained_from import Origin
 
+CARD_NAME = "README.md"
 PREVIEW_CONFIG = "preview"
 DATA_GLOB, PREVIEW_GLOB = "data/*.parquet", "preview/*.parquet"
 MAX_CELL_CHARS = 500
@@ -78,7 +79,7 @@ def required_licences(
 
 def write_card(root: str | Path, manifest: Manifest) -> None:
     """Write `root / README.md` atomically. Raises: OutputError."""
-    atomic_write(Path(root) / "README.md", card_text(manifest).encode())
+    atomic_write(Path(root) / CARD_NAME, card_text(manifest).encode())
 
 
 def card_text(manifest: Manifest, licences: Licences | None = None, *, repository: str | None = None) -> str:

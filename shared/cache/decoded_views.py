@@ -85,9 +85,11 @@ class _Decoder:
         self.batch: RowBatch | None = None
         self.eos_id = cache.manifest.student.eos_id
         self.words = _Words(cache.vocabulary() if cache.manifest.vocabulary else None)
-        first = next((group for group in cache.row_groups if shard in (None, group.shard)), None)
+        # By the manifest: to look for row groups would fetch every shard of a remote cache.
+        shards = (n for n, entry in enumerate(cache.manifest.shards) if entry.rows and shard in (None, n))
+        first = next(shards, None)
         if first is not None:
-            self.batch = cache.read_row_group(first.shard, first.group)
+            self.batch = cache.read_row_group(first, 0)
             check_batch(self.batch, cache.layout)
 
     def nearest(self, t: float, *, without: AbstractSet[tuple[str, int]] = frozenset()) -> ViewRow:

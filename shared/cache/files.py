@@ -130,6 +130,17 @@ def readable_json(tree: Any) -> bytes:
     return (json.dumps(tree, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
+def read_bounded(path: Path, *, max_bytes: int) -> bytes:
+    """A file, or a byte more than `max_bytes` of a larger one. Raises: FileNotFoundError; OutputError: not readable."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path, *, max_bytes: int) -> Any:
     """Read JSON made by a stranger: bounded size, depth and number of values, no duplicate keys, no NaN.
 
@@ -137,13 +148,14 @@ def read_json(path: Path, *, max_bytes: int) -> Any:
         FileNotFoundError: for the caller to explain.
         CacheError: too large, too dense, too deep or not JSON; OutputError: the file cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return parse_json(read_bounded(path, max_bytes=max_bytes), str(path), max_bytes=max_bytes)
+
+
+def parse_json(data: bytes, path: str, *, max_bytes: int) -> Any:
+    """What `read_json` reads, from the bytes of the file that `path` names.
+
+    Raises: CacheError: too large, too dense, too deep or not JSON.
+    """
     if len(data) > max_bytes:
         raise CacheError(f"{path}: larger than {max_bytes:,} bytes, which no file of this kind needs; refused")
     # A value takes up to 30 times its text in memory; those of a cache are mostly names and hashes, and few.

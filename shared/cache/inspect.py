@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from ..addresses import is_url, local_path
 from ..config import to_tree
 from ..errors import CacheError
 from .decoded_views import sample_view
-from .manifest import Manifest, read_manifest
-from .reader import Cache
+from .manifest import Manifest
+from .reader import open_cache
 from .statistics import NUM_BINS, ShardStatistics
-from .verify import verify_cache
 
 _LISTS = ("shards", "totals", "statistics", "vocabulary", "audit")
 """Fields of the manifest that a description leaves out or tells in its own words."""
 
 
-def describe_cache(root: str | Path) -> dict[str, Any]:
+def describe_cache(path: str | Path) -> dict[str, Any]:
     """What a cache holds: where it comes from, sizes, distributions and one decoded view.
 
     Returns: plain JSON: cache, manifest_hash, the manifest's fields but for its lists of files, and size, t, chunks,
@@ -30,15 +30,18 @@ def describe_cache(root: str | Path) -> dict[str, Any]:
         Log-probabilities and entropies are nats at temperature 1.
     Raises: CacheError: not a cache, incomplete (with the shards done so far) or damaged. OutputError: not readable.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise CacheError(f"{root}: no such folder; give the folder that dump-teacher wrote")
-    manifest = read_manifest(root)
-    verify_cache(root, mode="auto")
+    if is_url(path):
+        cache = open_cache(path)  # compares every file's size; the shard with the sample is fetched and checked
+    else:
+        root = local_path(path)
+        if not root.is_dir():
+            raise CacheError(f"{root}: no such folder; give the folder that dump-teacher wrote")
+        cache = open_cache(root)
+    manifest = cache.manifest
     statistics = manifest.statistics
     tree = {k: v for k, v in manifest.to_json().items() if k not in _LISTS}
     return {
-        "cache": str(root),
+        "cache": str(path),
         "manifest_hash": manifest.hash,
         **tree,
         "size": _size(manifest),
@@ -49,7 +52,7 @@ def describe_cache(root: str | Path) -> dict[str, Any]:
         },
         "chunks": _chunks(statistics) if manifest.signal.kind != "none" else None,
         "targets": _targets(statistics) if manifest.signal.kind == "topk" else None,
-        "sample": sample_view(Cache(root, manifest)),
+        "sample": sample_view(cache),
     }
 
 

@@ -17,14 +17,16 @@ from .files import (
     canonical_json,
     file_inside,
     from_json,
+    parse_json,
     read_json,
     readable_json,
     sha256_bytes,
     sha256_file,
 )
-from .receipts import AuditEntry, Receipt, audit_name, read_receipt, shard_is_done
+from .receipts import AuditEntry, Receipt, audit_name, listed_receipts, read_receipt, shard_is_done
 from .schema import SCHEMA_VERSION, Codec, Layout, LogpDtype, Signal, shard_name
 from .statistics import NUM_BINS, ShardStatistics, merge
+from .store import FolderStore, Store, open_store
 from .vocabulary import VOCABULARY_NAME
 
 MANIFEST_NAME = "manifest.json"
@@ -390,18 +392,29 @@ def sealed_json(tree: Mapping[str, Any]) -> bytes:
     return readable_json({**fields, SEAL: sha256_bytes(canonical_json(fields))})
 
 
-def read_manifest(root: str | Path) -> Manifest:
+def read_manifest(root: str | Path | Store) -> Manifest:
     """The manifest of a complete cache.
 
     Raises: CacheError: the folder holds none (an incomplete cache, or none at all), or a damaged one.
     """
-    root = Path(root)
-    if not os.path.lexists(root / MANIFEST_NAME):
-        raise CacheError(_why_missing(root))
-    path = file_inside(root, MANIFEST_NAME)
-    tree = read_json(path, max_bytes=MAX_MANIFEST_BYTES)
+    store = open_store(root)
+    path = store.path(MANIFEST_NAME)
+    if isinstance(store, FolderStore):
+        if not os.path.lexists(path):
+            raise CacheError(_why_missing(store.root))
+        file_inside(store.root, MANIFEST_NAME)
+    try:
+        data = store.read(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+    except FileNotFoundError as error:
+        raise CacheError(_why_missing_there(store)) from error
+    return manifest_from_bytes(data, path)
+
+
+def manifest_from_bytes(data: bytes, path: str) -> Manifest:
+    """The manifest in the bytes of a manifest.json; `path` is its name in messages. Raises: CacheError: damaged."""
+    tree = parse_json(data, path, max_bytes=MAX_MANIFEST_BYTES)
     seal = tree.pop(SEAL, None) if isinstance(tree, dict) else None
-    manifest = Manifest.from_json(tree, str(path))
+    manifest = Manifest.from_json(tree, path)
     if seal != sha256_bytes(canonical_json(tree)):
         raise CacheError(
             f"{path}: {SEAL} is {seal!r:.80}, which is not the hash of the other fields; the file is damaged or was "
@@ -423,6 +436,17 @@ def _why_missing(root: Path) -> str:
     receipts = [read_receipt(root, int(p.stem)) for p in (root / "receipts").glob("*.json") if p.stem.isdigit()]
     done = sum(shard_is_done(root, r.shard, r.plan_hash) is not None for r in receipts if r is not None)
     return f"{root} is incomplete: {done} of {_num_planned(plan)} shards done; run the same dump-teacher command again"
+
+
+def _why_missing_there(store: Store) -> str:
+    """As `_why_missing`, by listings alone."""
+    if not store.exists(PLAN_NAME):
+        return (
+            f"{store} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; give the address that "
+            "dump-teacher wrote to"
+        )
+    done = len(listed_receipts(store))
+    return f"{store} is incomplete: {done} shards done; the same dump-teacher command again continues"
 
 
 def _num_planned(plan: Any) -> int | str:

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..addresses import is_url, local_path
+from ..config import ShardCacheConfig
 from ..errors import CacheError, CacheMismatch, ConfigError
 from .batch import RowBatch, read_group
 from .files import file_inside, open_parquet, reading
@@ -65,32 +67,43 @@ class CacheIndex:
 
 
 def open_cache(
-    path_or_hub_id: str | Path, *, revision: str | None = None, verify: bool | Literal["quick", "full"] = True
-) -> "Cache":
-    """Open a cache folder, or a data set of the Hub that holds one.
+    path_or_hub_id: str | Path, *, revision: str | None = None, verify: bool | Literal["quick", "full"] = True,
+    shard_cache: ShardCacheConfig | None = None,
+) -> "Cache":  # fmt: skip
+    """Open a cache: a folder, a data set of the Hub, or a URL of an object store.
 
     Args:
-        path_or_hub_id: a folder, owner/name, owner/name@revision or hf://datasets/owner/name@revision. Shards of the
-            Hub are fetched when they are read (remote.py).
+        path_or_hub_id: a folder, owner/name, owner/name@revision, hf://datasets/owner/name@revision, or a URL that
+            fsspec understands (s3://bucket/cache). Remote shards are fetched when they are read (remote.py).
         revision: branch, tag or commit on the Hub.
         verify: "full": all checks of docs/cache_format.md; "quick": manifest, sizes and footers only; True: quick for a
-            folder that was made or checked here before and has not changed (trust.py), full for any other, and for the
-            Hub every shard in full before it is read; False: the manifest alone (and, for the Hub, size and SHA-256
-            of what is read).
+            folder that was made or checked here before and has not changed (trust.py), full for any other, and for
+            what is remote every shard in full before it is read; False: the manifest alone (and, for what is remote,
+            size and SHA-256 of what is read).
+        shard_cache: where remote shards are kept on this machine, and how many bytes of them.
     Raises:
-        CacheError: incomplete, damaged or not a cache. Unavailable: the Hub cannot be reached.
+        CacheError: incomplete, damaged or not a cache. Unavailable: no login, no permission, not there. TryAgain: the
+            Hub or the store stays busy or out of reach.
     """
-    root = Path(path_or_hub_id)
-    if not root.is_dir():
+    name = str(path_or_hub_id)
+    root = local_path(name)
+    if is_url(name) or not root.is_dir():
         from .remote import open_remote_cache
 
-        return open_remote_cache(str(path_or_hub_id), revision, verify)
+        return open_remote_cache(name, revision, verify, shard_cache or ShardCacheConfig())
     if revision is not None:
         raise CacheError(f"{root} is a folder and has no revision {revision!r}; leave revision out")
     cache = Cache(root, read_manifest(root))
     if verify:
         verify_cache(root, mode=verify if isinstance(verify, str) else "auto")
     return cache
+
+
+def verify_anywhere(path: str | Path, *, mode: Literal["quick", "full"] = "full") -> VerifyReport:
+    """`verify_cache` of a folder; what lies elsewhere is fetched first. Raises: CacheError: the first failed check."""
+    if not is_url(path):
+        return verify_cache(local_path(path), mode=mode)
+    return open_cache(path, verify=False).verify(mode)
 
 
 class Cache(Sequence[ViewRow]):

@@ -4,18 +4,20 @@ A shard counts as done when receipt and file agree. Doing it twice is harmless, 
 of another plan simply means: not done.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import to_tree
 from ..errors import CacheError
-from .files import atomic_write, file_inside, from_json, open_parquet, read_json, readable_json, reading, sha256_file
+from .files import atomic_write, file_inside, from_json, open_parquet, parse_json, readable_json, reading, sha256_file
 from .statistics import ShardStatistics
+from .store import FolderStore, Store, open_store
 
 MAX_RECEIPT_BYTES = 1 << 20
 AUDIT_FOLDER = "audit"
+RECEIPTS_FOLDER = "receipts"
+SHARD_FOLDER = "data"
 
 
 def audit_name(shard: int, num_shards: int) -> str:
@@ -53,17 +55,19 @@ class Receipt:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
+def receipt_name(shard: int) -> str:
+    """Path of a shard's receipt below the cache folder."""
+    return f"{RECEIPTS_FOLDER}/{shard:05d}.json"
+
+
 def receipt_path(root: str | Path, shard: int) -> Path:
     """Where the receipt of a shard lies."""
-    return Path(root) / "receipts" / f"{shard:05d}.json"
+    return Path(root) / receipt_name(shard)
 
 
-def listed_receipts(root: str | Path) -> set[int]:
+def listed_receipts(root: str | Path | Store) -> set[int]:
     """Numbers of the shards that have a receipt, by one listing; whether it agrees with its file is not looked at."""
-    try:
-        names = os.listdir(Path(root) / "receipts")
-    except OSError:
-        return set()
+    names = open_store(root).names(RECEIPTS_FOLDER)
     return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdecimal()}
 
 
@@ -91,30 +95,45 @@ def _audit_entry(root: Path, name: str) -> AuditEntry:
         return AuditEntry(name, sha256_file(path), path.stat().st_size, file.metadata.num_rows)
 
 
-def read_receipt(root: str | Path, shard: int) -> Receipt | None:
+def read_receipt(root: str | Path | Store, shard: int) -> Receipt | None:
     """The receipt of a shard, or None if it is missing or damaged."""
-    path = receipt_path(root, shard)
+    store, name = open_store(root), receipt_name(shard)
     try:
-        file_inside(Path(root), str(path.relative_to(root)))
-        return from_json(Receipt, read_json(path, max_bytes=MAX_RECEIPT_BYTES), str(path))
+        if isinstance(store, FolderStore):
+            file_inside(store.root, name)
+        data = store.read(name, max_bytes=MAX_RECEIPT_BYTES)
+        return from_json(Receipt, parse_json(data, store.path(name), max_bytes=MAX_RECEIPT_BYTES), store.path(name))
     except (FileNotFoundError, CacheError):
         return None
 
 
-def shard_is_done(root: str | Path, shard: int, plan_hash: str, *, full: bool = False) -> Receipt | None:
+def shard_is_done(
+    root: str | Path | Store, shard: int, plan_hash: str, *, full: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> Receipt | None:  # fmt: skip
     """The receipt, if it is of this plan and agrees with the shard and its audit; else None: do the shard (again).
 
     Args:
         full: compare the SHA-256 as well as the size.
+        sizes: of all shards and audits, if they were listed already (`listed_sizes`).
     """
-    receipt = read_receipt(root, shard)
+    store = open_store(root)
+    receipt = read_receipt(store, shard)
     if receipt is None or receipt.plan_hash != plan_hash or receipt.shard != shard:
         return None
     try:
         for entry in (receipt, *([receipt.audit] if receipt.audit else [])):
-            path = file_inside(Path(root), entry.name)
-            if path.stat().st_size != entry.bytes or (full and sha256_file(path) != entry.sha256):
+            size = store.num_bytes(entry.name) if sizes is None else sizes.get(entry.name)
+            if size != entry.bytes or (full and store.sha256(entry.name) != entry.sha256):
                 return None
-    except (CacheError, FileNotFoundError):
+    except CacheError:
         return None
     return receipt
+
+
+def listed_sizes(store: Store) -> dict[str, int]:
+    """Bytes of every shard and audit that is there, by two listings."""
+    return {
+        f"{folder}/{name}": entry.bytes
+        for folder in (SHARD_FOLDER, AUDIT_FOLDER) for name, entry in store.entries(folder).items()
+    }  # fmt: skip

@@ -1,91 +1,85 @@
-"""A cache on the Hub, read from where it lies: shards are fetched when they are needed, and the next ones ahead.
+"""A cache on the Hub or in an object store, read from where it lies: shards come when needed, the next ones ahead.
 
-The manifest comes first, at one commit. Each shard goes into the Hub client's own cache folder (HF_HOME), is compared
-with the manifest's size and SHA-256, and checked in a child process like any shard of a stranger; only then is it
-read. Iterating needs a few shards at a time. `index()`, and with it training, needs all of them before the first step.
-The audit stays where it is: nothing that reads from afar needs it (pull-cache brings it).
+The manifest comes first (origin.py). Each shard is fetched whole into this machine's shard cache (shard_cache.py), is
+compared with the manifest's size and SHA-256, and checked in a child process like any shard of a stranger; only then is
+it read. Iterating holds a few shards at a time. `index()`, and with it training, needs all of them before the first
+step, and holds them. The audit stays where it is: nothing that reads from afar needs it (pull-cache brings it).
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..config import ShardCacheConfig
 from ..errors import CacheError
-from .hub import Hub, HubAddress, is_address, parse_address
-from .manifest import MANIFEST_NAME, Manifest, NamedFile, read_manifest
-from .pull import in_parallel, is_whole, named_files, require_files, require_manifest
+from .manifest import Manifest, NamedFile
+from .origin import HubOrigin, Origin, find_origin
+from .pull import in_parallel, named_files
 from .reader import Cache, CacheIndex
 from .schema import ViewRow
+from .shard_cache import ShardCache, WrongBytes
 from .verify import VerifyReport, verify_cache, verify_shard
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import datasets
 
+    from .hub import HubAddress
+
 READ_AHEAD = 2
 """Shards fetched and checked in the background beyond the one that is being read."""
+HELD_SHARDS = 8
+"""Shards kept on the disk for reading in any order; older ones may make room for other caches."""
 
 
 def open_remote_cache(
-    name: str, revision: str | None, verify: bool | Literal["quick", "full"], *, hub: Hub | None = None
+    name: str, revision: str | None, verify: bool | Literal["quick", "full"], shard_cache: ShardCacheConfig
 ) -> "RemoteCache":
-    """`open_cache` for the Hub. Raises: CacheError, Unavailable, TryAgain."""
-    if not is_address(name):
-        raise CacheError(
-            f"{name}: no such folder (and not an id of the Hub, which has the form owner/name, owner/name@revision or "
-            "hf://datasets/owner/name@revision)"
-        )
-    address, hub = parse_address(name, revision), hub or Hub()
-    commit = hub.commit_of(address)
-    require_manifest(hub, address, commit)
-    root = _to_client_cache(hub, address, MANIFEST_NAME, commit).parent
-    manifest = read_manifest(root)
-    require_files(hub, address, commit, named_files(manifest, str(address), audit=False))
+    """`open_cache` for what is no folder. Raises: CacheError, ConfigError, Unavailable, TryAgain."""
+    origin = find_origin(name, revision)
     checked = bool(verify) and verify != "quick"
-    cache = RemoteCache(root, manifest, HubAddress(address.repository, commit), checked=checked, hub=hub)
+    cache = RemoteCache(origin, origin.manifest(), shard_cache, checked=checked)
     if isinstance(verify, str):
         cache.verify(verify)
     return cache
 
 
-def _to_client_cache(hub: Hub, address: HubAddress, name: str, commit: str, *, again: bool = False) -> Path:
-    """A file's place in the client's cache folder: links named by commit, into blobs named by content."""
-
-    def download() -> Path:
-        return Path(hub.api.hf_hub_download(
-            address.repository, name, repo_type="dataset", revision=commit, force_download=again))  # fmt: skip
-
-    return hub.ask(f"fetching {name} of {address}", download)
-
-
 class RemoteCache(Cache):
-    """A complete cache on the Hub, with the interface of `Cache`; `address.revision` is the commit.
+    """A complete cache elsewhere, with the interface of `Cache`; `root` is its folder in the shard cache.
 
     May be used from several threads and pickled; the copy fetches for itself, from the same local files.
     """
 
     def __init__(
-        self, root: Path, manifest: Manifest, address: HubAddress, *, checked: bool = True, hub: Hub | None = None,
+        self, origin: Origin, manifest: Manifest, shard_cache: ShardCacheConfig, *, checked: bool = True,
         read_ahead: int = READ_AHEAD,
     ) -> None:  # fmt: skip
-        self.address, self.checked, self.read_ahead = address, checked, read_ahead
-        super().__init__(root, manifest)
-        self._hub = hub
+        self.origin, self.shard_cache, self.checked, self.read_ahead = origin, shard_cache, checked, read_ahead
+        super().__init__(shard_cache.path / "snapshots" / manifest.hash, manifest)
+
+    @property
+    def address(self) -> "HubAddress | str":
+        """Where it lies: on the Hub with its commit, or the URL."""
+        return self.origin.address if isinstance(self.origin, HubOrigin) else str(self.origin)
 
     def _reset(self) -> None:
         super()._reset()
-        self._hub: Hub | None = None
-        self._fetched: dict[int, Future[None]] = {}
+        self._local = ShardCache(self.shard_cache)
+        self._local.snapshot(self.manifest)
+        self._fetched: OrderedDict[int, Future[None]] = OrderedDict()
         self._fetched_lock = threading.Lock()
+        self._verified: set[int] = set()
         self._all_checked = False
         self._shard_starts = np.concatenate([[0], np.cumsum([s.rows for s in self.manifest.shards])]).astype(np.int64)
 
     def _file(self, shard: int) -> Any:
-        self._wait_for(shard)
+        if not self._all_checked:
+            self._wait_for(shard)
         return super()._file(shard)
 
     def _wait_for(self, shard: int) -> None:
@@ -98,6 +92,7 @@ class RemoteCache(Cache):
             raise
         for following in range(shard + 1, min(shard + 1 + self.read_ahead, len(self.manifest.shards))):
             self._fetch(following)
+        self._let_go(keep=shard)
 
     def _fetch(self, shard: int) -> "Future[None]":
         with self._fetched_lock:
@@ -106,32 +101,41 @@ class RemoteCache(Cache):
                 future = self._fetched[shard] = Future()
                 # A daemon: an interrupted command does not wait for shards that nobody will read.
                 threading.Thread(target=self._fetch_into, args=(shard, future), daemon=True).start()
+            self._fetched.move_to_end(shard)
             return future
 
     def _fetch_into(self, shard: int, future: "Future[None]") -> None:
         try:
-            if not self._all_checked:
-                self._bring(self.manifest.shards[shard])
-                if self.checked:
-                    verify_shard(self.root, shard)
+            self._bring(self.manifest.shards[shard])
+            if self.checked and shard not in self._verified:
+                verify_shard(self.root, shard)
+                self._verified.add(shard)
         except BaseException as error:
             future.set_exception(error)
         else:
             future.set_result(None)
 
+    def _let_go(self, keep: int) -> None:
+        """Release the shards that were not read for longest; one that is open stays readable until it is closed."""
+        with self._fetched_lock:
+            done = [s for s, future in self._fetched.items() if future.done() and not future.exception() and s != keep]
+            old = done[: max(0, len(self._fetched) - HELD_SHARDS)]
+            for shard in old:
+                del self._fetched[shard]
+        for shard in old:
+            with self._lock:
+                self._files.pop(shard, None)
+            self._local.release(self.manifest.shards[shard])
+
     def _bring(self, entry: NamedFile) -> None:
-        """Fetch a file unless it is here; what lies in the client's folder is not trusted either."""
-        hub = self._hub = self._hub or Hub()
-        commit = str(self.address.revision)
-        for again in (False, True):
-            if is_whole(_to_client_cache(hub, self.address, entry.name, commit, again=again), entry):
-                return
-        raise CacheError(
-            f"{self.address}: {entry.name} arrived twice with another size or SHA-256 than the manifest's; refused"
-        )
+        """Have a file here, and keep it here."""
+        try:
+            self._local.bring(self.root, entry, lambda target: self.origin.fetch(entry, target))
+        except WrongBytes as error:
+            raise CacheError(f"{self.origin}: {error}. {self.origin.advice}") from error
 
     def _bring_all(self) -> None:
-        for _ in in_parallel(self._bring, named_files(self.manifest, str(self.address), audit=False)):
+        for _ in in_parallel(self._bring, named_files(self.manifest, str(self.origin), audit=False)):
             pass
 
     def fetch_all(self) -> None:
@@ -149,7 +153,7 @@ class RemoteCache(Cache):
     def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
         """Fetch everything but the audit, then check it. Raises: CacheError: the first check that fails."""
         self._bring_all()
-        report = verify_cache(self.root, mode=mode, audit=False)
+        report = replace(verify_cache(self.root, mode=mode, audit=False), root=str(self.origin))
         self._all_checked = self._all_checked or mode == "full"
         return report
 

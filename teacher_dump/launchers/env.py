@@ -6,15 +6,18 @@ die, come later or be alone. Whoever comes first makes the plan; the others wait
 
 import contextlib
 import os
-from pathlib import Path
 
 from ...shared.cache.manifest import PLAN_NAME
+from ...shared.cache.store import FolderStore, Store
 from ...shared.config import RunConfig
 from ..board import Board
+from ..claims import CLAIMS_NAME
 from ..plan import make_plan, write_plan
 from ..stopping import Stop
 from ..worker import Report, work
 
+LONGEST_LOOK_S = 5.0
+"""Between two looks at whether the plan is there: planning may take an hour, and ranks may be hundreds."""
 _RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -26,29 +29,31 @@ def rank_from_environment() -> int:
     return 0
 
 
-def plan_once(root: Path, config: RunConfig, stop: Stop, *, look_again_s: float = 0.5) -> None:
-    """Make the plan below `root`, or wait for the rank that is at it.
+def plan_once(store: Store, config: RunConfig, stop: Stop, *, look_again_s: float = 0.5) -> None:
+    """Make the plan at its place, or wait for the rank that is at it.
 
     Raises: DataError, ConfigError: see `make_plan`. TryAgain: asked to stop.
     """
-    board = Board(root, "", 0, config.workers)
+    board = Board(store, "", 0, config.workers)
     try:
         with board.present():
-            while not (root / PLAN_NAME).exists():
+            while not store.exists(PLAN_NAME):
                 with board.holding("plan") as mine:
-                    if mine and not (root / PLAN_NAME).exists():
+                    if mine and not store.exists(PLAN_NAME):
                         board.say("planning")
                         plan, _ = make_plan(config, progress=board.progress)
-                        write_plan(root, plan)
+                        write_plan(store, plan)
                 if not mine:
                     stop.sleep(look_again_s)
+                    look_again_s = min(LONGEST_LOOK_S, 1.5 * look_again_s)
     except BaseException:
-        for folder in (board.claims.folder, root):  # nothing was begun: leave nothing, unless others are at it
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        if isinstance(store, FolderStore):  # nothing was begun: leave nothing, unless others are at it
+            for folder in (store.root / CLAIMS_NAME, store.root):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
         raise
 
 
-def run_env(root: Path, config: RunConfig, *, report: Report, stop: Stop) -> None:
+def run_env(store: Store, config: RunConfig, *, report: Report, stop: Stop) -> None:
     """Pull shards as one rank until the cache is complete; every rank finds things where its own command says."""
-    work(root, config, report=report, stop=stop)
+    work(store, config, report=report, stop=stop)

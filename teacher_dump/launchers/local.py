@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
+from ...shared.cache.store import Store
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain
 from ..stopping import Stop
@@ -34,7 +34,7 @@ class _Worker:
     finished: bool = False
 
 
-def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
+def run_local(store: Store, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
     """Work until the cache is complete.
 
     Args: num_workers: processes; 1 works in this process.
@@ -42,9 +42,9 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
         none can. TideError: what a worker reported, if none finished.
     """
     if num_workers == 1:
-        work(root, config, report=report, stop=stop)
+        work(store, config, report=report, stop=stop)
         return
-    with _started(root, config, num_workers) as workers:
+    with _started(str(store), config, num_workers) as workers:
 
         def pass_on() -> None:
             for worker in workers:
@@ -57,13 +57,13 @@ def run_local(root: Path, config: RunConfig, *, num_workers: int, report: Report
             if worker.error is not None:
                 raise worker.error
         raise TryAgain(
-            f"{root}: the workers ended before the cache was complete ({'; '.join(map(_ending, workers))}); "
+            f"{store}: the workers ended before the cache was complete ({'; '.join(map(_ending, workers))}); "
             "run the same command again to continue"
         )
 
 
 @contextlib.contextmanager
-def _started(root: Path, config: RunConfig, num_workers: int) -> Iterator[list[_Worker]]:
+def _started(root: str, config: RunConfig, num_workers: int) -> Iterator[list[_Worker]]:
     """Running workers; at the end of the block, whatever ends it, none is left."""
     context = multiprocessing.get_context(START_METHOD)
     if START_METHOD == "forkserver":
@@ -133,7 +133,7 @@ def _run(root: str, config: RunConfig, rank: int, messages: Connection) -> None:
     error: TideError | None
     try:
         with stop.on_signals(second_ends=False):
-            error = work_and_tell(Path(root), config, report=lambda *progress: messages.send(progress), stop=stop)
+            error = work_and_tell(root, config, report=lambda *progress: messages.send(progress), stop=stop)
     except TryAgain as asked:  # between two calls
         error = asked
     messages.send(error)

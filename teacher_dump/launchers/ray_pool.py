@@ -11,10 +11,10 @@ import threading
 import time
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ...shared.cache.manifest import MANIFEST_NAME
+from ...shared.cache.store import FolderStore, Store
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain, Unavailable
 from ..stopping import Stop
@@ -43,7 +43,7 @@ class PoolWorker:
 
     def __init__(self, root: str, config: RunConfig, folder: str) -> None:
         os.chdir(folder)  # relative paths of the settings are the driver's
-        self.root, self.config = Path(root), config
+        self.root, self.config = root, config
         self.asked = Stop(config.workers.grace_s)
         self._lock, self._shards, self._tokens = threading.Lock(), 0, 0
 
@@ -76,7 +76,7 @@ class _Member:
     has_answered: bool = False
 
 
-def run_ray(root: Path, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
+def run_ray(store: Store, config: RunConfig, *, num_workers: int, report: Report, stop: Stop) -> None:
     """Work until the cache is complete.
 
     Raises: Unavailable: no Ray. TryAgain: asked to stop, or actors keep dying, and shards are left. OutputError: an
@@ -90,7 +90,7 @@ def run_ray(root: Path, config: RunConfig, *, num_workers: int, report: Report, 
         ray.init(include_dashboard=False)
     try:
         with stop.on_signals(), stop.finishing():  # ray.init sets a handler for SIGTERM of its own
-            _Pool(root, config, report, stop).run(num_workers)
+            _Pool(store, config, report, stop).run(num_workers)
     finally:
         if ours:
             ray.shutdown()
@@ -99,10 +99,10 @@ def run_ray(root: Path, config: RunConfig, *, num_workers: int, report: Report, 
 class _Pool:
     """The actors, until the cache is complete."""
 
-    def __init__(self, root: Path, config: RunConfig, report: Report, stop: Stop) -> None:
+    def __init__(self, store: Store, config: RunConfig, report: Report, stop: Stop) -> None:
         import ray
 
-        self.ray, self.root, self.config, self.report, self.stop = ray, root.absolute(), config, report, stop
+        self.ray, self.store, self.config, self.report, self.stop = ray, store, config, report, stop
         gpus = config.teacher.devices_per_replica if ray.cluster_resources().get("GPU", 0) else 0
         self.kind: Any = ray.remote(PoolWorker).options(num_cpus=1, num_gpus=gpus, max_concurrency=3)
         self.members: list[_Member] = []
@@ -127,12 +127,13 @@ class _Pool:
             for member in self.members:
                 self.ray.kill(member.actor)
         if not self._is_complete() and not told:
-            raise self.errors[-1] if self.errors else TryAgain(f"{self.root}: no actor is left; run the command again")
+            raise self.errors[-1] if self.errors else TryAgain(f"{self.store}: no actor is left; run the command again")
         if self.errors and not told:
             warnings.warn(f"the other actors finished the work of one that failed: {self.errors[-1]}", stacklevel=3)
 
     def _start(self) -> None:
-        actor = self.kind.remote(str(self.root), self.config, os.getcwd())
+        root = str(self.store.root.absolute()) if isinstance(self.store, FolderStore) else str(self.store)
+        actor = self.kind.remote(root, self.config, os.getcwd())
         self.members.append(_Member(actor, actor.run.remote(), actor.take.remote()))
 
     def _pass_on(self, by: str) -> None:
@@ -183,7 +184,7 @@ class _Pool:
             self.deaths += 1
             if self.deaths > MAX_DEATHS:
                 raise TryAgain(
-                    f"{self.root}: {self.deaths} Ray actors died one after another ({str(death)[:300]}); see the "
+                    f"{self.store}: {self.deaths} Ray actors died one after another ({str(death)[:300]}); see the "
                     "logs of Ray on their nodes, then run the same command again"
                 ) from death
             return "dead"
@@ -200,4 +201,4 @@ class _Pool:
             self._listen(POLL_S, replace=False)
 
     def _is_complete(self) -> bool:
-        return (self.root / MANIFEST_NAME).exists()
+        return self.store.exists(MANIFEST_NAME)

@@ -20,6 +20,11 @@ def test_the_token_in_use_is_hidden_whatever_it_looks_like(monkeypatch):
     assert redacted("denied for my-own-gateway:secret.") == f"denied for {HIDDEN}."
 
 
+def test_keys_of_object_stores_are_hidden(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
+    assert redacted("key AKIAIOSFODNN7EXAMPLE, wJalrXUtnFEMI/K7MDENG") == f"key {HIDDEN}, {HIDDEN}"
+
+
 @pytest.mark.parametrize("text", ["use hf_hub_download or hf_xet", "hf://datasets/me/cache", "half_a_sentence"])
 def test_other_words_stay(monkeypatch, text):
     monkeypatch.setenv("HF_TOKEN", "hf_x")  # a placeholder

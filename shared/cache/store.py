@@ -1,0 +1,270 @@
+"""Where a cache lies: a folder, or a prefix of an object store (object_store.py). The same few verbs for both.
+
+What workers and readers ask of the place: names below a folder (one listing), whole small files, files that only the
+first writer makes, and files that are whole once they have their final name. `folder` is where code that writes with
+ordinary file operations does so; `publish` makes the result appear at the place. For a folder both are the same.
+"""
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..addresses import is_url, local_path, require_folder
+from ..config import STORE_PATIENCE_S
+from ..errors import ConfigError, OutputError
+from .files import (
+    atomic_write,
+    create_once,
+    file_inside,
+    output_errors,
+    read_bounded,
+    sha256_file,
+    temporary_name,
+)
+
+
+class Entry(NamedTuple):
+    """A file at the place.
+
+    Args:
+        version: another one whenever the file was written or touched; identity: whenever it was replaced by another
+            file, as far as the place tells.
+        modified: seconds since the epoch, by the clock of whoever keeps the file.
+    """
+
+    bytes: int
+    version: tuple[object, ...]
+    identity: tuple[object, ...]
+    modified: float
+
+
+class Store(ABC):
+    """A place for one cache; names are relative, with forward slashes. `str()` is what the user called it."""
+
+    hash_before_commit: bool
+    """Are finished shards hashed again before the manifest is written? Not where each upload was compared already."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Local folder below which files are written."""
+
+    def path(self, name: str) -> str:
+        """A file's full name, for messages."""
+        return f"{self}/{name}"
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Is there such a file now?"""
+
+    @abstractmethod
+    def names(self, folder: str = "") -> set[str]:
+        """Names directly below `folder`, hidden ones included; none if it is not there."""
+
+    @abstractmethod
+    def entries(self, folder: str) -> dict[str, Entry]:
+        """The files directly below `folder`, by name."""
+
+    @abstractmethod
+    def entry(self, name: str) -> Entry | None:
+        """One file; None: it is not there."""
+
+    @abstractmethod
+    def num_bytes(self, name: str) -> int | None:
+        """Size of a file whose name a stranger chose; None: missing. Raises: CacheError: it leads elsewhere."""
+
+    @abstractmethod
+    def read(self, name: str, *, max_bytes: int) -> bytes:
+        """A small file; of a larger one, a byte more than `max_bytes`. Raises: FileNotFoundError."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Replace a small file at once; `durable`: it survives a power cut. Raises: OutputError."""
+
+    @abstractmethod
+    def write_once(self, name: str, data: bytes) -> None:
+        """Write a small file unless it is there: of several writers one wins. Raises: OutputError."""
+
+    @abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file that others may make at the same time; False: another was faster. Raises: OutputError."""
+
+    @abstractmethod
+    def renew(self, name: str, data: bytes) -> None:
+        """Give a file of this worker's another version; `data`: its content. Raises: OSError, TideError."""
+
+    @abstractmethod
+    def remove(self, *names: str) -> None:
+        """Remove files, as far as they are there. Raises: OSError, TideError."""
+
+    @abstractmethod
+    def remove_folder(self, folder: str) -> None:
+        """Remove the files directly below `folder`, and it."""
+
+    @abstractmethod
+    def sha256(self, name: str) -> str:
+        """SHA-256 of a whole file, read from the place. Raises: CacheError: it is missing."""
+
+    @abstractmethod
+    def publish(self, names: Sequence[str]) -> None:
+        """Make files that were written below `folder` appear at the place, in this order."""
+
+    @abstractmethod
+    def require_usable(self, expected: Sequence[str]) -> None:
+        """Find out whether a dump could begin here. Raises: ConfigError, OutputError, Unavailable.
+
+        Args: expected: names that may be there already.
+        """
+
+
+class FolderStore(Store):
+    """A folder of a local or shared file system."""
+
+    hash_before_commit = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    @property
+    def folder(self) -> Path:
+        """The folder itself."""
+        return self.root
+
+    def exists(self, name: str) -> bool:
+        """As `Store.exists`."""
+        return (self.root / name).exists()
+
+    def names(self, folder: str = "") -> set[str]:
+        """As `Store.names`."""
+        try:
+            return set(os.listdir(self.root / folder))
+        except OSError:
+            return set()
+
+    def entries(self, folder: str) -> dict[str, Entry]:
+        """As `Store.entries`: one listing, and one look at each file."""
+        found = {name: self.entry(f"{folder}/{name}") for name in self.names(folder)}
+        return {name: entry for name, entry in found.items() if entry is not None}
+
+    def entry(self, name: str) -> Entry | None:
+        """As `Store.entry`."""
+        try:
+            status = (self.root / name).stat()
+        except FileNotFoundError:
+            return None
+        identity = (status.st_ino, status.st_size)
+        return Entry(status.st_size, (status.st_mtime_ns, *identity), identity, status.st_mtime)
+
+    def num_bytes(self, name: str) -> int | None:
+        """As `Store.num_bytes`; a link that leads out of the folder is refused."""
+        if not os.path.lexists(self.root / name):
+            return None
+        try:
+            return file_inside(self.root, name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str, *, max_bytes: int) -> bytes:
+        """As `Store.read`."""
+        return read_bounded(self.root / name, max_bytes=max_bytes)
+
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """As `Store.write`."""
+        path = self.root / name
+        if durable:
+            atomic_write(path, data)
+            return
+        temporary = temporary_name(path)
+        with output_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            try:
+                temporary.write_bytes(data)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def write_once(self, name: str, data: bytes) -> None:
+        """As `Store.write_once`."""
+        create_once(self.root / name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """As `Store.create`, by O_EXCL."""
+        path = self.root / name
+        with output_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                file = open(path, "xb")  # noqa: SIM115 - closed below; only its creation may say that another was faster
+            except FileExistsError:
+                return False
+            try:
+                with file:
+                    file.write(data)
+            except OSError:  # disk full: an empty file would keep others waiting
+                path.unlink()
+                raise
+        return True
+
+    def renew(self, name: str, data: bytes) -> None:
+        """Touch the file."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.root / name)
+
+    def remove(self, *names: str) -> None:
+        """As `Store.remove`."""
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """As `Store.remove_folder`, as far as it may be written."""
+        with contextlib.suppress(OSError):
+            for path in (self.root / folder).iterdir():
+                path.unlink()
+            (self.root / folder).rmdir()
+
+    def sha256(self, name: str) -> str:
+        """As `Store.sha256`."""
+        return sha256_file(file_inside(self.root, name))
+
+    def publish(self, names: Sequence[str]) -> None:
+        """Nothing to do: each file got its final name by itself."""
+
+    def require_usable(self, expected: Sequence[str]) -> None:
+        """As `Store.require_usable`."""
+        root = self.root
+        if root.is_dir() and any(path.name[0] != "." and path.name not in expected for path in root.iterdir()):
+            raise ConfigError(
+                f"--out {root}: the folder holds other files and no plan.json; give a new or empty folder"
+            )
+        nearest = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise OutputError(f"--out {root}: {nearest} is a file; give the path of a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OutputError(f"--out {root}: {nearest} is read-only; give a folder that can be written")
+
+
+def open_store(
+    root: "str | Path | Store", *, patience_s: float = STORE_PATIENCE_S, scratch: str | None = None
+) -> Store:
+    """The place that a user named.
+
+    Args:
+        root: a folder, a URL that fsspec understands, or an open store, which is given back.
+        patience_s: of an object store that is busy or out of reach: how long to try again.
+        scratch: folder for files on their way to an object store; None: the system's temporary folder.
+    Raises: ConfigError: no such kind of address. Unavailable: what it needs is not installed.
+    """
+    if isinstance(root, Store):
+        return root
+    if is_url(root):
+        from .object_store import ObjectStore
+
+        return ObjectStore(str(root), patience_s=patience_s, scratch=scratch)
+    if isinstance(root, Path):
+        require_folder(root, "this call with a pathlib.Path")
+    return FolderStore(local_path(root))
