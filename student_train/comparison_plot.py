@@ -38,7 +38,8 @@ def draw_comparison(result: Mapping[str, Any], path: Path, *, colours: Sequence[
     axes[1].set_ylabel("bits per byte")
     axes[2].set_xlabel("diffusion time t")
     axes[2].set_ylabel("top-1 accuracy, %")
-    axes[2].legend(fontsize=8, reverse=True)
+    many = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(arms) > 8 else {}  # would cover the lines
+    axes[2].legend(fontsize=8, reverse=True, **many)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -29,9 +29,12 @@ from .evaluation_scores import find_evaluation, read_scores
 from .metrics import METRICS_NAME
 from .public_card import Cost, StudentFacts, public_card
 
-_SENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
-_NOT_SENT = {"tide_state.json", "README.md"}
-"""The state names paths of the machine, and the card is written anew."""
+_SENT = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "*.model", "chat_template.jinja",
+)  # fmt: skip
+"""Of a student's folder. The rest stays: its state names paths of the machine, and others may have left notes there."""
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".gguf", ".index.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -89,8 +92,7 @@ def push_student(
     state = read_student(folder)
     say(f"{folder}: every file is as it was written")
     facts, evaluation = _facts(folder, state, name, published)
-    files = {file.name: file for pattern in _SENT for file in sorted(folder.glob(pattern))}
-    contents: dict[str, Path | bytes] = {n: file for n, file in files.items() if n not in _NOT_SENT}
+    contents: dict[str, Path | bytes] = {f.name: f for pattern in _SENT for f in folder.glob(pattern) if f.is_file()}
     contents |= {"README.md": public_card(facts).encode(), ORIGIN_NAME: facts.origin.to_bytes()}
     uploads = [Upload.of(file, content) for file, content in sorted(contents.items())]
     weights = "".join(u.sha256 for u in uploads if u.name.endswith(".safetensors"))

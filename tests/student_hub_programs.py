@@ -73,6 +73,8 @@ def push_student(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"cache": vars(cache), "work": str(work)}
     (run / "evaluation.json").write_text(json.dumps({"students": {"student": {
         "gsm8k": {"score": 41.25, "stderr": 1.5, "documents": 1319}}}}))  # fmt: skip
+    (run / "student" / "secrets.json").write_text(f'{{"home": "{work}"}}')
+    (run / "student" / "notes.txt").write_text(str(work))
     out["whole"] = pushed("me/student", private=True, cache=f"hf://datasets/me/cache@{cache.tag}",
                           cost=Cost(3.5, "one laptop", 0.25), start_licence="apache-2.0")  # fmt: skip
     repository = hub.repositories["me/student"]
