@@ -267,4 +267,5 @@ def _data_digest(data: Path | None) -> str:
 
 def _shown(result: Mapping[str, Any]) -> str:
     error = f" ± {100 * result['stderr']:.2f}" if result["stderr"] is not None else ""
-    return f"{100 * result['score']:.2f} %{error} of {result['documents']:,} documents"
+    documents = f"{result['documents']:,} document{'s' * (result['documents'] != 1)}"
+    return f"{100 * result['score']:.2f} %{error} of {documents}"
