@@ -5,8 +5,9 @@
     out/compare/...                      the same for the student of --compare
     out/evaluation.json|md|png           both beside the paper (evaluation_report.py), of the last run
 
-The hash is of all settings: a result that is there is not made again, and no run replaces another's. Inside a task, answers are kept in lm-eval's response
-cache while it runs. Under accelerate or torchrun, documents are shared out; the first process writes.
+The hash is of all settings: a result that is there is not made again, and no run replaces another's. Inside a task,
+answers are kept in lm-eval's response cache while it runs. Under accelerate or torchrun, documents are shared out; the
+first process writes.
 """
 
 import contextlib
