@@ -1,12 +1,13 @@
 """`tide eval`: students x benchmarks -> one result file each, resumed where it stopped, and the report over them.
 
-    out/student/TASK.json           score, standard error, what was asked and how, the score of every document
-    out/student/TASK.samples.jsonl  what the student wrote, document by document
-    out/compare/...                 the same for the student of --compare
-    out/evaluation.json|md|png      both beside the paper (evaluation_report.py)
+    out/student/TASK-HASH.json           score, standard error, what was asked and how, the score of every document
+    out/student/TASK-HASH.samples.jsonl  what the student wrote, document by document
+    out/compare/...                      the same for the student of --compare
+    out/evaluation.json|md|png           both beside the paper (evaluation_report.py), of the last run
 
-A result whose settings hash is that of the run is not made again. Inside a task, answers are kept in lm-eval's response
-cache while it runs. Under accelerate or torchrun, documents are shared out; the first process writes.
+The hash is of all settings: a result that is there is not made again, and no run replaces another's. Inside a task,
+answers are kept in lm-eval's response cache while it runs. Under accelerate or torchrun, documents are shared out; the
+first process writes.
 """
 
 import contextlib
@@ -127,14 +128,14 @@ class _Arm:
         lm = self._model(benchmark)
         settings = self._settings(benchmark, lm)
         digest = sha256_bytes(json.dumps(settings, sort_keys=True).encode())
-        file = self.folder / f"{benchmark.name}.json"
+        file = self.folder / f"{benchmark.name}-{digest[:8]}.json"
         known = self._on_main(lambda: _read_result(file, digest))
         if known is not None:
             self._say(f"{self.folder.name} {benchmark.name}: {_shown(known)}, from {file.name}")
             return known
         self._say(f"{self.folder.name} {benchmark.name}: begins")
         start = time.perf_counter()
-        found = self._evaluate(benchmark, lm)
+        found = self._evaluate(benchmark, lm, file.stem)
         if found is None:
             return {}
         scores, numbers, samples = found
@@ -149,7 +150,7 @@ class _Arm:
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         atomic_write(file.with_suffix(".samples.jsonl"), lines.encode(errors="replace"))
         atomic_write(file, readable_json(result))
-        for answers in self.folder.glob(f"{benchmark.name}.answers*"):
+        for answers in self.folder.glob(f"{file.stem}.answers*"):
             answers.unlink()
         self._say(f"{self.folder.name} {benchmark.name}: {_shown(result)}, {result['seconds']:,} s")
         return result
@@ -180,7 +181,7 @@ class _Arm:
         }  # fmt: skip
 
     def _evaluate(
-        self, benchmark: Benchmark, lm: "TideLM"
+        self, benchmark: Benchmark, lm: "TideLM", stem: str
     ) -> tuple[list[tuple[str, int, float]], dict[str, Any], list[dict[str, Any]]] | None:
         """Scores by document, lm-eval's numbers, and samples; None on all processes but the first."""
         from lm_eval.api.model import CachingLM
@@ -191,7 +192,7 @@ class _Arm:
             time_s=evaluation.code_time_s, memory_mb=evaluation.code_memory_mb, allowed=self.run.allow_code
         )
         tasks = load_tasks(benchmark, self.run.data, metric)
-        cached: Any = CachingLM(lm, str(self.folder / f"{benchmark.name}.answers-{lm.rank}.db"))
+        cached: Any = CachingLM(lm, str(self.folder / f"{stem}.answers-{lm.rank}.db"))
         with contextlib.closing(cached.dbdict):
             results: Any = evaluate(
                 cached, tasks, limit=self.run.limit, bootstrap_iters=0, log_samples=True, apply_chat_template=True,
@@ -267,4 +268,5 @@ def _data_digest(data: Path | None) -> str:
 
 def _shown(result: Mapping[str, Any]) -> str:
     error = f" ± {100 * result['stderr']:.2f}" if result["stderr"] is not None else ""
-    return f"{100 * result['score']:.2f} %{error} of {result['documents']:,} documents"
+    documents = f"{result['documents']:,} document{'s' * (result['documents'] != 1)}"
+    return f"{100 * result['score']:.2f} %{error} of {documents}"

@@ -77,14 +77,15 @@ def _score(result: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _average(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
+def _average(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None] | None:
     """Of the eight; None unless all are there."""
     rows = [scores.get(b.name) for b in BENCHMARKS if b.in_suite]
     there = [row for row in rows if row is not None]
     if len(there) < len(rows):
         return None
-    variance = sum((row["stderr"] or 0.0) ** 2 for row in there)
-    return {"score": sum(row["score"] for row in there) / len(there), "stderr": math.sqrt(variance) / len(there)}
+    errors = [row["stderr"] for row in there]
+    error = None if None in errors else math.sqrt(sum(e**2 for e in errors)) / len(there)
+    return {"score": sum(row["score"] for row in there) / len(there), "stderr": error}
 
 
 def _gain(result: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -22,6 +22,15 @@ pytestmark = pytest.mark.skipif(
 WITHOUT = {"namespaces": "hide_the_world", "Landlock": "write_nowhere_but"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def some_protection() -> None:
+    """Skips where a machine has none."""
+    try:
+        protection()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(params=["all", *WITHOUT])
 def shut_in(request, tmp_path, monkeypatch) -> str:
     """With every protection, and without each of the two that a machine may lack."""

@@ -44,6 +44,8 @@ def test_the_average_is_of_all_eight_or_none():
     report = describe(FACTS, EIGHT, {"student": results})
     assert report["average"]["student"]["score"] == pytest.approx(50.0)
     assert report["average"]["student"]["stderr"] == pytest.approx(50.0 / math.sqrt(8))
+    single = results | {"mmlu": made(EIGHT[0], [1.0, 1.0]) | {"stderr": None}}
+    assert describe(FACTS, EIGHT, {"student": single})["average"]["student"]["stderr"] is None
     assert describe(FACTS, EIGHT[1:], {"student": results | {"mmlu": {}}})["average"]["student"] is None
 
 
