@@ -39,7 +39,7 @@ class Student(nn.Module):
 
     def forward(
         self, rows: RowTensors, read: Int[Tensor, " n"], gold_ids: Int[Tensor, " n"], target: Int[Tensor, " m"],
-        top_ids: Int[Tensor, "m k"], temperatures: tuple[float, ...],
+        top_ids: Int[Tensor, "m k"], temperatures: tuple[float, ...], draw_ids: Int[Tensor, "m j"] | None = None,
     ) -> StudentOutput:  # fmt: skip
         """Log-probabilities of the student at masked positions.
 
@@ -50,13 +50,15 @@ class Student(nn.Module):
             target: which of the n positions have a token-level target.
             top_ids: the teacher's top tokens there, -1 for absent.
             temperatures: of the token-level losses; empty if there is none.
+            draw_ids: tokens that the cache drew from the teacher's tails there; None: no loss reads them.
         """
         hidden = self.hidden(rows).flatten(0, 1)[read]
         if not temperatures:
-            target, top_ids = target[:0], top_ids[:0]
+            target, top_ids, draw_ids = target[:0], top_ids[:0], None
         return StudentOutput(
             *gather_at_targets(
-                hidden, self.head_weight(), gold_ids, target, top_ids, temperatures=temperatures, support=self.support
+                hidden, self.head_weight(), gold_ids, target, top_ids, temperatures=temperatures, support=self.support,
+                draw_ids=draw_ids,
             )
         )
 

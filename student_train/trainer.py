@@ -152,7 +152,8 @@ class Run:
         train, manifest = config.train, cache.manifest
         self.encoder = open_encoder(config, cache)
         self.objective = Objective(
-            config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
+            config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures,
+            tail_draws=manifest.signal.tail_draws,
         )
         self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
@@ -257,6 +258,7 @@ class Run:
         output = self.forward(
             batch.rows, batch.read, batch.gold_ids, batch.target, batch.teacher.top_ids,
             () if fresh else self.objective.temperatures,
+            batch.teacher.draw_ids if self.objective.reads_draws else None,
         )  # fmt: skip
         return self.objective(output, batch, counts, progress=step / self.num_steps, fresh=fresh)
 

@@ -16,9 +16,10 @@ from ..errors import CacheError
 from .schema import Layout, ViewRow, arrow_schema
 
 _INT32 = np.iinfo(np.int32)
-_LOGP = ("chunk_logp", "top_logp")
+_LOGP = ("chunk_logp", "top_logp", "draw_logp")
 _CHUNK_FIELDS = ("chunk_start", "chunk_len", "chunk_logp")
 _TARGET_FIELDS = ("target_position", "num_top", "top_ids", "top_logp")
+_DRAW_FIELDS = ("draw_ids", "draw_logp")
 POSITIVE_ROUNDING = 1e-4
 """Log-probabilities up to this above 0 are float rounding and stored as 0."""
 
@@ -133,7 +134,7 @@ def row_bytes(row: ViewRow) -> int:
         len(row.x_0)
         + 2 * len(row.chunk_start)
         + 2 * len(row.target_position)
-        + 2 * len(row.top_ids)
+        + 2 * (len(row.top_ids) + len(row.draw_ids))
         + row.log_tail.size
     )
 
@@ -153,15 +154,18 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
         "x_0": _join(bare, [row.x_0 for row in rows], "x_0", "i"),
         "masked": _join(bare, [row.masked for row in rows], "masked", "b"),
     }
-    for names, signals in ((_CHUNK_FIELDS, ("chunk", "topk")), (_TARGET_FIELDS, ("topk",))):
+    kind = f"signal {layout.signal!r}"
+    for names, present, what in (
+        (_CHUNK_FIELDS, layout.signal != "none", kind),
+        (_TARGET_FIELDS, layout.signal == "topk", kind),
+        (_DRAW_FIELDS, layout.tail_draws > 0, "0 tail draws"),
+    ):
         for name in names:
             column = _join(bare, [getattr(row, name) for row in rows], name, "f" if name in _LOGP else "i")
-            if layout.signal in signals:
+            if present:
                 lists[name] = _rounded(bare, column, name, layout) if name in _LOGP else column
             elif len(column.values):
-                raise bare.error(
-                    column.row_of(0), name, f"given, but a cache of signal {layout.signal!r} has no such column"
-                )
+                raise bare.error(column.row_of(0), name, f"given, but a cache of {what} has no such column")
     for row, view in enumerate(rows):
         for name in ("view", "prompt_tokens"):
             value = getattr(view, name)
@@ -213,9 +217,13 @@ def _join(bare: RowBatch, arrays: list[np.ndarray], name: str, kind: str) -> Lis
     return Lists(np.concatenate(converted) if converted else np.zeros(0, target), offsets)
 
 
+STEPPED = ("top_logp", "draw_logp")
+"""Columns whose values are multiples of `layout.logp_step`, if there is one."""
+
+
 def rounded(values: np.ndarray, layout: Layout, name: str) -> np.ndarray:
     """Values of one column in the precision that the layout gives it, as float32."""
-    if name == "top_logp" and layout.logp_step is not None:
+    if name in STEPPED and layout.logp_step is not None:
         return (np.round(values / layout.logp_step) * layout.logp_step).astype(np.float32)  # exact: a power of two
     if layout.logp_dtype == "float16":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
@@ -350,7 +358,7 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
         start, length = _chunks(batch)
         signal = {name: lists.pop(name) for name in tuple(lists) if name not in ("x_0", "masked")}
         lists |= {"chunk_start": start, **signal, "chunk_len": length}  # in the order of `batch_from_rows`
-    check_lengths(batch, log_tail_lists)
+    check_lengths(batch, layout, log_tail_lists)
     log_tail = [column.values for column in log_tail_lists]
     stacked = np.stack(log_tail, axis=1) if log_tail else np.zeros((0, 0), np.float32)
     object.__setattr__(batch, "log_tail", _frozen(stacked))
@@ -366,7 +374,7 @@ def read_group(
     return batch_from_table(table, layout, where=where, first_row=first_row)
 
 
-def check_lengths(batch: RowBatch, log_tail: Sequence[Lists] = ()) -> None:
+def check_lengths(batch: RowBatch, layout: Layout, log_tail: Sequence[Lists] = ()) -> None:
     """Lists that belong together have equal lengths, and the `num_*` columns say the same: slicing is then safe."""
     lists, same = batch.lists, []
     if "chunk_start" in lists:
@@ -374,6 +382,9 @@ def check_lengths(batch: RowBatch, log_tail: Sequence[Lists] = ()) -> None:
     if "target_position" in lists:
         same += [("target_position", "num_top"), ("top_ids", "top_logp")]
     pairs = [(name, lists[other].lengths, lists[name].lengths) for other, name in same]
+    if "draw_ids" in lists:
+        num_draws = lists["target_position"].lengths * layout.tail_draws
+        pairs += [(name, num_draws, lists[name].lengths) for name in _DRAW_FIELDS]
     pairs += [("log_tail", lists["target_position"].lengths, column.lengths) for column in log_tail]
     pairs += [("masked", batch.counts["num_tokens"] - batch.prompt_tokens, lists["masked"].lengths)]
     pairs += [(name, batch.counts[name], count) for name, count in _counts(lists).items()]
