@@ -26,6 +26,7 @@ EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
 MAX_TAIL_DRAWS = 1024
 """A position with so many costs more than the format saves."""
+MAX_TAIL_BUCKETS = 256
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:
@@ -157,6 +158,9 @@ class SignalConfig:
     tail_draws: int = 0
     """Tokens drawn from outside the kept ones at every target, in proportion to their probability at the highest
     temperature and with replacement: `losses.N.tail=sampled` weighs them to an unbiased estimate of the dense loss."""
+    tail_buckets: tuple[int, ...] = ()
+    """Student ids, ascending, at which the tail is cut into ranges of ids whose masses are stored one by one; vocabularies
+    count common tokens first, so that ranges hold tokens of like frequency. Empty: the tail is one mass."""
     audit_share: float = 0.0
     """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
     1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker
@@ -174,6 +178,16 @@ class SignalConfig:
             raise ConfigError(
                 f"signal.tail_draws = {self.tail_draws}: draws are of token-level targets, and signal.kind = 'chunk' has "
                 "none; use signal.kind=topk, or leave it at 0"
+            )
+        cuts = self.tail_buckets
+        _require(
+            sorted(set(cuts)) == list(cuts) and len(cuts) < MAX_TAIL_BUCKETS and all(cut > 0 for cut in cuts),
+            "signal.tail_buckets", cuts, f"fewer than {MAX_TAIL_BUCKETS} distinct ids > 0 in ascending order",
+        )  # fmt: skip
+        if cuts and self.kind == "chunk":
+            raise ConfigError(
+                f"signal.tail_buckets = {cuts}: tails are of token-level targets, and signal.kind = 'chunk' has none; "
+                "use signal.kind=topk, or leave it empty"
             )
         _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
         _require(

@@ -33,6 +33,7 @@ class SparseLogits:
         temperatures: m of them.
         draw_ids: tokens of the teacher's tail, drawn at the highest temperature with replacement; None: no draws.
         draw_logp: of draw_ids.
+        log_buckets: log_tail by range of ids, where the tail is cut into b of them; their masses add up to the tail's.
     """
 
     gold_logp: Float[Tensor, " n"]
@@ -43,11 +44,13 @@ class SparseLogits:
     temperatures: tuple[float, ...]
     draw_ids: Int[Tensor, "n j"] | None = None
     draw_logp: Float[Tensor, "n j"] | None = None
+    log_buckets: Float[Tensor, "n m b"] | None = None
 
-    def simplex_logp(self, temperature: float) -> Float[Tensor, "n k_plus_1"]:
-        """Log-probabilities at `temperature` over the top tokens and, last, the tail."""
+    def simplex_logp(self, temperature: float) -> Float[Tensor, "n categories"]:
+        """Log-probabilities at `temperature` over the top tokens and, last, the tail: as one category, or its buckets."""
         column = self._column(temperature)
-        return torch.cat([self.top_logp_at(temperature), self.log_tail[:, column, None]], dim=1)
+        tail = self.log_tail[:, column, None] if self.log_buckets is None else self.log_buckets[:, column]
+        return torch.cat([self.top_logp_at(temperature), tail], dim=1)
 
     def gold_logp_at(self, temperature: float) -> Float[Tensor, " n"]:
         """Log-probability of the clean token at `temperature` on the support."""

@@ -142,6 +142,7 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
         top_k=signal.top_k, min_probability=signal.min_probability, temperatures=signal.temperatures,
         support=f"{signal.support}: {num_support} tokens", codec_error=error,
         tail_draws=signal.tail_draws if plan.signal_kind == "topk" else 0,
+        tail_buckets=signal.tail_buckets if plan.signal_kind == "topk" else (),
     )  # fmt: skip
 
 

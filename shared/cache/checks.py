@@ -130,6 +130,9 @@ def _check_targets(batch: RowBatch, layout: Layout) -> None:
     bad = ~(batch.log_tail <= 0).all(axis=1)
     if bad.any():
         raise batch.error(position.row_of(int(np.argmax(bad))), "log_tail", "not a log-probability <= 0")
+    if batch.log_buckets.size and not (batch.log_buckets <= 0).all():
+        bad = ~(batch.log_buckets <= 0).all(axis=(1, 2))
+        raise batch.error(position.row_of(int(np.argmax(bad))), "log_tail", "not a log-probability <= 0")
     empty = (counts == 0)[:, None] & (batch.log_tail < np.log(1 - layout.mass_tolerance))
     if empty.any():
         index = int(np.argmax(empty.any(axis=1)))
