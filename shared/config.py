@@ -159,8 +159,8 @@ class SignalConfig:
     """Tokens drawn from outside the kept ones at every target, in proportion to their probability at the highest
     temperature and with replacement: `losses.N.tail=sampled` weighs them to an unbiased estimate of the dense loss."""
     tail_buckets: tuple[int, ...] = ()
-    """Student ids, ascending, at which the tail is cut into ranges of ids whose masses are stored one by one; vocabularies
-    count common tokens first, so that ranges hold tokens of like frequency. Empty: the tail is one mass."""
+    """Student ids, ascending, at which the tail is cut into ranges of ids whose masses are stored one by one.
+    Vocabularies count common tokens first: a range holds tokens of like frequency. Empty: the tail is one mass."""
     audit_share: float = 0.0
     """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
     1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker
@@ -176,8 +176,8 @@ class SignalConfig:
         _require(0 <= self.tail_draws <= MAX_TAIL_DRAWS, "signal.tail_draws", self.tail_draws, f"0 to {MAX_TAIL_DRAWS}")
         if self.tail_draws and self.kind == "chunk":
             raise ConfigError(
-                f"signal.tail_draws = {self.tail_draws}: draws are of token-level targets, and signal.kind = 'chunk' has "
-                "none; use signal.kind=topk, or leave it at 0"
+                f"signal.tail_draws = {self.tail_draws}: draws are of token-level targets, and signal.kind = 'chunk' "
+                "has none; use signal.kind=topk, or leave it at 0"
             )
         cuts = self.tail_buckets
         _require(

@@ -47,7 +47,7 @@ class SparseLogits:
     log_buckets: Float[Tensor, "n m b"] | None = None
 
     def simplex_logp(self, temperature: float) -> Float[Tensor, "n categories"]:
-        """Log-probabilities at `temperature` over the top tokens and, last, the tail: as one category, or its buckets."""
+        """Log-probabilities at `temperature` over the top tokens and, last, the tail: one category or its buckets."""
         column = self._column(temperature)
         tail = self.log_tail[:, column, None] if self.log_buckets is None else self.log_buckets[:, column]
         return torch.cat([self.top_logp_at(temperature), tail], dim=1)

@@ -275,8 +275,21 @@ def _teacher_logits(signal: Sequence[_ViewSignal], top_k: int, temperatures: tup
     log_z = log_z_from_tail(top, log_tail, temperatures)
     gold = np.concatenate([s.row.gold_logp for s in signal] or [_NO_FLOATS])
     return SparseLogits(
-        torch.from_numpy(gold.copy()), torch.from_numpy(top_ids), top, log_z, log_tail, temperatures, *_draws(signal)
+        torch.from_numpy(gold.copy()),
+        torch.from_numpy(top_ids),
+        top,
+        log_z,
+        log_tail,
+        temperatures,
+        *_draws(signal),
+        _log_buckets(signal),
     )
+
+
+def _log_buckets(signal: Sequence[_ViewSignal]) -> Tensor | None:
+    """[m, temperatures, buckets] where the cache cuts tails into buckets."""
+    parts = [s.row.log_buckets for s in signal if s.row.log_buckets.shape[2]]
+    return torch.from_numpy(np.concatenate(parts)) if parts else None
 
 
 def _draws(signal: Sequence[_ViewSignal]) -> tuple[Tensor, Tensor] | tuple[None, None]:

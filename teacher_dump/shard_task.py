@@ -171,6 +171,7 @@ class ShardTask:
         if targets.draw_ids is not None and targets.draw_logp is not None:
             draw_ids = self.pairing.student_id[targets.draw_ids.cpu().numpy()]
             draw_logp = targets.draw_logp.cpu().numpy()
+        log_buckets = None if targets.log_buckets is None else targets.log_buckets.cpu().numpy()
         gold_end = target_end = dense_end = 0
         layout = cache_layout(self.plan)
         for view, one in batch:
@@ -188,6 +189,7 @@ class ShardTask:
                     log_tail[of_pass],
                     None if draw_ids is None else draw_ids[of_pass],
                     None if draw_logp is None else draw_logp[of_pass],
+                    None if log_buckets is None else log_buckets[of_pass],
                 )
                 view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
             except NotNumbers as error:
@@ -201,6 +203,7 @@ def cache_layout(plan: Plan) -> Layout:
         signal=plan.signal_kind, vocab_size=plan.student["vocab_size"], block_size=plan.config.student.block_size,
         top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
         logp_step=signal.logp_step, tail_draws=signal.tail_draws if plan.signal_kind == "topk" else 0,
+        tail_buckets=signal.tail_buckets if plan.signal_kind == "topk" else (),
     )  # fmt: skip
 
 

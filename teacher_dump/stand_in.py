@@ -49,10 +49,10 @@ class StandIn:
             num = int(asked.target.sum())
             ids = self._candidates(rng, view.sample.index, num, view.k, support)
             top_logp, log_z, log_tail = self._distributions(rng, num, view.k, len(support), temperatures)
-            draws = ()
+            draws: tuple[np.ndarray | None, np.ndarray | None] = None, None
             if view.draw_ids.size:
                 draws = self._draws(rng, ids, top_logp, view.draw_ids.shape[1], support, temperatures[-1])
-            view.keep(asked, gold, ids, top_logp, log_z, log_tail, *draws)
+            view.keep(asked, gold, ids, top_logp, log_z, log_tail, *draws, self._buckets(rng, view, log_tail))
 
     def _candidates(self, rng: np.random.Generator, sample: int, num: int, k: int, support: np.ndarray) -> np.ndarray:
         """[num, k] distinct ids at each position: even places of the support by rank, odd ones by the sample's rank."""
@@ -87,6 +87,13 @@ class StandIn:
             log_tail[:, column] = np.log(-np.expm1(np.minimum(head, -1e-9)))
         return top.astype(np.float32), log_z.astype(np.float32), log_tail.astype(np.float32)
 
+    def _buckets(self, rng: np.random.Generator, view: View, log_tail: np.ndarray) -> np.ndarray | None:
+        """log_tail [num, #T] cut into random shares [num, #T, buckets] where the plan cuts tails."""
+        num_buckets = view.log_buckets.shape[2]
+        if not num_buckets:
+            return None
+        shares = rng.exponential(size=(len(log_tail), 1, num_buckets)) + 1e-6
+        return (log_tail[:, :, None] + np.log(shares / shares.sum(2, keepdims=True))).astype(np.float32)
 
     def _draws(
         self, rng: np.random.Generator, ids: np.ndarray, top_logp: np.ndarray, num_draws: int, support: np.ndarray,
@@ -102,7 +109,10 @@ class StandIn:
         power, uniform = 1 - self.exponent / temperature, rng.random((num, num_draws))
         last = num_support / k
         stretch = last**uniform if abs(power) < 1e-9 else (1 + uniform * (last**power - 1)) ** (1 / power)
-        rank, first = np.minimum(k * stretch, num_support - 1).astype(np.int64), rng.integers(num_support, size=(num, 1))
+        rank, first = (
+            np.minimum(k * stretch, num_support - 1).astype(np.int64),
+            rng.integers(num_support, size=(num, 1)),
+        )
         for _ in range(k):
             found = support[(first + rank) % num_support]
             rank = (rank + (found[:, :, None] == ids[:, None, :]).any(axis=2)) % num_support

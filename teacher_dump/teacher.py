@@ -22,7 +22,7 @@ from ..shared.attention import Labels, attention_mask
 from ..shared.models.prefix_cache import PrefixCache
 from ..shared.models.specs import TeacherSpec
 from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
-from ..shared.sliced_head import TailDraws, top_logits
+from ..shared.sliced_head import TailBuckets, TailDraws, top_logits
 from ..shared.sparse_logits import SparseLogits
 from .dense_rows import DenseRows
 
@@ -65,11 +65,12 @@ class Teacher:
         model: on its device, or spread over several.
         support: [V] bool, tokens that token-level losses range over; None: all.
         audit_ids: [S] tokens whose log-probabilities an audit stores, in order; None: all.
+        buckets: ranges of the student's ids into which tails are cut; None: they are not.
     """
 
     def __init__(
         self, model: PreTrainedModel, spec: TeacherSpec, *, support: Tensor | None = None,
-        audit_ids: Tensor | None = None,
+        audit_ids: Tensor | None = None, buckets: TailBuckets | None = None,
     ) -> None:  # fmt: skip
         head = model.get_output_embeddings()
         if head is None:
@@ -84,6 +85,7 @@ class Teacher:
         self.support = None if support is None else support.to(head_device)
         if self.support is not None and self.drop is not None:
             self.support = self.support & ~self.drop
+        self.buckets = None if buckets is None else buckets.to(head_device)
         self.audit_ids = torch.arange(len(head.weight)) if audit_ids is None else audit_ids
         self.num_token_forwards = 0
         """Tokens that went through the model so far, padding left out."""
@@ -133,16 +135,14 @@ class Teacher:
         targets = top_logits(
             hidden[is_target], self.head_weight, gold_ids[is_target], k=k, temperatures=temperatures,
             support=self.support, drop=self.drop, draws=self._draws(passes, temperatures, smallest_logp),
-            watch=dense.take if dense.num_rows else None,
+            buckets=self.buckets, watch=dense.take if dense.num_rows else None,
         )  # fmt: skip
         others = top_logits(hidden[~is_target], self.head_weight, gold_ids[~is_target], k=0, drop=self.drop)
         gold_logp = targets.gold_logp.new_empty(len(gold_ids))
         gold_logp[is_target], gold_logp[~is_target] = targets.gold_logp, others.gold_logp
         return Answers(gold_logp, targets, dense.values)
 
-    def _draws(
-        self, passes: Sequence[Pass], temperatures: Sequence[float], smallest_logp: float
-    ) -> TailDraws | None:
+    def _draws(self, passes: Sequence[Pass], temperatures: Sequence[float], smallest_logp: float) -> TailDraws | None:
         uniform = [one.uniform for one in passes if one.uniform is not None]
         if not uniform:
             return None

@@ -59,6 +59,9 @@ class View:
         self.top_logp = np.full((num_targets, k), np.nan, np.float32)
         self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
         self.log_tail = np.full((num_targets, num_temperatures), np.nan, np.float32)
+        self.cuts = signal.tail_buckets if signal and k else ()
+        num_buckets = len(self.cuts) + 1 if self.cuts else 0
+        self.log_buckets = np.full((num_targets, num_temperatures, num_buckets), np.nan, np.float32)
         num_draws = signal.tail_draws if signal and k else 0
         self.draw_ids = np.full((num_targets, num_draws), -1, np.int32)
         self.draw_logp = np.full((num_targets, num_draws), np.nan, np.float32)
@@ -90,10 +93,13 @@ class View:
     def keep(
         self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray,
         log_tail: np.ndarray, draw_ids: np.ndarray | None = None, draw_logp: np.ndarray | None = None,
+        log_buckets: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
 
-        Args: draw_ids, draw_logp: [m, signal.tail_draws] at `asked.target`; None: there are none.
+        Args:
+            draw_ids, draw_logp: [m, signal.tail_draws] at `asked.target`; None: there are none.
+            log_buckets: [m, #T, buckets] where tails are cut; None: they are not.
 
         Raises: NotNumbers: an answer is not a finite number.
         """
@@ -107,6 +113,8 @@ class View:
         at = self._targets_of(asked.target)
         if draw_ids is not None and draw_logp is not None:
             self.draw_ids[at], self.draw_logp[at] = draw_ids, draw_logp
+        if log_buckets is not None:
+            self.log_buckets[at] = log_buckets
         self.top_ids[at], self.top_logp[at], self.log_z[at], self.log_tail[at] = top_ids, top_logp, log_z, log_tail
 
     def keep_dense(self, asked: Pass, dense: np.ndarray, layout: Layout) -> None:
@@ -145,6 +153,7 @@ class View:
             top_ids=self.top_ids[kept],
             top_logp=self.top_logp[kept],
             log_tail=self._log_tail(kept),
+            log_buckets=self._log_buckets(kept),
             draw_ids=self.draw_ids.ravel(),
             draw_logp=self.draw_logp.ravel(),
         )
@@ -163,6 +172,19 @@ class View:
             dropped = np.logaddexp.reduce(out / temperature, axis=1) - self.log_z[:, column]
             log_tail[:, column] = np.logaddexp(log_tail[:, column], dropped)
         return np.minimum(log_tail, 0.0)
+
+    def _log_buckets(self, kept: np.ndarray) -> np.ndarray:
+        """[n, #T, buckets] the same by ranges of ids, where tails are cut into such."""
+        assert self.signal is not None
+        log_buckets = self.log_buckets.copy()
+        if not self.cuts:
+            return log_buckets
+        target, entry = np.nonzero(~kept & (self.top_ids >= 0))
+        bucket = np.searchsorted(self.cuts, self.top_ids[target, entry], side="right")
+        for column, temperature in enumerate(self.signal.temperatures):
+            dropped = self.top_logp[target, entry] / temperature - self.log_z[target, column]
+            np.logaddexp.at(log_buckets[:, column], (target, bucket), dropped)
+        return np.minimum(log_buckets, 0.0)
 
 
 def smallest_logp(min_probability: float) -> float:

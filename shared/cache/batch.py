@@ -89,6 +89,7 @@ class RowBatch(Sequence[ViewRow]):
         offsets = (
             self.lists["target_position"].offsets if "target_position" in self.lists else np.zeros(len(self) + 1, int)
         )
+        tails = slice(offsets[row], offsets[row + 1])
         top = self.lists.get("top_ids")
         if top is not None:
             values["top_ids"], values["top_logp"] = top[row], self.lists["top_logp"][row]
@@ -97,8 +98,8 @@ class RowBatch(Sequence[ViewRow]):
             view=int(self.view[row]),
             t=float(self.t[row]),
             prompt_tokens=int(self.prompt_tokens[row]),
-            log_tail=self.log_tail[offsets[row] : offsets[row + 1]],
-            log_buckets=self.log_buckets[offsets[row] : offsets[row + 1]] if self.log_buckets.size else _NO_BUCKETS,
+            log_tail=self.log_tail[tails],
+            log_buckets=self.log_buckets[tails] if self.log_buckets.shape[-1] else _NO_BUCKETS,
             **values,
         )
 
@@ -116,7 +117,11 @@ class RowBatch(Sequence[ViewRow]):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self.log_tail.nbytes + self.log_buckets.nbytes + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
+        return (
+            self.log_tail.nbytes
+            + self.log_buckets.nbytes
+            + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
+        )
 
     def error(self, row: int, field: str, message: str) -> CacheError:
         """A CacheError that names file, row, sample and field."""

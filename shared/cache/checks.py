@@ -166,7 +166,9 @@ def _check_draws(batch: RowBatch, layout: Layout) -> None:
     likelier[some] = has_tail[some] & (draw_logp.values[some] > last)
     if likelier.any():
         raise batch.error(
-            draw_ids.row_of(int(np.argmax(likelier))), "draw_logp", "a draw is more probable than an entry that was kept"
+            draw_ids.row_of(int(np.argmax(likelier))),
+            "draw_logp",
+            "a draw is more probable than an entry that was kept",
         )
     order = np.argsort(drawn, kind="stable")
     unequal = (np.diff(drawn[order]) == 0) & (np.diff(draw_logp.values[order]) != 0)

@@ -5,8 +5,8 @@ Both are distributions over the kept tokens and, last, the tail or its buckets, 
     log q_i = logp_i / T - log_z(T),  log_z(T) = logsumexp(logp / T) - log(1 - exp(log_tail(T)))
 
 Sums and a histogram go into the shard's statistics, and so add up to those of the cache; the manifest shows the mean
-and a bound on the 99th percentile. Nothing saturates: a value that its column cannot hold is an error, not a bound. Draws from the tail have no
-distribution of their own: `logp_step` bounds what rounding does to their weights.
+and a bound on the 99th percentile. Nothing saturates: a value that its column cannot hold is an error, not a bound.
+Draws from the tail have no distribution of their own: `logp_step` bounds what rounding does to their weights.
 """
 
 from collections.abc import Mapping, Sequence

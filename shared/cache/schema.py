@@ -163,7 +163,7 @@ class Layout:
             or not 0 < cuts[0] <= cuts[-1] < self.vocab_size
         ):  # fmt: skip
             raise ConfigError(
-                f"tail_buckets {str(cuts):.80}: expected fewer than {MAX_TAIL_BUCKETS} ascending ids between 0 and "
+                f"tail_buckets {cuts!s:.80}: expected fewer than {MAX_TAIL_BUCKETS} ascending ids between 0 and "
                 f"{self.vocab_size}, and none without signal topk"
             )
         ascending = sorted(set(self.temperatures)) == list(self.temperatures)

@@ -46,6 +46,29 @@ def test_draws_round_trip_target_by_target(tmp_path, synthetic, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_masses_of_a_tail_cut_into_buckets_round_trip(tmp_path, synthetic, dtype):
+    layout = synthetic.make_layout(tail_buckets=(1, 40, 200), logp_dtype=dtype)
+    rows = synthetic.make_rows(layout, samples=7)
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, rows, layout)])
+    cache, count = open_cache(tmp_path, verify="full"), 0
+    for got, row in zip(cache, rows, strict=True):
+        wanted = row.log_buckets.astype(np.float16).astype(np.float32) if dtype == "float16" else row.log_buckets
+        np.testing.assert_array_equal(got.log_buckets, wanted)
+        # the tail is what its parts add up to: float16 parts are off by 2^-11 of their logarithm each
+        total = np.exp(got.log_buckets.astype(np.float64)).sum(axis=2)
+        np.testing.assert_allclose(np.exp(got.log_tail), np.minimum(total, 1), rtol=1e-6)
+        np.testing.assert_allclose(
+            np.exp(got.log_tail), np.exp(row.log_tail), atol=5e-3 if dtype == "float16" else 1e-6
+        )
+        count += np.isinf(got.log_buckets).sum()
+    assert count > 0  # the range of id 0 alone is empty where 0 is kept
+    with pq.ParquetFile(tmp_path / cache.manifest.shards[0].name) as file:
+        table = file.read()
+    lengths = [len(values) for values in table["log_tail_2.0"].to_pylist()]
+    assert lengths == [4 * count for count in table["num_targets"].to_pylist()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_signal_round_trips(tmp_path, make_cache, synthetic, signal, dtype):
     layout = synthetic.make_layout(signal, logp_dtype=dtype)
     root, receipts, expected = tmp_path, [], []
@@ -192,7 +215,8 @@ def test_plain_pyarrow_reads_numbers_worked_by_hand(tmp_path, synthetic):
             "sample_id": "conversation-1", "view": 3, "t": 0.5, "num_tokens": 8, "prompt_tokens": 1, "num_masked": 5,
             "num_chunks": 2, "num_targets": 1, "x_0": [1, 2, 3, 4, 5, 6, 7, 8],
             "masked": [True, True, False, True, True, True, False],
-            "chunk_len": [0, 1, 2, 0], "chunk_logp": [-0.0999755859375, -2.0], "target_position": [2], "num_top": [2], "top_ids": [9, 3], "top_logp": [-0.25, -2.0],
+            "chunk_len": [0, 1, 2, 0], "chunk_logp": [-0.0999755859375, -2.0],
+            "target_position": [2], "num_top": [2], "top_ids": [9, 3], "top_logp": [-0.25, -2.0],
             "log_tail_0.5": [-float("inf")], "log_tail_2.0": [-1.5],
         }
     ]  # fmt: skip

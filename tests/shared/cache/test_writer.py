@@ -125,9 +125,35 @@ def test_draws_that_cannot_be_true_are_refused_by_name(tmp_path, synthetic, name
     layout = synthetic.make_layout(tail_draws=2)
     write_shard(tmp_path / "good.parquet", [DRAWN], layout, plan_hash="p", shard=0)
     with pytest.raises(CacheError, match=rf", {field}: "):
-        write_shard(
-            tmp_path / "x.parquet", [dataclasses.replace(DRAWN, **changes)], layout, plan_hash="p", shard=0
-        )
+        write_shard(tmp_path / "x.parquet", [dataclasses.replace(DRAWN, **changes)], layout, plan_hash="p", shard=0)
+
+
+CUT = dataclasses.replace(
+    ROW, log_buckets=np.log(np.array([[[0.3, 0.1], [0.5, 0.3]], [[0.1, 0.2], [0.2, 0.4]]]))
+)  # fmt: skip
+BAD_BUCKETS = {
+    "missing": ({"log_buckets": np.zeros((0, 0, 0), np.float32)}, "log_buckets"),
+    "one too few": ({"log_buckets": CUT.log_buckets[:, :, :1]}, "log_buckets"),
+    "of one temperature": ({"log_buckets": CUT.log_buckets[:, :1]}, "log_buckets"),
+    "positive": ({"log_buckets": CUT.log_buckets + 3}, "log_buckets"),
+    "not a number": ({"log_buckets": CUT.log_buckets * np.nan}, "log_buckets"),
+    "more than everything": ({"log_buckets": np.full((2, 2, 2), -0.1)}, "top_logp"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BUCKETS)
+def test_buckets_that_cannot_be_true_are_refused_by_name(tmp_path, synthetic, name):
+    changes, field = BAD_BUCKETS[name]
+    layout = synthetic.make_layout(tail_buckets=(7,))
+    write_shard(tmp_path / "good.parquet", [CUT], layout, plan_hash="p", shard=0)
+    with pytest.raises(CacheError, match=rf", {field}: "):
+        write_shard(tmp_path / "x.parquet", [dataclasses.replace(CUT, **changes)], layout, plan_hash="p", shard=0)
+
+
+@pytest.mark.parametrize("cuts", [(0,), (7, 7), (9, 7), (300,), tuple(range(1, 258))])
+def test_cuts_that_are_no_ranges_of_ids_are_refused(synthetic, cuts):
+    with pytest.raises(ConfigError, match="tail_buckets .* expected fewer than 256 ascending ids"):
+        synthetic.make_layout(tail_buckets=cuts)
 
 
 def test_draws_without_a_column_are_refused_not_dropped(tmp_path, synthetic):
