@@ -68,7 +68,7 @@ def twin_rows(plan: Plan, dense: dict[tuple[str, int, int], np.ndarray] | None =
             second = naive_answers(model, teacher.x_0, masks.teacher_a, pairing.teacher.mask_id)
             logp = np.where(masks.teacher_b[:, None], first, np.where(masks.teacher_a[:, None], second, np.nan))
             row = {"chunk_start": [], "chunk_len": [], "chunk_logp": [], "target_position": []}
-            row |= {"num_top": [], "top_ids": [], "top_logp": [], "log_tail": []}
+            row |= {"num_top": [], "top_ids": [], "top_logp": [], "log_tail": [], "log_buckets": []}
             for t_start, t_end, s_start, s_end in sample.chunks:
                 if not masks.student[s_start:s_end].all():
                     assert not masks.student[s_start:s_end].any()
@@ -97,8 +97,17 @@ def twin_rows(plan: Plan, dense: dict[tuple[str, int, int], np.ndarray] | None =
                     row["log_tail"].append(
                         [np.log(np.exp(outside / T).sum() / np.exp(inside / T).sum()) for T in signal.temperatures]
                     )
+                    if signal.tail_buckets:
+                        ids = [student_of[support[i]] for i in np.delete(np.arange(len(support)), best)]
+                        bucket = np.array([sum(cut <= i for cut in signal.tail_buckets) for i in ids])
+                        masses = [
+                            [np.exp(outside / T)[bucket == b].sum() / np.exp(inside / T).sum() for b in range(3)]
+                            for T in signal.temperatures
+                        ]
+                        row["log_buckets"].append(np.log(masses))
             response = masks.student[student.prompt_tokens :]
             arrays = {name: np.array(values) for name, values in row.items()}
+            arrays["log_buckets"] = arrays["log_buckets"].reshape(len(row["num_top"]), len(signal.temperatures), -1)
             yield ViewRow(sample_id, view, float(t), student.x_0, student.prompt_tokens, response, **arrays)
 
 
@@ -112,9 +121,9 @@ def check_rows(config: RunConfig, root: Path) -> list[ViewRow]:
         assert row.t == pytest.approx(twin.t)
         for name in ("x_0", "masked", "chunk_start", "chunk_len", "target_position", "num_top", "top_ids"):
             assert getattr(row, name).tolist() == getattr(twin, name).tolist(), name
-        for name in ("chunk_logp", "gold_logp", "top_logp", "log_tail"):
+        for name in ("chunk_logp", "gold_logp", "top_logp", "log_tail", "log_buckets"):
             got, expected = getattr(row, name), getattr(twin, name)
-            np.testing.assert_allclose(got.ravel(), expected.ravel(), atol=ATOL, rtol=0, err_msg=name)
+            np.testing.assert_allclose(got.ravel(), np.ravel(expected), atol=ATOL, rtol=0, err_msg=name)
     return rows
 
 
@@ -164,9 +173,10 @@ def test_draws_do_not_depend_on_how_the_work_is_cut(tiny_root, tmp_path):
         {},
         {"noise.comp_demo": False, "signal.top_k": 5, "signal.temperatures": [0.5, 1.0, 3.0]},
         {"signal.min_probability": 0.02, "noise.demo_ratio": 0.3, "teacher.tokens_per_batch": 100},
+        {"signal.tail_buckets": [20, 150], "signal.top_k": 5, "signal.min_probability": 0.02},
         {"signal.kind": "chunk", "noise.unit": "token", "noise.timesteps": "uniform"},
     ],
-    ids=["defaults", "no-comp-demo", "adaptive-k-small-batches", "chunk-signal"],
+    ids=["defaults", "no-comp-demo", "adaptive-k-small-batches", "tail-buckets", "chunk-signal"],
 )
 def test_rows_equal_those_of_a_naive_twin(tiny_root, tmp_path, changes):
     config = tiny_config(tiny_root, shards__samples_per_shard=3, **changes)
