@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from tide.shared.cache import Layout, ViewRow, write_shard
 from tide.shared.cache.batch import read_group
+from tide.shared.cache.writer import encoded_size
 from tide.shared.sparse_logits import SparseLogits, log_z_from_tail
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -73,7 +74,8 @@ SETTINGS = {
     "k = 16, 16 buckets": Setting(16, cuts=RANGES[16]),
     "k = 16, 4 draws": Setting(16, draws=4),
     "k = 16, 16 draws": Setting(16, draws=16),
-    "k = 8, 16 draws": Setting(8, draws=16),
+    "k = 8, 4 buckets": Setting(8, cuts=RANGES[4]),
+    "k = 8, 16 buckets": Setting(8, cuts=RANGES[16]),
 }
 
 
@@ -285,7 +287,7 @@ def main() -> None:
     meant: dict[str, list[ViewRow]] = {name: [] for name in SETTINGS}
     for s, views in enumerate(asked):
         for v, one in enumerate(views):
-            tempered = [torch.log_softmax(one.teacher.double() / t, 1) for t in TEMPERATURES]
+            tempered = [torch.log_softmax(one.teacher / t, 1) for t in TEMPERATURES]
             for name, setting in SETTINGS.items():
                 meant[name].append(view(v, s, one, setting, tempered))
     rows, sizes = {}, {}
@@ -310,6 +312,9 @@ def main() -> None:
         size = sizes[name] / num
         if not setting.k:
             print(f"| {name} | 0 | {size:.2f} | | | | exact for CALM at any temperature | | | | | |")
+            footers = encoded_size(rows[name], Layout("chunk", vocab, BLOCK, 0, (), "float16"))
+            columns = sum(footers.column_bytes.values()) / num
+            print(f"| {name}, without the footer | 0 | {columns:.2f} | | | | | | | | | |")
             continue
         print(comparisons[name].line(name, size, sum(row.num_top.sum() for row in rows[name]) / num))
     for k, comparison in usual.items():

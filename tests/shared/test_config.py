@@ -222,7 +222,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("losses.1.name=kll", r"losses.1.name = 'kll': expected one of ce, kl, calm; did you mean 'kl'\?"),
         ("losses.1.chunks=unmatched", "losses.kl.chunks has no effect: only the loss calm reads it"),
         ("losses.1.normalise=batch", "only the loss ce reads it"),
-        ("losses.2.tail=sampled", "losses.calm.tail has no effect: only the loss kl reads it"),
+        ("losses.0.tail=sampled", "losses.ce.tail has no effect: only the loss kl reads it"),
         ("signal.tail_draws=-1", "signal.tail_draws = -1: expected 0 to 1024"),
         ("signal.tail_buckets=[9, 3]", r"signal.tail_buckets = \(9, 3\): expected fewer than 256 distinct ids > 0"),
         ("signal.tail_buckets=[0]", "distinct ids > 0 in ascending order"),

@@ -72,7 +72,7 @@ def test_a_sampled_tail_and_many_buckets_come_nearer_to_the_dense_gradient_than_
     support = int((open_cache(tiny.cache).vocabulary().teacher_id >= 0).sum())
     kinds = {
         "dense": {"signal__top_k": support}, "bucket": {"signal__top_k": 2},
-        "buckets": {"signal__top_k": 2, "signal__tail_buckets": list(range(2, 255))},
+        "buckets": {"signal__top_k": 2, "signal__tail_buckets": list(range(2, 500, 2))},
         "draws": {"signal__top_k": 2, "signal__tail_draws": 512},
     }  # fmt: skip
     only_kl = [LossConfig("kl", temperature=2.0)]
@@ -84,7 +84,7 @@ def test_a_sampled_tail_and_many_buckets_come_nearer_to_the_dense_gradient_than_
         parameters = [value.flatten() for key, value in values.items() if value.dim() > 0]
         found[name] = torch.cat(parameters)
     errors = {name: float((g - found["dense"]).norm() / found["dense"].norm()) for name, g in found.items()}
-    assert errors["buckets"] < 0.5 * errors["bucket"]
+    assert errors["buckets"] < 0.7 * errors["bucket"]  # pairs of ids: within one, the student's own share counts
     assert errors["draws"] < 0.5 * errors["bucket"]
     assert errors["draws"] < 0.15  # 512 draws a target, 1 / sqrt(512 * targets) of a tail's mass
 

@@ -47,7 +47,7 @@ def test_draws_round_trip_target_by_target(tmp_path, synthetic, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_masses_of_a_tail_cut_into_buckets_round_trip(tmp_path, synthetic, dtype):
-    layout = synthetic.make_layout(tail_buckets=(1, 40, 200), logp_dtype=dtype)
+    layout = synthetic.make_layout(top_k=60, tail_buckets=(1, 40, 200), logp_dtype=dtype)
     rows = synthetic.make_rows(layout, samples=7)
     synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, rows, layout)])
     cache, count = open_cache(tmp_path, verify="full"), 0
