@@ -148,8 +148,8 @@ def stored_tails(answers: Answers) -> Iterator[tuple[float, Tensor, Tensor, Tens
         num_top = answers.top_place.shape[1]
         here = exact > -torch.inf
         terms = torch.where(here, exact.exp() * (exact - torch.where(here, stored, 0.0)), 0.0)
-        masses = (values[:, num_top:].exp().sum(1) for values in (stored, exact))
-        yield temperature, *masses, terms.sum(1).clamp(min=0.0)
+        stored_mass, exact_mass = (values[:, num_top:].exp().sum(1) for values in (stored, exact))
+        yield temperature, stored_mass, exact_mass, terms.sum(1).clamp(min=0.0)
 
 
 def places(top_ids: Tensor, support: Sequence[int] | Tensor, vocab_size: int) -> Tensor:

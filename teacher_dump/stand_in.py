@@ -50,7 +50,7 @@ class StandIn:
             ids = self._candidates(rng, view.sample.index, num, view.k, support)
             top_logp, log_z, log_tail = self._distributions(rng, num, view.k, len(support), temperatures)
             draws: tuple[np.ndarray | None, np.ndarray | None] = None, None
-            if view.draw_ids.size:
+            if view.draw_ids.size and temperatures:
                 draws = self._draws(rng, ids, top_logp, view.draw_ids.shape[1], support, temperatures[-1])
             view.keep(asked, gold, ids, top_logp, log_z, log_tail, *draws, self._buckets(rng, view, log_tail))
 

@@ -45,6 +45,10 @@ class Lists:
         """Row number of every value."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
+    def keys(self) -> np.ndarray:
+        """Row and value as one number each: ascending where the values of every row are."""
+        return self.rows() * (1 << 32) + self.values
+
     def row_of(self, index: int) -> int:
         """The row that holds values[index]."""
         return int(np.searchsorted(self.offsets, index, side="right")) - 1
@@ -108,11 +112,8 @@ class RowBatch(Sequence[ViewRow]):
 
     def chunk_of_target(self) -> np.ndarray:
         """Index into the values of `chunk_start` where each target's position is, or would be if it is none's start."""
-        keys = [
-            column.rows() * (1 << 32) + column.values
-            for column in (self.lists["chunk_start"], self.lists["target_position"])
-        ]
-        return np.searchsorted(*keys)
+        start, position = self.lists["chunk_start"], self.lists["target_position"]
+        return np.searchsorted(start.keys(), position.keys())
 
     @property
     def nbytes(self) -> int:
@@ -333,8 +334,7 @@ def _along_masked(batch: RowBatch) -> Lists:
     Expects chunks that `checks.check_batch` let pass: ascending, disjoint and masked throughout.
     """
     position, start, length = _masked_positions(batch), batch.lists["chunk_start"], batch.lists["chunk_len"]
-    keys = [column.rows() * (1 << 32) + column.values for column in (position, start)]
-    first = np.searchsorted(*keys)
+    first = np.searchsorted(position.keys(), start.keys())
     inside = np.zeros(len(position.values) + 1, np.int64)
     inside[first] += 1
     np.subtract.at(inside, first + length.values, 1)
