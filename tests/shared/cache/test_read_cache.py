@@ -91,7 +91,8 @@ def _require_equal(targets, row, temperatures, temperature) -> None:
         assert kept_logp == pytest.approx(simplex[j, :num].numpy(), abs=1e-4)
         assert gold_logp == pytest.approx(float(gold[j]), abs=1e-4)
         assert tail == pytest.approx(float(simplex[j, -1]))
-        assert np.exp(kept_logp).sum() + np.exp(tail) == pytest.approx(1, abs=1e-9)
+        # nothing kept that could take up what float16 buckets of the tail lack
+        assert np.exp(kept_logp).sum() + np.exp(tail) == pytest.approx(1, abs=1e-9 if len(kept) else 1e-3)
 
 
 def test_another_codec_is_refused(make_cache, read_views):
