@@ -48,7 +48,9 @@ def _chunks(view: dict) -> tuple[np.ndarray, np.ndarray]:
 
 def _distributions(view: dict, temperature: float) -> list[tuple]:
     """For each target (position, kept ids, their log-probabilities, the clean token's, the tail's), in nats."""
-    tails, ends = view[f"log_tail_{temperature!r}"].astype(np.float64), np.cumsum(view["num_top"])
+    ends, num_targets = np.cumsum(view["num_top"]), len(view["num_top"])
+    tails = view[f"log_tail_{temperature!r}"].astype(np.float64).reshape(num_targets, -1 if num_targets else 1)
+    tails = np.minimum(np.logaddexp.reduce(tails, axis=1), 0.0)  # of all buckets, where the tail is cut into such
     top = view["top_logp"].astype(np.float64) / temperature
     out, gold_logp = [], view["chunk_logp"][np.searchsorted(view["chunk_start"], view["target_position"])]
     for j, (position, end) in enumerate(zip(view["target_position"], ends, strict=True)):

@@ -24,6 +24,9 @@ __all__ = [
 
 EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
+MAX_TAIL_DRAWS = 1024
+"""A position with so many costs more than the format saves."""
+MAX_TAIL_BUCKETS = 256
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:
@@ -152,6 +155,12 @@ class SignalConfig:
     """Precision of stored log-probabilities of chunks and tails."""
     logp_step: float | None = 1 / 16
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
+    tail_draws: int = 0
+    """Tokens drawn from outside the kept ones at every target, in proportion to their probability at the highest
+    temperature and with replacement: `losses.N.tail=sampled` weighs them to an unbiased estimate of the dense loss."""
+    tail_buckets: tuple[int, ...] = ()
+    """Student ids, ascending, at which the tail is cut into ranges of ids whose masses are stored one by one.
+    Vocabularies count common tokens first: a range holds tokens of like frequency. Empty: the tail is one mass."""
     audit_share: float = 0.0
     """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
     1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker
@@ -163,6 +172,22 @@ class SignalConfig:
             raise ConfigError(
                 f"signal.audit_share = {self.audit_share}: an audit is of token-level targets, and signal.kind = "
                 "'chunk' has none; use signal.kind=topk, or leave the share at 0"
+            )
+        _require(0 <= self.tail_draws <= MAX_TAIL_DRAWS, "signal.tail_draws", self.tail_draws, f"0 to {MAX_TAIL_DRAWS}")
+        if self.tail_draws and self.kind == "chunk":
+            raise ConfigError(
+                f"signal.tail_draws = {self.tail_draws}: draws are of token-level targets, and signal.kind = 'chunk' "
+                "has none; use signal.kind=topk, or leave it at 0"
+            )
+        cuts = self.tail_buckets
+        _require(
+            sorted(set(cuts)) == list(cuts) and len(cuts) < MAX_TAIL_BUCKETS and all(cut > 0 for cut in cuts),
+            "signal.tail_buckets", cuts, f"fewer than {MAX_TAIL_BUCKETS} distinct ids > 0 in ascending order",
+        )  # fmt: skip
+        if cuts and self.kind == "chunk":
+            raise ConfigError(
+                f"signal.tail_buckets = {cuts}: tails are of token-level targets, and signal.kind = 'chunk' has none; "
+                "use signal.kind=topk, or leave it empty"
             )
         _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
         _require(
@@ -247,6 +272,9 @@ class LossConfig:
     tidal: TidalConfig | None = None
     target: Literal["teacher", "clean"] = "teacher"
     """`clean`: the hard-label control; every teacher distribution is replaced by the clean token."""
+    tail: Literal["bucket", "sampled"] = "bucket"
+    """kl only, forward and without tidal. What stands for the tokens that the cache did not keep: one bucket with their
+    mass, or the cache's draws (`signal.tail_draws`), whose loss and gradient are those of the dense KL on average."""
     chunks: Literal["all", "unmatched"] = "all"
     """calm only. `unmatched`: chunks that are not one token on each side; a token-level loss serves the others."""
     timestep_weight: Literal["scheduler", "uniform"] = "scheduler"
@@ -268,6 +296,11 @@ class LossConfig:
             raise ConfigError("losses.ce takes neither reverse, tidal nor target: its target is the clean token")
         if self.target == "clean" and (self.reverse or self.tidal is not None or self.name != "kl"):
             raise ConfigError(f"{where}.target = 'clean' is the hard-label control of the forward KL only")
+        if self.tail == "sampled" and (self.reverse or self.tidal is not None or self.target == "clean"):
+            raise ConfigError(
+                f"{where}.tail = 'sampled' is for the forward KL to the teacher only: its draws are the teacher's, and "
+                "reverse and tidal losses take their expectation under the student; use tail: bucket"
+            )
         defaults = {f.name: f.default for f in fields(self)}
         for name, owner in _LOSS_OF_SETTING.items():
             if self.name != owner and getattr(self, name) != defaults[name]:
@@ -278,7 +311,7 @@ class LossConfig:
         )  # fmt: skip
 
 
-_LOSS_OF_SETTING = {"chunks": "calm", "timestep_weight": "ce", "normalise": "ce"}
+_LOSS_OF_SETTING = {"chunks": "calm", "tail": "kl", "timestep_weight": "ce", "normalise": "ce"}
 
 
 Schedule = Literal[

@@ -10,6 +10,7 @@ slices of a call: fresh ones would be mapped and zeroed by the kernel each time,
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +21,56 @@ from .sparse_logits import SparseLogits
 MAX_SLICE_BYTES = 64 * 2**20
 """Size of one float32 slice of logits: 110 rows at V = 151,936. There, slices of half the size cost 16 % of a CPU step
 (every slice reads the whole weight again), and twice the size saves 9 %."""
+
+
+class TailBuckets:
+    """Which range of ids each token of a vocabulary belongs to, when tails are cut into ranges.
+
+    Args: of_token: [V] numbers 0 .. num_buckets - 1.
+    """
+
+    def __init__(self, of_token: Int[Tensor, " v"], num_buckets: int) -> None:
+        self.of_token, self.num_buckets = of_token, num_buckets
+        self.is_in = torch.nn.functional.one_hot(of_token, num_buckets).float()  # [V, num_buckets]
+
+    @classmethod
+    def of_ids(cls, ids: Int[Tensor, " v"], cuts: Sequence[int]) -> "TailBuckets":
+        """Ranges of `ids` (of the student, one for each row of the head) that end before each of `cuts`."""
+        return cls(torch.bucketize(ids, torch.tensor(cuts, device=ids.device), right=True), len(cuts) + 1)
+
+    def to(self, device: torch.device | str) -> "TailBuckets":
+        """The same on another device."""
+        return TailBuckets(self.of_token.to(device), self.num_buckets)
+
+    def log_sums(self, tail: Tensor, scratch: "_Scratch") -> Tensor:
+        """[rows, num_buckets] log-sum-exps of tail [rows, V]; -inf where a range has nothing in it.
+
+        A product with `is_in` adds in an order of its own, but always in the same: `scatter_add` on CUDA would not.
+        """
+        largest = tail.new_full((len(tail), self.num_buckets), -torch.inf)
+        largest.scatter_reduce_(1, self.of_token.expand(len(tail), -1), tail, reduce="amax")
+        base = largest.masked_fill(largest == -torch.inf, 0.0)
+        return torch.log(self.exp_of_difference(tail, base, scratch) @ self.is_in.to(tail.dtype)) + base
+
+    def exp_of_difference(self, tail: Tensor, base: Tensor, scratch: "_Scratch") -> Tensor:
+        """exp(tail - base of each token's range) [rows, V], in the buffer "tail p"."""
+        out = scratch("tail p", len(tail))
+        torch.index_select(base, 1, self.of_token, out=out)
+        return torch.sub(tail, out, out=out).exp_()
+
+
+class TailDraws(NamedTuple):
+    """What `top_logits` draws at n positions from outside the tokens that are kept.
+
+    Args:
+        uniform: float64 in [0, 1), one for each draw.
+        temperature: > 0, of the distribution that is drawn from.
+        smallest_logp: top tokens below it are not kept, but for the first; exact in float32.
+    """
+
+    uniform: Float[Tensor, "n j"]
+    temperature: float
+    smallest_logp: float = float("-inf")
 
 
 def gather_logits(
@@ -39,6 +90,7 @@ def gather_at_targets(
     hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"],
     target: Int[Tensor, " m"], top_ids: Int[Tensor, "m k"], *,
     temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
+    draw_ids: Int[Tensor, "m j"] | None = None, buckets: TailBuckets | None = None,
     max_slice_bytes: int = MAX_SLICE_BYTES,
 ) -> tuple[Float[Tensor, " n"], SparseLogits]:  # fmt: skip
     """The student's head: the clean token's log-probability everywhere, exact SparseLogits at targets; with gradient.
@@ -49,20 +101,30 @@ def gather_at_targets(
         target: distinct positions at which the teacher's top tokens are read. top_ids: those, -1 for absent.
         temperatures: > 0, at which log_z and log_tail are wanted.
         support: tokens that token-level losses range over, those of top_ids included; None: all.
+        draw_ids: further tokens whose log-probability is wanted, the teacher's draws; one may stand there twice.
+        buckets: ranges of ids by which tails are wanted; None: the whole tail alone.
         max_slice_bytes: bound on one slice of logits in float32.
     Returns: nats at temperature 1 at all n positions, and SparseLogits at the m targets, in the order of `target`.
     """
     temperatures = tuple(temperatures)
-    outputs = _SlicedHead.apply(hidden, weight, gold_ids, target, top_ids, temperatures, support, max_slice_bytes)
-    gold_logp, top_logp, log_z, log_tail = outputs  # type: ignore[misc]
-    return gold_logp, SparseLogits(gold_logp[target], top_ids, top_logp, log_z, log_tail, temperatures)
+    drawn = top_ids[:, :0] if draw_ids is None else draw_ids
+    outputs = _SlicedHead.apply(
+        hidden, weight, gold_ids, target, top_ids, drawn, temperatures, support, buckets, max_slice_bytes
+    )
+    gold_logp, top_logp, log_z, tails, draw_logp = outputs  # type: ignore[misc]
+    log_tail, log_buckets = _whole_and_parts(tails, buckets)
+    return gold_logp, SparseLogits(
+        gold_logp[target], top_ids, top_logp, log_z, log_tail, temperatures, draw_ids,
+        None if draw_ids is None else draw_logp, log_buckets,
+    )  # fmt: skip
 
 
 @torch.no_grad()
 def top_logits(
     hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"], *,
     k: int, temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
-    drop: Bool[Tensor, " v"] | None = None, max_slice_bytes: int = MAX_SLICE_BYTES,
+    drop: Bool[Tensor, " v"] | None = None, draws: TailDraws | None = None, buckets: TailBuckets | None = None,
+    max_slice_bytes: int = MAX_SLICE_BYTES,
     watch: Callable[[slice, Tensor], None] | None = None,
 ) -> SparseLogits:  # fmt: skip
     """The teacher's head: its own k most likely tokens of the support, in order, without gradient.
@@ -71,6 +133,8 @@ def top_logits(
         hidden, weight, gold_ids, temperatures, support: as in `gather_at_targets`.
         k: tokens to keep, at most V; 0 when only `gold_logp` is wanted.
         drop: ids removed before normalising (control tokens the teacher should never say); None: none.
+        draws: tokens to draw from the tail; None: none.
+        buckets: as in `gather_at_targets`.
         watch: called with each slice of rows and its log-probabilities [rows, V], which the next slice overwrites.
     """
     _check_head(hidden, weight, gold_ids)
@@ -78,7 +142,9 @@ def top_logits(
     dropped = _bias(None if drop is None else ~drop, hidden)
     off_support = _bias(support, hidden)
     top_ids = gold_ids.new_empty(len(hidden), k)
-    gold_logp, top_logp, log_z, log_tail = _empty_outputs(hidden, top_ids, len(temperatures))
+    gold_logp, top_logp, log_z, tails = _empty_outputs(hidden, top_ids, len(temperatures), buckets)
+    draw_ids = None if draws is None else top_ids.new_empty(draws.uniform.shape)
+    draw_logp = None if draws is None else top_logp.new_empty(draws.uniform.shape)
     scratch = _Scratch(hidden, weight)
     for rows in _slices(len(hidden), weight.shape[0], max_slice_bytes):
         logits = _slice_logits(hidden[rows], weight, scratch)
@@ -92,28 +158,64 @@ def top_logits(
             values, ids = inside.topk(k, dim=1)
             top_logp[rows], top_ids[rows] = values, ids.masked_fill(values == -torch.inf, -1)
         for column, temperature in enumerate(temperatures):
-            sums = _tempered_sums(logp, top_ids[rows], top_logp[rows], temperature, off_support, scratch)
-            log_z[rows, column], log_tail[rows, column] = sums
-    return SparseLogits(gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures))
+            sums = _tempered_sums(logp, top_ids[rows], top_logp[rows], temperature, off_support, scratch, buckets)
+            log_z[rows, column], tails[rows, column] = sums
+        if draws is not None and draw_ids is not None and draw_logp is not None:
+            draw_ids[rows] = _draw(logp, top_ids[rows], top_logp[rows], draws, rows, off_support, scratch)
+            draw_logp[rows] = logp.gather(1, draw_ids[rows])
+    log_tail, log_buckets = _whole_and_parts(tails, buckets)
+    return SparseLogits(
+        gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures), draw_ids, draw_logp, log_buckets
+    )
+
+
+def _whole_and_parts(tails: Tensor, buckets: TailBuckets | None) -> tuple[Tensor, Tensor | None]:
+    """log_tail [m, T] and log_buckets [m, T, B] of what the head gives, [m, T, 1 or B]."""
+    return (tails[:, :, 0], None) if buckets is None else (torch.logsumexp(tails, dim=2), tails)
+
+
+def _draw(
+    logp: Tensor, top_ids: Tensor, top_logp: Tensor, draws: TailDraws, rows: slice, bias: Tensor | None,
+    scratch: "_Scratch",
+) -> Tensor:  # fmt: skip
+    """[rows, j] tokens by the inverse of the tail's cumulative distribution; the first top token where none is outside.
+
+    Sums are float64: in float32 the last of 100,000 small terms would be lost in the sum of those before them.
+    """
+    kept = top_logp >= draws.smallest_logp
+    kept[:, :1] = True
+    tail = _outside_top(logp, top_ids.masked_fill(~kept, -1), draws.temperature, bias, scratch)
+    largest = tail.amax(dim=1, keepdim=True)
+    has_tail = largest > -torch.inf
+    mass = tail.sub_(largest.masked_fill(~has_tail, 0.0)).exp_()
+    below = torch.cumsum(mass, dim=1, dtype=torch.float64)
+    total = below[:, -1:]
+    # Without its last bit, u * total may round up to total, which no token's sum is above.
+    wanted = torch.minimum(draws.uniform[rows].to(below) * total, torch.nextafter(total, total.new_zeros(())))
+    ids = torch.searchsorted(below, wanted, right=True).clamp(max=logp.shape[1] - 1)
+    return torch.where(has_tail, ids, top_ids[:, :1])
 
 
 class _SlicedHead(torch.autograd.Function):
-    """Forward keeps [n] and [m, k] results; backward computes each slice of logits again instead of storing it.
+    """Forward keeps [n], [m, k] and [m, j] results; backward computes each slice of logits again instead of storing it.
 
     With G the incoming gradients, p = softmax(z), p_S and p_tail the softmax of z / T on the support and on its tail:
-        dz = G_gold 1[gold] + G_top 1[top] - p (G_gold + sum G_top + sum_T G_z / T)
+        dz = G_gold 1[gold] + G_top 1[top] + G_draw 1[draw] - p (G_gold + sum G_top + sum G_draw + sum_T G_z / T)
              + sum_T ((G_z - G_tail) p_S + G_tail p_tail) / T
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, gold_ids, target, top_ids, temperatures, support, max_slice_bytes):
+    def forward(
+        ctx, hidden, weight, gold_ids, target, top_ids, draw_ids, temperatures, support, buckets, max_slice_bytes
+    ):
         _check_head(hidden, weight, gold_ids)
         ctx.hidden_dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         with torch.autocast(hidden.device.type, enabled=False):
             compute_weight, bias = weight.to(hidden.dtype), _bias(support, hidden)
-            gold_logp, top_logp, log_z, log_tail = _empty_outputs(hidden, top_ids, len(temperatures))
+            gold_logp, top_logp, log_z, log_tail = _empty_outputs(hidden, top_ids, len(temperatures), buckets)
+            draw_logp = top_logp.new_empty(draw_ids.shape)
             scratch = _Scratch(hidden, weight)
             for rows, place in _target_slices(target, hidden, weight, max_slice_bytes):
                 logits = _slice_logits(hidden[rows], compute_weight, scratch)
@@ -122,17 +224,18 @@ class _SlicedHead(torch.autograd.Function):
                 if place is None:
                     continue
                 top_logp[place] = _at_top(logp, top_ids[place], bias)
+                draw_logp[place] = logp.gather(1, draw_ids[place])
                 for column, temperature in enumerate(temperatures):
-                    sums = _tempered_sums(logp, top_ids[place], top_logp[place], temperature, bias, scratch)
+                    sums = _tempered_sums(logp, top_ids[place], top_logp[place], temperature, bias, scratch, buckets)
                     log_z[place, column], log_tail[place, column] = sums
-        ctx.save_for_backward(hidden, weight, gold_ids, target, top_ids, support, top_logp, log_z, log_tail)
-        ctx.temperatures, ctx.max_slice_bytes = temperatures, max_slice_bytes
-        return gold_logp, top_logp, log_z, log_tail
+        ctx.save_for_backward(hidden, weight, gold_ids, target, top_ids, draw_ids, support, top_logp, log_z, log_tail)
+        ctx.temperatures, ctx.buckets, ctx.max_slice_bytes = temperatures, buckets, max_slice_bytes
+        return gold_logp, top_logp, log_z, log_tail, draw_logp
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_gold, grad_top, grad_z, grad_tail):  # type: ignore[override]
-        hidden, weight, gold_ids, target, top_ids, support, *kept = ctx.saved_tensors
+    def backward(ctx, grad_gold, grad_top, grad_z, grad_tail, grad_draw):  # type: ignore[override]
+        hidden, weight, gold_ids, target, top_ids, draw_ids, support, *kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden, dtype=ctx.hidden_dtype)
         grad_weight = torch.zeros_like(weight, dtype=_full_dtype(weight)) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -144,64 +247,80 @@ class _SlicedHead(torch.autograd.Function):
                 if place is None:
                     grad.mul_(-grad_gold[rows, None])
                 else:
-                    grads = grad_gold[rows], grad_top[place], grad_z[place], grad_tail[place]
+                    gathered = grad_gold[rows] + grad_draw[place].sum(1)
+                    grads = gathered, grad_top[place], grad_z[place], grad_tail[place]
                     outputs = [value[place] for value in kept]
-                    _target_gradient(grad, logits, top_ids[place], grads, outputs, ctx.temperatures, bias, scratch)
+                    _target_gradient(
+                        grad, logits, top_ids[place], grads, outputs, ctx.temperatures, bias, scratch, ctx.buckets
+                    )
+                    grad.scatter_add_(1, draw_ids[place], grad_draw[place])
                 grad.scatter_add_(1, gold_ids[rows, None], grad_gold[rows, None])
                 grad = grad.to(hidden.dtype)
                 grad_hidden[rows] = (grad @ compute_weight).to(ctx.hidden_dtype)
                 if grad_weight is not None:
                     _add_product(grad_weight, grad.T, hidden[rows])
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None, None
+        return grad_hidden, grad_weight, *[None] * 8
 
 
 def _target_gradient(
     p: Tensor, logits: Tensor, top_ids: Tensor, grads: Sequence[Tensor], outputs: Sequence[Tensor],
-    temperatures: Sequence[float], bias: Tensor | None, scratch: "_Scratch",
+    temperatures: Sequence[float], bias: Tensor | None, scratch: "_Scratch", buckets: TailBuckets | None,
 ) -> None:  # fmt: skip
-    """Turn `p` = softmax(logits) [rows, V] into the gradient of all outputs but the term G_gold 1[gold], in place.
+    """Turn `p` = softmax(logits) [rows, V] into the gradient of all outputs but G_gold 1[gold] and G_draw 1[draw].
 
-    On the tail p_S = p_tail exp(log_tail), so a single softmax over the tail serves both terms of `_SlicedHead`; the
-    top tokens' p_S is known from the forward pass.
+    On the tail p_S = p_tail exp(log_tail), so a single softmax over the tail, or over each of its buckets, serves both
+    terms of `_SlicedHead`; the top tokens' p_S is known from the forward pass.
 
     Args:
-        grads: incoming, of gold_logp, top_logp, log_z and log_tail. outputs: top_logp, log_z and log_tail.
+        grads: incoming, of gold_logp and all draws in sum, of top_logp, log_z and log_tail. outputs: top_logp, log_z
+            and log_tail.
     """
-    grad_gold, grad_top, grad_z, grad_tail = grads
+    gathered, grad_top, grad_z, grad_tail = grads
     top_logp, log_z, log_tail = outputs
     present = torch.isfinite(top_logp)
     at_top = grad_top.masked_fill(~present, 0.0)
-    shared = grad_gold + at_top.sum(1)
+    shared = gathered + at_top.sum(1)
     # Without a tail, log_tail = -inf is a constant, and the softmax over nothing would be NaN: keep one entry in it.
     no_tail = log_tail == -torch.inf
     grad_tail = grad_tail.masked_fill(no_tail, 0.0)
     at_tail = []
     for column, temperature in enumerate(temperatures):
-        on_support = (grad_z[:, column] - grad_tail[:, column]) / temperature
+        on_support = (grad_z[:, column] - grad_tail[:, column].sum(1)) / temperature
         shared = shared + grad_z[:, column] / temperature
         top_p = torch.exp(top_logp / temperature - log_z[:, column, None])
         at_top = at_top + on_support[:, None] * top_p
-        at_tail.append(on_support * log_tail[:, column].exp() + grad_tail[:, column] / temperature)
+        at_tail.append(on_support[:, None] * log_tail[:, column].exp() + grad_tail[:, column] / temperature)
     p.mul_(-shared[:, None])
     for column, temperature in enumerate(temperatures):
-        tail = _outside_top(logits, top_ids, temperature, bias, scratch, keep_first=no_tail[:, column])
-        tail_p = torch.softmax(tail, dim=1, out=scratch("tail p", len(tail)))
-        p.addcmul_(tail_p, at_tail[column][:, None])
+        if buckets is None:
+            tail = _outside_top(logits, top_ids, temperature, bias, scratch, keep_first=no_tail[:, column, 0])
+            tail_p = torch.softmax(tail, dim=1, out=scratch("tail p", len(tail)))
+            p.addcmul_(tail_p, at_tail[column])
+        else:
+            tail = _outside_top(logits, top_ids, temperature, bias, scratch)
+            sums = buckets.log_sums(tail, scratch)
+            tail_p = buckets.exp_of_difference(tail, sums.masked_fill(sums == -torch.inf, 0.0), scratch)
+            p.addcmul_(tail_p, torch.index_select(at_tail[column], 1, buckets.of_token, out=tail))
     p.scatter_add_(1, top_ids.clamp(min=0), at_top)
 
 
 def _tempered_sums(
-    logp: Tensor, top_ids: Tensor, top_logp: Tensor, temperature: float, bias: Tensor | None, scratch: "_Scratch"
-) -> tuple[Tensor, Tensor]:
-    """(log_z, log_tail) [rows] at one temperature; sums of positive terms only, so nothing cancels."""
-    tail = _outside_top(logp, top_ids, temperature, bias, scratch)
+    logp: Tensor, top_ids: Tensor, top_logp: Tensor, temperature: float, bias: Tensor | None, scratch: "_Scratch",
+    buckets: TailBuckets | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """log_z [rows] and log_tail [rows, 1 or B] at one temperature; sums of positive terms only, so nothing cancels."""
+    tail, head_sum = _outside_top(logp, top_ids, temperature, bias, scratch), torch.logsumexp(top_logp / temperature, 1)
+    if buckets is not None:
+        sums = buckets.log_sums(tail, scratch)
+        log_z = torch.logaddexp(torch.logsumexp(sums, 1), head_sum)
+        return log_z, sums - log_z[:, None]
     largest = tail.amax(dim=1)
     # log_softmax is max - logsumexp at the largest entry: faster than logsumexp on CPU, 14-fold where terms underflow.
     tail_sum = largest - torch.log_softmax(tail, dim=1, out=scratch("logits", len(tail))).amax(dim=1)
     tail_sum = torch.where(largest == -torch.inf, -torch.inf, tail_sum)
-    log_z = torch.logaddexp(tail_sum, torch.logsumexp(top_logp / temperature, dim=1))
-    return log_z, tail_sum - log_z
+    log_z = torch.logaddexp(tail_sum, head_sum)
+    return log_z, (tail_sum - log_z)[:, None]
 
 
 def _outside_top(
@@ -236,10 +355,13 @@ def _bias(keep: Tensor | None, hidden: Tensor) -> Tensor | None:
     return None if keep is None else torch.where(keep, 0.0, -torch.inf).to(_full_dtype(hidden))
 
 
-def _empty_outputs(hidden: Tensor, top_ids: Tensor, num_temperatures: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for gold_logp [n], top_logp [m, k], log_z and log_tail [m, T]."""
-    num_targets, k = top_ids.shape
-    shapes = (len(hidden),), (num_targets, k), (num_targets, num_temperatures), (num_targets, num_temperatures)
+def _empty_outputs(
+    hidden: Tensor, top_ids: Tensor, num_temperatures: int, buckets: TailBuckets | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for gold_logp [n], top_logp [m, k], log_z [m, T] and log_tail [m, T, 1 or B]."""
+    (num_targets, k), num_buckets = top_ids.shape, 1 if buckets is None else buckets.num_buckets
+    of_targets = num_targets, num_temperatures
+    shapes = (len(hidden),), (num_targets, k), of_targets, (*of_targets, num_buckets)
     gold, top, log_z, log_tail = (hidden.new_empty(shape, dtype=_full_dtype(hidden)) for shape in shapes)
     return gold, top, log_z, log_tail
 

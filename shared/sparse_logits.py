@@ -9,8 +9,9 @@ Teacher and student both end here: `sliced_head.py` computes one from hidden sta
 and losses see nothing else of a vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,9 @@ class SparseLogits:
         log_z: log-sum-exp over the support at each temperature.
         log_tail: log mass of the support outside top_ids at each temperature; -inf where nothing is outside.
         temperatures: m of them.
+        draw_ids: tokens of the teacher's tail, drawn at the highest temperature with replacement; None: no draws.
+        draw_logp: of draw_ids.
+        log_buckets: log_tail by range of ids, where the tail is cut into b of them; their masses add up to the tail's.
     """
 
     gold_logp: Float[Tensor, " n"]
@@ -38,16 +42,40 @@ class SparseLogits:
     log_z: Float[Tensor, "n m"]
     log_tail: Float[Tensor, "n m"]
     temperatures: tuple[float, ...]
+    draw_ids: Int[Tensor, "n j"] | None = None
+    draw_logp: Float[Tensor, "n j"] | None = None
+    log_buckets: Float[Tensor, "n m b"] | None = None
 
-    def simplex_logp(self, temperature: float) -> Float[Tensor, "n k_plus_1"]:
-        """Log-probabilities at `temperature` over the top tokens and, last, the tail."""
+    def simplex_logp(self, temperature: float) -> Float[Tensor, "n categories"]:
+        """Log-probabilities at `temperature` over the top tokens and, last, the tail: one category or its buckets."""
         column = self._column(temperature)
-        top = self.top_logp / temperature - self.log_z[:, column, None]
-        return torch.cat([top, self.log_tail[:, column, None]], dim=1)
+        tail = self.log_tail[:, column, None] if self.log_buckets is None else self.log_buckets[:, column]
+        return torch.cat([self.top_logp_at(temperature), tail], dim=1)
 
     def gold_logp_at(self, temperature: float) -> Float[Tensor, " n"]:
         """Log-probability of the clean token at `temperature` on the support."""
         return self.gold_logp / temperature - self.log_z[:, self._column(temperature)]
+
+    def top_logp_at(self, temperature: float) -> Float[Tensor, "n k"]:
+        """Log-probabilities of the top tokens at `temperature` on the support."""
+        return self.top_logp / temperature - self.log_z[:, self._column(temperature), None]
+
+    def draw_logp_at(self, temperature: float) -> Float[Tensor, "n j"]:
+        """Log-probabilities of the draws at `temperature` on the support."""
+        assert self.draw_logp is not None
+        return self.draw_logp / temperature - self.log_z[:, self._column(temperature), None]
+
+    def draw_log_weight(self, temperature: float) -> Float[Tensor, "n j"]:
+        """Of the teacher's draws: log of p_T(i) / (j q(i)), where q(i) = p_H(i) / tail(H) is what they were drawn from.
+
+        H is the highest temperature. The sum of weight(i) f(i) over the draws has the expectation that the sum of
+        p_T(i) f(i) over the tail is, for any f. -inf where there is no tail.
+        """
+        highest = self.temperatures[-1]
+        assert self.draw_logp is not None
+        log_proposal = self.draw_logp_at(highest) - self.log_tail[:, -1:]
+        log_weight = self.draw_logp_at(temperature) - log_proposal - math.log(self.draw_logp.shape[1])
+        return torch.where(self.log_tail[:, -1:] > -torch.inf, log_weight, -torch.inf)
 
     def _column(self, temperature: float) -> int:
         if temperature not in self.temperatures:
@@ -56,10 +84,12 @@ class SparseLogits:
 
     def __getitem__(self, rows: Tensor) -> "SparseLogits":
         """The chosen rows, by index or bool mask."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _ROW_FIELDS})
+        return self.map(lambda values: values[rows])
 
-
-_ROW_FIELDS = ("gold_logp", "top_ids", "top_logp", "log_z", "log_tail")
+    def map(self, change: Callable[[Tensor], Tensor]) -> "SparseLogits":
+        """The same with every tensor changed."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
 
 
 def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

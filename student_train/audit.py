@@ -174,6 +174,8 @@ def _compare(
     ids, vocab_size = torch.from_numpy(support), layout.vocab_size
     gold = torch.tensor([int(view.x_0[one.position]) for view, one in rows])
     chunk_logp = torch.tensor([_chunk_logp(view, one) for view, one in rows], dtype=torch.float64)
+    cuts = torch.tensor(layout.tail_buckets)
+    bucket = torch.bucketize(ids, cuts, right=True) if len(cuts) else None
     most = max(1, SLICE_BYTES // (8 * max(len(support), vocab_size)))
     for start in range(0, len(rows), most):
         part = slice(start, start + most)
@@ -181,7 +183,8 @@ def _compare(
         teacher = batch.teacher[targets[part]]
         answers = Answers(
             dense, torch.arange(len(ids)), dense, teacher, places(teacher.top_ids, ids, vocab_size),
-            places(gold[part], ids, vocab_size), chunk_logp[part],
+            places(gold[part], ids, vocab_size), chunk_logp[part], bucket,
+            None if teacher.draw_ids is None else places(teacher.draw_ids, ids, vocab_size),
         )  # fmt: skip
         bins = bins_of(np.array([one.masked_share for _, one in rows[part]]))
         sums.add_tails(answers, bins)

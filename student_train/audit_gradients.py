@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ..shared.sparse_logits import SparseLogits
-from .losses import calm_loss, kl_loss, tidal_loss
+from .losses import calm_loss, kl_loss, sampled_kl_loss, tidal_loss
 
 TIDAL_LAMBDAS = (0.1, 0.5, 0.9)
 """Weights of the teacher in TIDAL's mixture at which it is compared: early, midway and late in training."""
@@ -46,6 +46,8 @@ class Answers(NamedTuple):
         top_place: where in the support the ids of `teacher` are; -1 for absent ones.
         gold_place: where in the support the clean token is.
         chunk_logp: stored for the chunk that the target alone makes up.
+        bucket: of each token of the support, where the cache cuts tails into ranges of ids; None: it does not.
+        draw_place: where in the support the draws of `teacher` are; None: the cache holds none.
     """
 
     logits: Float64[Tensor, "n v"]
@@ -55,6 +57,8 @@ class Answers(NamedTuple):
     top_place: Int64[Tensor, "n k"]
     gold_place: Int64[Tensor, " n"]
     chunk_logp: Float64[Tensor, " n"]
+    bucket: Int64[Tensor, " s"] | None = None
+    draw_place: Int64[Tensor, "n j"] | None = None
 
 
 def gradient_products(answers: Answers) -> Iterator[tuple[LossName, Products]]:
@@ -62,11 +66,14 @@ def gradient_products(answers: Answers) -> Iterator[tuple[LossName, Products]]:
     on_support = answers.logits[:, answers.support].requires_grad_()
     for temperature in answers.teacher.temperatures:
         student = torch.log_softmax(on_support / temperature, dim=1)
-        simplex = _simplex(student, answers.top_place)
+        simplex = _simplex(student, answers.top_place, answers.bucket)
         stored = answers.teacher.simplex_logp(temperature).double()
         dense = torch.log_softmax(answers.dense / temperature, dim=1)
         for name, loss in _token_losses(temperature):
             yield name, _products(loss(simplex, stored), loss(student, dense), on_support)
+        if answers.draw_place is not None:
+            ours, full = _sampled(student, answers, temperature), kl_loss(student, dense, temperature=temperature)
+            yield LossName("sampled_kl", temperature), _products(ours, full, on_support)
     logits = answers.logits.requires_grad_()
     gold = answers.support[answers.gold_place]
     exact = answers.dense.gather(1, answers.gold_place[:, None])[:, 0]
@@ -96,17 +103,35 @@ def _token_losses(temperature: float) -> Iterator[tuple[LossName, Callable[[Tens
         )  # fmt: skip
 
 
-def _simplex(logp: Tensor, top_place: Tensor) -> Tensor:
-    """[n, k+1] of log-probabilities [n, S]: at `top_place`, and of all the rest together."""
+def _sampled(student: Tensor, answers: Answers, temperature: float) -> Tensor:
+    """The KL whose tail is the cache's draws, at the student's log-probabilities [n, S]."""
+    teacher, absent = answers.teacher, answers.top_place < 0
+    assert answers.draw_place is not None
+    return sampled_kl_loss(
+        student.gather(1, answers.top_place.clamp(min=0)).masked_fill(absent, -torch.inf),
+        teacher.top_logp_at(temperature).double(), student.gather(1, answers.draw_place),
+        teacher.draw_logp_at(temperature).double(), teacher.draw_log_weight(temperature).double(),
+        temperature=temperature,
+    )  # fmt: skip
+
+
+def _simplex(logp: Tensor, top_place: Tensor, bucket: Tensor | None) -> Tensor:
+    """[n, k+1] of log-probabilities [n, S]: at `top_place`, and of all the rest together, or of each bucket of it."""
     absent = top_place < 0
     top = logp.gather(1, top_place.clamp(min=0)).masked_fill(absent, -torch.inf)
     outside = torch.ones_like(logp, dtype=torch.bool)
     rows = torch.arange(len(logp), device=logp.device)[:, None].expand_as(top_place)
     outside[rows[~absent], top_place[~absent]] = False
-    no_tail = ~outside.any(dim=1, keepdim=True)
-    # A softmax over nothing has a gradient of NaN: where there is no tail, any finite entry stands in and is left out.
-    tail = torch.logsumexp(logp.masked_fill(~outside & ~no_tail, -torch.inf), dim=1, keepdim=True)
-    return torch.cat([top, tail.masked_fill(no_tail, -torch.inf)], dim=1)
+    parts = [outside]
+    if bucket is not None:
+        parts = [outside & (bucket == number) for number in range(int(bucket.max()) + 1)]
+    tails = []
+    for part in parts:
+        nothing = ~part.any(dim=1, keepdim=True)
+        # A softmax over nothing has a gradient of NaN: where there is no tail, any finite entry stands in.
+        tail = torch.logsumexp(logp.masked_fill(~part & ~nothing, -torch.inf), dim=1, keepdim=True)
+        tails.append(tail.masked_fill(nothing, -torch.inf))
+    return torch.cat([top, *tails], dim=1)
 
 
 def _products(stored: Tensor, dense: Tensor, at: Tensor) -> Products:
@@ -119,10 +144,12 @@ def stored_tails(answers: Answers) -> Iterator[tuple[float, Tensor, Tensor, Tens
     """(temperature, stored tail mass, exact tail mass, KL(exact || stored) over kept tokens and tail) [n] each."""
     for temperature in answers.teacher.temperatures:
         stored = answers.teacher.simplex_logp(temperature).double()
-        exact = _simplex(torch.log_softmax(answers.dense / temperature, dim=1), answers.top_place)
+        exact = _simplex(torch.log_softmax(answers.dense / temperature, dim=1), answers.top_place, answers.bucket)
+        num_top = answers.top_place.shape[1]
         here = exact > -torch.inf
         terms = torch.where(here, exact.exp() * (exact - torch.where(here, stored, 0.0)), 0.0)
-        yield temperature, stored[:, -1].exp(), exact[:, -1].exp(), terms.sum(1).clamp(min=0.0)
+        stored_mass, exact_mass = (values[:, num_top:].exp().sum(1) for values in (stored, exact))
+        yield temperature, stored_mass, exact_mass, terms.sum(1).clamp(min=0.0)
 
 
 def places(top_ids: Tensor, support: Sequence[int] | Tensor, vocab_size: int) -> Tensor:

@@ -10,7 +10,7 @@ once, with the views that are next in turn; a batch may span two epochs, so no b
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -166,11 +166,8 @@ class Batch:
         for name, value in moved.items():
             if isinstance(value, Tensor):
                 moved[name] = value.to(device, non_blocking=True)
-        teacher = {
-            f.name: getattr(self.teacher, f.name).to(device, non_blocking=True)
-            for f in fields(self.teacher) if f.name != "temperatures"
-        }  # fmt: skip
-        return Batch(**{**moved, "rows": self.rows.to(device), "teacher": replace(self.teacher, **teacher)})
+        teacher = self.teacher.map(lambda values: values.to(device, non_blocking=True))
+        return Batch(**{**moved, "rows": self.rows.to(device), "teacher": teacher})
 
 
 class View(NamedTuple):
@@ -277,7 +274,31 @@ def _teacher_logits(signal: Sequence[_ViewSignal], top_k: int, temperatures: tup
     log_tail, top = torch.from_numpy(tails), torch.from_numpy(top_logp)
     log_z = log_z_from_tail(top, log_tail, temperatures)
     gold = np.concatenate([s.row.gold_logp for s in signal] or [_NO_FLOATS])
-    return SparseLogits(torch.from_numpy(gold.copy()), torch.from_numpy(top_ids), top, log_z, log_tail, temperatures)
+    return SparseLogits(
+        torch.from_numpy(gold.copy()),
+        torch.from_numpy(top_ids),
+        top,
+        log_z,
+        log_tail,
+        temperatures,
+        *_draws(signal),
+        _log_buckets(signal),
+    )
+
+
+def _log_buckets(signal: Sequence[_ViewSignal]) -> Tensor | None:
+    """[m, temperatures, buckets] where the cache cuts tails into buckets."""
+    parts = [s.row.log_buckets for s in signal if s.row.log_buckets.shape[2]]
+    return torch.from_numpy(np.concatenate(parts)) if parts else None
+
+
+def _draws(signal: Sequence[_ViewSignal]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Ids and log-probabilities [m, draws] of the cache's draws from the tails, if it holds any."""
+    num_targets, ids = sum(len(s.target) for s in signal), [s.row.draw_ids for s in signal]
+    if not num_targets or not sum(map(len, ids)):
+        return None, None
+    logp = np.concatenate([s.row.draw_logp for s in signal])
+    return _int64(ids).reshape(num_targets, -1), torch.from_numpy(logp).reshape(num_targets, -1)
 
 
 def _int64(parts: Sequence[np.ndarray]) -> Tensor:

@@ -4,15 +4,17 @@ Whatever the loss, this is all the model does in a training step. The head runs 
 log-sum-exps are computed only where a token-level loss asks for them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..shared.attention import attention_mask
 from ..shared.rows import RowTensors
-from ..shared.sliced_head import gather_at_targets, top_logits
+from ..shared.sliced_head import TailBuckets, gather_at_targets, top_logits
 from ..shared.sparse_logits import SparseLogits
 
 
@@ -28,18 +30,28 @@ class Student(nn.Module):
 
     support: Tensor | None
 
-    def __init__(self, model: PreTrainedModel, support: Bool[Tensor, " v"] | None = None) -> None:
-        """Args: support: tokens that token-level losses range over, ids beyond v are not; None: all."""
+    def __init__(
+        self, model: PreTrainedModel, support: Bool[Tensor, " v"] | None = None, tail_buckets: Sequence[int] = ()
+    ) -> None:
+        """What the losses of a cache need to know of the student's head.
+
+        Args:
+            support: tokens that token-level losses range over, ids beyond v are not; None: all.
+            tail_buckets: ids at which the cache cuts tails into ranges; (): it does not.
+        """
         super().__init__()
         self.model = model
         if support is not None:
             num_rows = len(self.head_weight())
             support = nn.functional.pad(support, (0, max(0, num_rows - len(support))))[:num_rows]
         self.register_buffer("support", support, persistent=False)
+        self.buckets: TailBuckets | None = None
+        if tail_buckets:
+            self.buckets = TailBuckets.of_ids(torch.arange(len(self.head_weight())), tail_buckets)
 
     def forward(
         self, rows: RowTensors, read: Int[Tensor, " n"], gold_ids: Int[Tensor, " n"], target: Int[Tensor, " m"],
-        top_ids: Int[Tensor, "m k"], temperatures: tuple[float, ...],
+        top_ids: Int[Tensor, "m k"], temperatures: tuple[float, ...], draw_ids: Int[Tensor, "m j"] | None = None,
     ) -> StudentOutput:  # fmt: skip
         """Log-probabilities of the student at masked positions.
 
@@ -50,13 +62,24 @@ class Student(nn.Module):
             target: which of the n positions have a token-level target.
             top_ids: the teacher's top tokens there, -1 for absent.
             temperatures: of the token-level losses; empty if there is none.
+            draw_ids: tokens that the cache drew from the teacher's tails there; None: no loss reads them.
         """
         hidden = self.hidden(rows).flatten(0, 1)[read]
+        if self.buckets is not None and self.buckets.of_token.device != hidden.device:
+            self.buckets = self.buckets.to(hidden.device)
         if not temperatures:
-            target, top_ids = target[:0], top_ids[:0]
+            target, top_ids, draw_ids = target[:0], top_ids[:0], None
         return StudentOutput(
             *gather_at_targets(
-                hidden, self.head_weight(), gold_ids, target, top_ids, temperatures=temperatures, support=self.support
+                hidden,
+                self.head_weight(),
+                gold_ids,
+                target,
+                top_ids,
+                temperatures=temperatures,
+                support=self.support,
+                draw_ids=draw_ids,
+                buckets=self.buckets,
             )
         )
 

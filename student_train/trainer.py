@@ -152,7 +152,10 @@ class Run:
         train, manifest = config.train, cache.manifest
         self.encoder = open_encoder(config, cache)
         self.objective = Objective(
-            config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
+            config.losses,
+            signal=manifest.signal.kind,
+            temperatures=manifest.signal.temperatures,
+            tail_draws=manifest.signal.tail_draws,
         )
         self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
@@ -166,7 +169,7 @@ class Run:
         self.first_step = checkpoint.step if checkpoint else 0
         in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
         model = open_model(config, cache, checkpoint.folder if checkpoint else None)
-        self.student = Student(model, in_support if in_support.any() else None)
+        self.student = Student(model, in_support if in_support.any() else None, manifest.signal.tail_buckets)
         self.forward, self.is_sharded = self._wrapped()
         self.optimizers = build_optimizers(self.student.model, train)
         self.factor = schedule_factor(train, self.num_steps)
@@ -257,6 +260,7 @@ class Run:
         output = self.forward(
             batch.rows, batch.read, batch.gold_ids, batch.target, batch.teacher.top_ids,
             () if fresh else self.objective.temperatures,
+            batch.teacher.draw_ids if self.objective.reads_draws else None,
         )  # fmt: skip
         return self.objective(output, batch, counts, progress=step / self.num_steps, fresh=fresh)
 

@@ -141,6 +141,8 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
         kind=plan.signal_kind, codec="plain", logp_dtype=signal.logp_dtype, logp_step=signal.logp_step,
         top_k=signal.top_k, min_probability=signal.min_probability, temperatures=signal.temperatures,
         support=f"{signal.support}: {num_support} tokens", codec_error=error,
+        tail_draws=signal.tail_draws if plan.signal_kind == "topk" else 0,
+        tail_buckets=signal.tail_buckets if plan.signal_kind == "topk" else (),
     )  # fmt: skip
 
 

@@ -119,7 +119,8 @@ def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> P
     """Load both tokenizers and the teacher's config.json.
 
     Args: teacher_revision: the commit that a plan has pinned; None: `teacher.revision`.
-    Raises: ConfigError, DataError: see `TextEncoder`, `load_tokenizer`, `teacher_spec`; top_k beyond the support.
+    Raises: ConfigError, DataError: see `TextEncoder`, `load_tokenizer`, `teacher_spec`; top_k or tail_buckets
+        beyond the support.
     """
     student = config.student
     if not (student.tokenizer or student.path):
@@ -138,6 +139,11 @@ def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> P
         raise ConfigError(
             f"signal.top_k = {config.signal.top_k}: expected at most the {pairing.num_support} tokens of the loss "
             f"support (student vocabulary: {len(student_encoder.token_bytes)} tokens); use a smaller k"
+        )
+    cuts = config.signal.tail_buckets
+    if config.signal.kind == "topk" and cuts and cuts[-1] >= len(student_encoder.token_bytes):
+        raise ConfigError(
+            f"signal.tail_buckets = {cuts}: expected ids below the student's {len(student_encoder.token_bytes)} tokens"
         )
     return pairing
 

@@ -26,7 +26,7 @@ from ..shared.tokens import PairedSample
 from .pairing import Pairing
 from .plan import Plan, PlannedSample
 from .teacher import Context, Pass, Teacher
-from .views import SKIP, NotNumbers, Sample, View, draw_views
+from .views import SKIP, NotNumbers, Sample, View, draw_views, smallest_logp
 
 Progress = Callable[[int], None]
 UNANSWERED, UNUSABLE = "teacher's answer is not a number", "cannot be tokenised"
@@ -156,14 +156,22 @@ class ShardTask:
         self, teacher: Teacher, context: Context, batch: Sequence[tuple[View, Pass]], left_out: dict[str, str]
     ) -> None:
         """One forward: hand each view its part of the answers."""
-        temperatures = self.plan.config.signal.temperatures if self._top_k else ()
-        answers = teacher.score(context, [one for _, one in batch], k=self._top_k, temperatures=temperatures)
+        signal = self.plan.config.signal
+        answers = teacher.score(
+            context, [one for _, one in batch], k=self._top_k, temperatures=signal.temperatures if self._top_k else (),
+            smallest_logp=smallest_logp(signal.min_probability),
+        )  # fmt: skip
         gold_logp, targets = answers.gold_logp.cpu().numpy(), answers.targets
         top_ids = targets.top_ids.cpu().numpy()
         if self._top_k:
             top_ids = self.pairing.student_id[top_ids]
         top_logp = targets.top_logp.cpu().numpy()
         log_z, log_tail = targets.log_z.cpu().numpy(), targets.log_tail.cpu().numpy()
+        draw_ids = draw_logp = None
+        if targets.draw_ids is not None and targets.draw_logp is not None:
+            draw_ids = self.pairing.student_id[targets.draw_ids.cpu().numpy()]
+            draw_logp = targets.draw_logp.cpu().numpy()
+        log_buckets = None if targets.log_buckets is None else targets.log_buckets.cpu().numpy()
         gold_end = target_end = dense_end = 0
         layout = cache_layout(self.plan)
         for view, one in batch:
@@ -179,6 +187,9 @@ class ShardTask:
                     top_logp[of_pass],
                     log_z[of_pass],
                     log_tail[of_pass],
+                    None if draw_ids is None else draw_ids[of_pass],
+                    None if draw_logp is None else draw_logp[of_pass],
+                    None if log_buckets is None else log_buckets[of_pass],
                 )
                 view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
             except NotNumbers as error:
@@ -191,7 +202,8 @@ def cache_layout(plan: Plan) -> Layout:
     return Layout(
         signal=plan.signal_kind, vocab_size=plan.student["vocab_size"], block_size=plan.config.student.block_size,
         top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
-        logp_step=signal.logp_step,
+        logp_step=signal.logp_step, tail_draws=signal.tail_draws if plan.signal_kind == "topk" else 0,
+        tail_buckets=signal.tail_buckets if plan.signal_kind == "topk" else (),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ With a logit shift, as in models grown from autoregressive ones, a token's answe
 where that is the block before, this block runs as well, noised as it is: so the model was trained.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from ..shared.attention import Labels, attention_mask
 from ..shared.models.prefix_cache import PrefixCache
 from ..shared.models.specs import TeacherSpec
 from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
-from ..shared.sliced_head import top_logits
+from ..shared.sliced_head import TailBuckets, TailDraws, top_logits
 from ..shared.sparse_logits import SparseLogits
 from .dense_rows import DenseRows
 
@@ -46,6 +47,7 @@ class Pass(NamedTuple):
     answered: np.ndarray  # [l] bool, a subset of `masked`: log-probability of the clean token is wanted
     target: np.ndarray  # [l] bool, a subset of `answered`: the top tokens are wanted as well
     audited: np.ndarray | None = None  # [l] bool, a subset of `target`: the whole distribution is; None: nowhere
+    uniform: np.ndarray | None = None  # float64 [m, j] at `target`: draws from the tail by these; None: none
 
 
 class Answers(NamedTuple):
@@ -63,11 +65,12 @@ class Teacher:
         model: on its device, or spread over several.
         support: [V] bool, tokens that token-level losses range over; None: all.
         audit_ids: [S] tokens whose log-probabilities an audit stores, in order; None: all.
+        buckets: ranges of the student's ids into which tails are cut; None: they are not.
     """
 
     def __init__(
         self, model: PreTrainedModel, spec: TeacherSpec, *, support: Tensor | None = None,
-        audit_ids: Tensor | None = None,
+        audit_ids: Tensor | None = None, buckets: TailBuckets | None = None,
     ) -> None:  # fmt: skip
         head = model.get_output_embeddings()
         if head is None:
@@ -82,6 +85,7 @@ class Teacher:
         self.support = None if support is None else support.to(head_device)
         if self.support is not None and self.drop is not None:
             self.support = self.support & ~self.drop
+        self.buckets = None if buckets is None else buckets.to(head_device)
         self.audit_ids = torch.arange(len(head.weight)) if audit_ids is None else audit_ids
         self.num_token_forwards = 0
         """Tokens that went through the model so far, padding left out."""
@@ -104,13 +108,17 @@ class Teacher:
         return Context(list(x_0), cache.freeze(), rows.labels)
 
     @torch.inference_mode()
-    def score(self, context: Context, passes: Sequence[Pass], *, k: int, temperatures: Sequence[float]) -> Answers:
+    def score(
+        self, context: Context, passes: Sequence[Pass], *, k: int, temperatures: Sequence[float],
+        smallest_logp: float = -math.inf,
+    ) -> Answers:  # fmt: skip
         """Answer a batch of passes in one forward.
 
         Args:
             passes: over samples of `context`; each masks at least one token.
             k: top tokens kept at each target position.
             temperatures: > 0, at which log-sum-exps over the support are kept.
+            smallest_logp: top tokens below it are part of the tail that is drawn from (at the highest temperature).
         """
         noised = [
             noised_piece(
@@ -126,12 +134,21 @@ class Teacher:
         dense = DenseRows(is_audited[is_target].cpu(), self.audit_ids)
         targets = top_logits(
             hidden[is_target], self.head_weight, gold_ids[is_target], k=k, temperatures=temperatures,
-            support=self.support, drop=self.drop, watch=dense.take if dense.num_rows else None,
+            support=self.support, drop=self.drop, draws=self._draws(passes, temperatures, smallest_logp),
+            buckets=self.buckets, watch=dense.take if dense.num_rows else None,
         )  # fmt: skip
         others = top_logits(hidden[~is_target], self.head_weight, gold_ids[~is_target], k=0, drop=self.drop)
         gold_logp = targets.gold_logp.new_empty(len(gold_ids))
         gold_logp[is_target], gold_logp[~is_target] = targets.gold_logp, others.gold_logp
         return Answers(gold_logp, targets, dense.values)
+
+    def _draws(self, passes: Sequence[Pass], temperatures: Sequence[float], smallest_logp: float) -> TailDraws | None:
+        uniform = [one.uniform for one in passes if one.uniform is not None]
+        if not uniform:
+            return None
+        return TailDraws(
+            torch.from_numpy(np.concatenate(uniform)).to(self.head_weight.device), max(temperatures), smallest_logp
+        )
 
     def last_block(self, masked: np.ndarray) -> int:
         """The last block that holds a masked token: a pass sees the blocks of x_0 before it."""

@@ -13,7 +13,7 @@ from ..shared.cache import Layout, ViewRow
 from ..shared.cache.audit import AuditRow, stored_logp
 from ..shared.config import NoiseConfig, SignalConfig
 from ..shared.errors import DataError
-from ..shared.noising import ViewMasks, audited_positions, draw_masks, masking_units, timesteps
+from ..shared.noising import ViewMasks, audited_positions, draw_masks, masking_units, tail_uniforms, timesteps
 from ..shared.tokens import PairedSample
 from .comp_demo import passes
 from .teacher import Pass
@@ -43,7 +43,7 @@ class View:
     Args:
         signal: what is kept; None: there is no teacher.
         k: top tokens kept at each target; 0: answers on chunks only.
-        seed: of the noise; with `signal.audit_share`, it decides which targets are stored in full.
+        seed: of the noise; it also decides which targets are stored in full, and which tokens are drawn from tails.
     """
 
     def __init__(
@@ -59,10 +59,19 @@ class View:
         self.top_logp = np.full((num_targets, k), np.nan, np.float32)
         self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
         self.log_tail = np.full((num_targets, num_temperatures), np.nan, np.float32)
+        self.cuts = signal.tail_buckets if signal and k else ()
+        num_buckets = len(self.cuts) + 1 if self.cuts else 0
+        self.log_buckets = np.full((num_targets, num_temperatures, num_buckets), np.nan, np.float32)
+        num_draws = signal.tail_draws if signal and k else 0
+        self.draw_ids = np.full((num_targets, num_draws), -1, np.int32)
+        self.draw_logp = np.full((num_targets, num_draws), np.nan, np.float32)
         share, length = signal.audit_share if signal else 0.0, len(sample.paired.student.x_0)
         self.audited = audited_positions(
             self.targets[:, 2], length, sample.sample_id, view, seed=seed, share=share
         )  # [n]
+        self.uniform = tail_uniforms(
+            self.targets[:, 2], length, sample.sample_id, view, seed=seed, num_draws=num_draws
+        )  # [n, num_draws]
         self.dense: dict[int, np.ndarray] = {}  # of audited targets, by the teacher's position
 
     def passes(self, place: int) -> Iterator[Pass]:
@@ -74,13 +83,23 @@ class View:
                 answered[start:end] = True
             target[self.targets[:, 0]] = masked[self.targets[:, 0]]
             audited[self.targets[self.audited, 0]] = masked[self.targets[self.audited, 0]]
-            yield Pass(place, masked, answered, target, audited)
+            uniform = self.uniform[self._targets_of(target)] if self.uniform.size else None
+            yield Pass(place, masked, answered, target, audited, uniform)
+
+    def _targets_of(self, target: np.ndarray) -> np.ndarray:
+        """Numbers of the view's targets at which a pass has one, given by teacher position."""
+        return np.searchsorted(self.targets[:, 0], np.flatnonzero(target))
 
     def keep(
         self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray,
-        log_tail: np.ndarray,
+        log_tail: np.ndarray, draw_ids: np.ndarray | None = None, draw_logp: np.ndarray | None = None,
+        log_buckets: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
+
+        Args:
+            draw_ids, draw_logp: [m, signal.tail_draws] at `asked.target`; None: there are none.
+            log_buckets: [m, #T, buckets] where tails are cut; None: they are not.
 
         Raises: NotNumbers: an answer is not a finite number.
         """
@@ -91,7 +110,11 @@ class View:
                 f"{SKIP}"
             )
         self.gold_logp[asked.answered] = gold_logp
-        at = np.searchsorted(self.targets[:, 0], np.flatnonzero(asked.target))
+        at = self._targets_of(asked.target)
+        if draw_ids is not None and draw_logp is not None:
+            self.draw_ids[at], self.draw_logp[at] = draw_ids, draw_logp
+        if log_buckets is not None:
+            self.log_buckets[at] = log_buckets
         self.top_ids[at], self.top_logp[at], self.log_z[at], self.log_tail[at] = top_ids, top_logp, log_z, log_tail
 
     def keep_dense(self, asked: Pass, dense: np.ndarray, layout: Layout) -> None:
@@ -130,11 +153,14 @@ class View:
             top_ids=self.top_ids[kept],
             top_logp=self.top_logp[kept],
             log_tail=self._log_tail(kept),
+            log_buckets=self._log_buckets(kept),
+            draw_ids=self.draw_ids.ravel(),
+            draw_logp=self.draw_logp.ravel(),
         )
 
     def _kept(self, min_probability: float) -> np.ndarray:
         """[n, k] bool: entries above the probability threshold, the first in any case."""
-        kept = self.top_logp >= (math.log(min_probability) if min_probability else -math.inf)
+        kept = self.top_logp >= smallest_logp(min_probability)
         kept[:, :1] = True
         return kept
 
@@ -146,6 +172,24 @@ class View:
             dropped = np.logaddexp.reduce(out / temperature, axis=1) - self.log_z[:, column]
             log_tail[:, column] = np.logaddexp(log_tail[:, column], dropped)
         return np.minimum(log_tail, 0.0)
+
+    def _log_buckets(self, kept: np.ndarray) -> np.ndarray:
+        """[n, #T, buckets] the same by ranges of ids, where tails are cut into such."""
+        assert self.signal is not None
+        log_buckets = self.log_buckets.copy()
+        if not self.cuts:
+            return log_buckets
+        target, entry = np.nonzero(~kept & (self.top_ids >= 0))
+        bucket = np.searchsorted(self.cuts, self.top_ids[target, entry], side="right")
+        for column, temperature in enumerate(self.signal.temperatures):
+            dropped = self.top_logp[target, entry] / temperature - self.log_z[target, column]
+            np.logaddexp.at(log_buckets[:, column], (target, bucket), dropped)
+        return np.minimum(log_buckets, 0.0)
+
+
+def smallest_logp(min_probability: float) -> float:
+    """Log-probability below which a top token is left to the tail; exact in float32, in which both sides compare."""
+    return float(np.float32(math.log(min_probability))) if min_probability else -math.inf
 
 
 def draw_views(

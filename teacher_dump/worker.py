@@ -19,6 +19,7 @@ from ..shared.cache import Receipt
 from ..shared.config import RunConfig
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
+from ..shared.sliced_head import TailBuckets
 from .board import Board
 from .finalize import finalize, tidy
 from .placement import open_placed
@@ -175,11 +176,14 @@ def open_task(root: Path, plan: Plan) -> ShardTask:
         torch.set_num_threads(config.shards.cpu_threads)
     model = open_placed(config.teacher, folder)
     require_same_weights(root, folder)
-    support = audit_ids = None
+    support = audit_ids = buckets = None
     if plan.signal_kind == "topk":
         support, teacher_id = torch.from_numpy(pairing.student_id >= 0), pairing.teacher_id()
         audit_ids = torch.from_numpy(teacher_id[teacher_id >= 0].astype(np.int64))
-    teacher = Teacher(model, pairing.spec, support=support, audit_ids=audit_ids)
+        if config.signal.tail_buckets:
+            student_id = torch.from_numpy(pairing.student_id).clamp(min=0)  # what is outside the support is in no tail
+            buckets = TailBuckets.of_ids(student_id, config.signal.tail_buckets)
+    teacher = Teacher(model, pairing.spec, support=support, audit_ids=audit_ids, buckets=buckets)
     return ShardTask(plan, conversations, pairing, teacher)
 
 

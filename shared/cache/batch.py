@@ -16,9 +16,12 @@ from ..errors import CacheError
 from .schema import Layout, ViewRow, arrow_schema
 
 _INT32 = np.iinfo(np.int32)
-_LOGP = ("chunk_logp", "top_logp")
+_LOGP = ("chunk_logp", "top_logp", "draw_logp")
 _CHUNK_FIELDS = ("chunk_start", "chunk_len", "chunk_logp")
 _TARGET_FIELDS = ("target_position", "num_top", "top_ids", "top_logp")
+_NO_BUCKETS = np.zeros((0, 0, 0), np.float32)
+_NO_BUCKETS.flags.writeable = False
+_DRAW_FIELDS = ("draw_ids", "draw_logp")
 POSITIVE_ROUNDING = 1e-4
 """Log-probabilities up to this above 0 are float rounding and stored as 0."""
 
@@ -42,6 +45,10 @@ class Lists:
         """Row number of every value."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.lengths)
 
+    def keys(self) -> np.ndarray:
+        """Row and value as one number each: ascending where the values of every row are."""
+        return self.rows() * (1 << 32) + self.values
+
     def row_of(self, index: int) -> int:
         """The row that holds values[index]."""
         return int(np.searchsorted(self.offsets, index, side="right")) - 1
@@ -60,7 +67,8 @@ class RowBatch(Sequence[ViewRow]):
         where: file that errors name; first_row: number of row 0 within that file.
         counts: the `num_*` columns as stored, int32 [rows] each; `checks.py` compares them with the lists.
         lists: x_0, masked and, as the layout says, chunk_* and target columns.
-        log_tail: float32 [all targets, temperatures].
+        log_tail: float32 [all targets, temperatures]; where the tail is cut into buckets, the sum of their masses.
+        log_buckets: float32 [all targets, temperatures, buckets] where the tail is cut, else of size 0.
     """
 
     where: str
@@ -72,6 +80,7 @@ class RowBatch(Sequence[ViewRow]):
     counts: dict[str, np.ndarray]
     lists: dict[str, Lists]
     log_tail: np.ndarray
+    log_buckets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -84,6 +93,7 @@ class RowBatch(Sequence[ViewRow]):
         offsets = (
             self.lists["target_position"].offsets if "target_position" in self.lists else np.zeros(len(self) + 1, int)
         )
+        tails = slice(offsets[row], offsets[row + 1])
         top = self.lists.get("top_ids")
         if top is not None:
             values["top_ids"], values["top_logp"] = top[row], self.lists["top_logp"][row]
@@ -92,7 +102,8 @@ class RowBatch(Sequence[ViewRow]):
             view=int(self.view[row]),
             t=float(self.t[row]),
             prompt_tokens=int(self.prompt_tokens[row]),
-            log_tail=self.log_tail[offsets[row] : offsets[row + 1]],
+            log_tail=self.log_tail[tails],
+            log_buckets=self.log_buckets[tails] if self.log_buckets.shape[-1] else _NO_BUCKETS,
             **values,
         )
 
@@ -101,16 +112,17 @@ class RowBatch(Sequence[ViewRow]):
 
     def chunk_of_target(self) -> np.ndarray:
         """Index into the values of `chunk_start` where each target's position is, or would be if it is none's start."""
-        keys = [
-            column.rows() * (1 << 32) + column.values
-            for column in (self.lists["chunk_start"], self.lists["target_position"])
-        ]
-        return np.searchsorted(*keys)
+        start, position = self.lists["chunk_start"], self.lists["target_position"]
+        return np.searchsorted(start.keys(), position.keys())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self.log_tail.nbytes + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
+        return (
+            self.log_tail.nbytes
+            + self.log_buckets.nbytes
+            + sum(c.values.nbytes + c.offsets.nbytes for c in self.lists.values())
+        )
 
     def error(self, row: int, field: str, message: str) -> CacheError:
         """A CacheError that names file, row, sample and field."""
@@ -120,7 +132,7 @@ class RowBatch(Sequence[ViewRow]):
     def update_digest(self, digest: "hashlib._Hash") -> None:
         """Feed every value and every boundary into `digest`: equal digests mean equal rows."""
         digest.update("\0".join(self.sample_id).encode())
-        for array in (self.view, self.t, self.prompt_tokens, *self.counts.values(), self.log_tail):
+        for array in (self.view, self.t, self.prompt_tokens, *self.counts.values(), self.log_tail, self.log_buckets):
             digest.update(np.ascontiguousarray(array).data)
         for column in self.lists.values():
             digest.update(np.ascontiguousarray(column.offsets).data)
@@ -133,8 +145,8 @@ def row_bytes(row: ViewRow) -> int:
         len(row.x_0)
         + 2 * len(row.chunk_start)
         + 2 * len(row.target_position)
-        + 2 * len(row.top_ids)
-        + row.log_tail.size
+        + 2 * (len(row.top_ids) + len(row.draw_ids))
+        + max(row.log_tail.size, row.log_buckets.size)
     )
 
 
@@ -148,25 +160,32 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
     views = np.array([row.view for row in rows])
     # A batch without lists: errors below name rows by it.
     none = np.zeros(len(rows))
-    bare = RowBatch(where, first_row, ids, view=views, t=none, prompt_tokens=none, counts={}, lists={}, log_tail=none)
+    bare = RowBatch(where, first_row, ids, views, none, none, counts={}, lists={}, log_tail=none, log_buckets=none)
     lists = {
         "x_0": _join(bare, [row.x_0 for row in rows], "x_0", "i"),
         "masked": _join(bare, [row.masked for row in rows], "masked", "b"),
     }
-    for names, signals in ((_CHUNK_FIELDS, ("chunk", "topk")), (_TARGET_FIELDS, ("topk",))):
+    kind = f"signal {layout.signal!r}"
+    for names, present, what in (
+        (_CHUNK_FIELDS, layout.signal != "none", kind),
+        (_TARGET_FIELDS, layout.signal == "topk", kind),
+        (_DRAW_FIELDS, layout.tail_draws > 0, "0 tail draws"),
+    ):
         for name in names:
             column = _join(bare, [getattr(row, name) for row in rows], name, "f" if name in _LOGP else "i")
-            if layout.signal in signals:
+            if present:
                 lists[name] = _rounded(bare, column, name, layout) if name in _LOGP else column
             elif len(column.values):
-                raise bare.error(
-                    column.row_of(0), name, f"given, but a cache of signal {layout.signal!r} has no such column"
-                )
+                raise bare.error(column.row_of(0), name, f"given, but a cache of {what} has no such column")
     for row, view in enumerate(rows):
         for name in ("view", "prompt_tokens"):
             value = getattr(view, name)
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= _INT32.max:
                 raise bare.error(row, name, f"expected a number from 0 to {_INT32.max}, got {value!r}")
+    log_tail, log_buckets = _join_log_tail(bare, rows, layout), _NO_BUCKETS
+    if layout.tail_buckets:
+        log_buckets = _join_log_buckets(bare, rows, layout)
+        log_tail = sum_of_buckets(log_buckets)
     return RowBatch(
         where=where,
         first_row=first_row,
@@ -176,7 +195,8 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
         prompt_tokens=np.array([row.prompt_tokens for row in rows], np.int32),
         counts=_counts(lists),
         lists=lists,
-        log_tail=_join_log_tail(bare, rows, layout),
+        log_tail=log_tail,
+        log_buckets=log_buckets,
     )
 
 
@@ -213,9 +233,13 @@ def _join(bare: RowBatch, arrays: list[np.ndarray], name: str, kind: str) -> Lis
     return Lists(np.concatenate(converted) if converted else np.zeros(0, target), offsets)
 
 
+STEPPED = ("top_logp", "draw_logp")
+"""Columns whose values are multiples of `layout.logp_step`, if there is one."""
+
+
 def rounded(values: np.ndarray, layout: Layout, name: str) -> np.ndarray:
     """Values of one column in the precision that the layout gives it, as float32."""
-    if name == "top_logp" and layout.logp_step is not None:
+    if name in STEPPED and layout.logp_step is not None:
         return (np.round(values / layout.logp_step) * layout.logp_step).astype(np.float32)  # exact: a power of two
     if layout.logp_dtype == "float16":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses
@@ -238,35 +262,56 @@ def _rounded(bare: RowBatch, column: Lists, name: str, layout: Layout) -> Lists:
 
 
 def _join_log_tail(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
-    width = len(layout.log_tail_names)
-    blocks = [np.zeros((0, width), np.float32)]
+    return _join_masses(bare, [row.log_tail for row in rows], rows, "log_tail", (len(layout.log_tail_names),), layout)
+
+
+def _join_log_buckets(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
+    shape = len(layout.log_tail_names), layout.num_buckets
     for row, view in enumerate(rows):
-        log_tail, num_targets = np.asarray(view.log_tail), len(view.target_position)
-        if log_tail.size == 0 and num_targets * width == 0:
+        if len(view.target_position) and view.log_buckets.size == 0:
+            raise bare.error(row, "log_buckets", "missing, and the cache cuts tails into buckets")
+    return _join_masses(bare, [row.log_buckets for row in rows], rows, "log_buckets", shape, layout)
+
+
+def _join_masses(
+    bare: RowBatch, arrays: Sequence[np.ndarray], rows: Sequence[ViewRow], name: str, shape: tuple[int, ...],
+    layout: Layout,
+) -> np.ndarray:  # fmt: skip
+    """[all targets, *shape] log masses of all rows, rounded."""
+    blocks = [np.zeros((0, *shape), np.float32)]
+    for row, view in enumerate(rows):
+        values, expected = np.asarray(arrays[row]), (len(view.target_position), *shape)
+        if values.size == 0 and 0 in expected:
             continue
-        if log_tail.shape != (num_targets, width) or log_tail.dtype.kind != "f":
+        if values.shape != expected or values.dtype.kind != "f":
             raise bare.error(
-                row,
-                "log_tail",
-                f"expected floats of shape {[num_targets, width]}, got {log_tail.dtype} of {list(log_tail.shape)}",
+                row, name, f"expected floats of shape {list(expected)}, got {values.dtype} of {list(values.shape)}"
             )
-        if np.isnan(log_tail).any() or (log_tail > POSITIVE_ROUNDING).any():
-            raise bare.error(row, "log_tail", "holds a value that is not a log-probability <= 0")
-        blocks.append(np.minimum(rounded(log_tail, layout, "log_tail"), np.float32(0)) + np.float32(0))  # no -0.0
+        if np.isnan(values).any() or (values > POSITIVE_ROUNDING).any():
+            raise bare.error(row, name, "holds a value that is not a log-probability <= 0")
+        blocks.append(np.minimum(rounded(values, layout, name), np.float32(0)) + np.float32(0))  # no -0.0
     return np.concatenate(blocks)
+
+
+def sum_of_buckets(log_buckets: np.ndarray) -> np.ndarray:
+    """log_tail [n, temperatures] of log_buckets [n, temperatures, buckets]; at most 0, which rounding may exceed."""
+    total = np.logaddexp.reduce(log_buckets.astype(np.float64), axis=2)
+    return np.minimum(total, 0.0).astype(np.float32)
 
 
 def batch_to_table(batch: RowBatch, layout: Layout, schema: pa.Schema) -> pa.Table:
     """The Arrow table of a batch, in the layout's column order."""
     scalars = {name: getattr(batch, name) for name in ("sample_id", "view", "t", "prompt_tokens")} | batch.counts
-    log_tail = dict(zip(layout.log_tail_names, np.ascontiguousarray(batch.log_tail.T), strict=True))
+    masses = batch.log_buckets if layout.tail_buckets else batch.log_tail[:, :, None]
+    log_tail = dict(zip(layout.log_tail_names, np.ascontiguousarray(np.moveaxis(masses, 1, 0)), strict=True))
     arrays = []
     for name, kind in zip(schema.names, schema.types, strict=True):
         if name in scalars:
             arrays.append(pa.array(scalars[name], kind))
             continue
         if name in log_tail:
-            column = Lists(log_tail[name], batch.lists["target_position"].offsets)
+            offsets = batch.lists["target_position"].offsets * layout.num_buckets
+            column = Lists(log_tail[name].ravel(), offsets)
         else:
             column = _along_masked(batch) if name == "chunk_len" else batch.lists[name]
         offsets = pa.array(column.offsets.astype(np.int32))
@@ -289,8 +334,7 @@ def _along_masked(batch: RowBatch) -> Lists:
     Expects chunks that `checks.check_batch` let pass: ascending, disjoint and masked throughout.
     """
     position, start, length = _masked_positions(batch), batch.lists["chunk_start"], batch.lists["chunk_len"]
-    keys = [column.rows() * (1 << 32) + column.values for column in (position, start)]
-    first = np.searchsorted(*keys)
+    first = np.searchsorted(position.keys(), start.keys())
     inside = np.zeros(len(position.values) + 1, np.int64)
     inside[first] += 1
     np.subtract.at(inside, first + length.values, 1)
@@ -345,14 +389,20 @@ def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: 
         counts=scalars,
         lists=lists,
         log_tail=np.zeros((0, 0), np.float32),
+        log_buckets=_NO_BUCKETS,
     )
     if "chunk_len" in lists:
         start, length = _chunks(batch)
         signal = {name: lists.pop(name) for name in tuple(lists) if name not in ("x_0", "masked")}
         lists |= {"chunk_start": start, **signal, "chunk_len": length}  # in the order of `batch_from_rows`
-    check_lengths(batch, log_tail_lists)
+    check_lengths(batch, layout, log_tail_lists)
     log_tail = [column.values for column in log_tail_lists]
     stacked = np.stack(log_tail, axis=1) if log_tail else np.zeros((0, 0), np.float32)
+    if layout.tail_buckets:
+        of_target = (column.values.reshape(-1, layout.num_buckets) for column in log_tail_lists)
+        log_buckets = _frozen(np.stack(list(of_target), axis=1))
+        object.__setattr__(batch, "log_buckets", log_buckets)
+        stacked = sum_of_buckets(log_buckets)
     object.__setattr__(batch, "log_tail", _frozen(stacked))
     return batch
 
@@ -366,7 +416,7 @@ def read_group(
     return batch_from_table(table, layout, where=where, first_row=first_row)
 
 
-def check_lengths(batch: RowBatch, log_tail: Sequence[Lists] = ()) -> None:
+def check_lengths(batch: RowBatch, layout: Layout, log_tail: Sequence[Lists] = ()) -> None:
     """Lists that belong together have equal lengths, and the `num_*` columns say the same: slicing is then safe."""
     lists, same = batch.lists, []
     if "chunk_start" in lists:
@@ -374,7 +424,12 @@ def check_lengths(batch: RowBatch, log_tail: Sequence[Lists] = ()) -> None:
     if "target_position" in lists:
         same += [("target_position", "num_top"), ("top_ids", "top_logp")]
     pairs = [(name, lists[other].lengths, lists[name].lengths) for other, name in same]
-    pairs += [("log_tail", lists["target_position"].lengths, column.lengths) for column in log_tail]
+    if "draw_ids" in lists:
+        num_draws = lists["target_position"].lengths * layout.tail_draws
+        pairs += [(name, num_draws, lists[name].lengths) for name in _DRAW_FIELDS]
+    pairs += [
+        ("log_tail", lists["target_position"].lengths * layout.num_buckets, column.lengths) for column in log_tail
+    ]
     pairs += [("masked", batch.counts["num_tokens"] - batch.prompt_tokens, lists["masked"].lengths)]
     pairs += [(name, batch.counts[name], count) for name, count in _counts(lists).items()]
     if "num_top" in lists:

@@ -1,11 +1,12 @@
 """What rounding costs, measured while a shard is written: KL(exact || stored) of every target at each temperature.
 
-Both are distributions over the kept tokens and, last, the tail, as the losses see them:
+Both are distributions over the kept tokens and, last, the tail or its buckets, as the losses see them:
 
     log q_i = logp_i / T - log_z(T),  log_z(T) = logsumexp(logp / T) - log(1 - exp(log_tail(T)))
 
 Sums and a histogram go into the shard's statistics, and so add up to those of the cache; the manifest shows the mean
 and a bound on the 99th percentile. Nothing saturates: a value that its column cannot hold is an error, not a bound.
+Draws from the tail have no distribution of their own: `logp_step` bounds what rounding does to their weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from .schema import Layout, ViewRow
 
 KL_BINS = 64
 """Bin i holds divergences below 2^((i - 64) / 2) nats that no bin before it holds; the last holds all larger ones."""
+SMALLEST_HEAD = 1e-12
+"""Probability of the kept tokens below which a stored tail counts as everything, as in sparse_logits.py."""
 
 
 def codec_kl(rows: Sequence[ViewRow], batch: RowBatch, layout: Layout) -> tuple[tuple[float, ...], tuple[int, ...]]:
@@ -29,11 +32,13 @@ def codec_kl(rows: Sequence[ViewRow], batch: RowBatch, layout: Layout) -> tuple[
         return (), ()
     counts = batch.lists["num_top"].values
     exact_logp = np.concatenate([np.zeros(0), *(row.top_logp for row in rows)])
-    exact_tail = np.concatenate([np.zeros((0, len(layout.temperatures))), *(_tails(row, layout) for row in rows)])
+    none = np.zeros((0, len(layout.temperatures), layout.num_buckets))
+    exact_tail = np.concatenate([none, *(_tails(row, layout) for row in rows)])
+    stored_tail = batch.log_buckets if layout.tail_buckets else batch.log_tail[:, :, None]
     sums, bins = [], []
     for column, temperature in enumerate(layout.temperatures):
         exact = _simplex(exact_logp, exact_tail[:, column], counts, temperature)
-        stored = _simplex(batch.lists["top_logp"].values, batch.log_tail[:, column], counts, temperature)
+        stored = _simplex(batch.lists["top_logp"].values, stored_tail[:, column], counts, temperature)
         kl = _divergence(exact, stored, counts)
         sums.append(float(kl.sum()))
         bins.append(np.bincount(_bin(kl), minlength=KL_BINS))
@@ -43,40 +48,58 @@ def codec_kl(rows: Sequence[ViewRow], batch: RowBatch, layout: Layout) -> tuple[
 def summary(
     kl: Sequence[float], kl_counts: Sequence[int], num_targets: int, temperatures: Sequence[float]
 ) -> Mapping[str, Any]:
-    """For the manifest, by temperature: `kl_mean` and `kl_p99`, a bound on the 99th percentile, in nats."""
+    """For the manifest, by temperature: `kl_mean` and `kl_p99`, a bound on the 99th percentile, in nats.
+
+    Where the percentile lies in the last bin, which has no upper edge, the sum of all divergences is the bound: one of
+    the hundredth part of the targets cannot be more.
+    """
     if not num_targets or not kl:
         return {}
     edges = 2.0 ** ((np.arange(KL_BINS) - KL_BINS) / 2)
     told = {}
     for column, temperature in enumerate(temperatures):
         below = np.cumsum(kl_counts[column * KL_BINS : (column + 1) * KL_BINS])
+        place = int(np.searchsorted(below, 0.99 * num_targets))
         told[f"{float(temperature)!r}"] = {
             "kl_mean": float(kl[column] / num_targets),
-            "kl_p99": float(edges[np.searchsorted(below, 0.99 * num_targets)]),
+            "kl_p99": float(kl[column] if place == KL_BINS - 1 else edges[place]),
         }
     return told
 
 
 def _tails(row: ViewRow, layout: Layout) -> np.ndarray:
-    return np.minimum(
-        np.asarray(row.log_tail, np.float64).reshape(len(row.target_position), len(layout.temperatures)), 0
-    )
+    tails = row.log_buckets if layout.tail_buckets else row.log_tail
+    shape = len(row.target_position), len(layout.temperatures), layout.num_buckets
+    return np.minimum(np.asarray(tails, np.float64).reshape(shape), 0)
 
 
-def _simplex(
-    logp: np.ndarray, log_tail: np.ndarray, counts: np.ndarray, temperature: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tempered log-probabilities of the kept entries, flat, and of the tail; float64."""
+def log_z(logp: np.ndarray, counts: np.ndarray, log_tail: np.ndarray, temperature: float) -> np.ndarray:
+    """float64 [n] log-sum-exp over the loss support of targets as stored; 0 where nothing is kept.
+
+    Args:
+        logp: of the kept entries, flat; counts: how many each target has. log_tail: [n] at `temperature`.
+    """
     target = np.repeat(np.arange(len(counts)), counts)
-    scaled, tail = np.minimum(logp.astype(np.float64), 0) / temperature, log_tail.astype(np.float64)
+    scaled = logp.astype(np.float64) / temperature
     largest = np.full(len(counts), -np.inf)
     np.maximum.at(largest, target, scaled)
     total = np.zeros(len(counts))
     np.add.at(total, target, np.exp(scaled - largest[target]))
     some = counts > 0
-    log_z = np.zeros(len(counts))  # where nothing is kept, there is nothing to normalise
-    log_z[some] = largest[some] + np.log(total[some]) - np.log(-np.expm1(np.minimum(tail[some], -1e-12)))
-    return scaled - log_z[target], tail
+    found = np.zeros(len(counts))
+    tail = np.minimum(log_tail[some].astype(np.float64), -SMALLEST_HEAD)
+    found[some] = largest[some] + np.log(total[some]) - np.log(-np.expm1(tail))
+    return found
+
+
+def _simplex(
+    logp: np.ndarray, log_tail: np.ndarray, counts: np.ndarray, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tempered log-probabilities of the kept entries, flat, and of the tail's buckets [n, B]; float64."""
+    target, logp = np.repeat(np.arange(len(counts)), counts), np.minimum(logp.astype(np.float64), 0)
+    tail = log_tail.astype(np.float64)
+    total = np.minimum(np.logaddexp.reduce(tail, axis=1), 0.0)
+    return logp / temperature - log_z(logp, counts, total, temperature)[target], tail
 
 
 def _divergence(
@@ -86,7 +109,7 @@ def _divergence(
     (p, p_tail), (q, q_tail) = exact, stored
     held = np.isfinite(p_tail)
     difference = np.subtract(p_tail, q_tail, out=np.zeros_like(p_tail), where=held)
-    kl = np.exp(p_tail) * difference
+    kl = (np.exp(p_tail) * difference).sum(axis=1)
     np.add.at(kl, target, np.exp(p) * (p - q))
     return np.maximum(kl, 0.0)
 

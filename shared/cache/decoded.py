@@ -10,6 +10,7 @@ One row per view, decoded a row group at a time; l tokens, c chunks, n targets, 
     chunk_start, chunk_len, chunk_logp        list [c], nats at temperature 1                         chunk, topk
     target_position, gold_probability, tail_mass                 list [n]                             topk
     top_ids, top_probabilities, top_text      list [n] of lists [k_j], most probable first            topk
+    tail_bucket_masses                        list [n] of lists [B], by range of ids    topk, with tail buckets
 
 Probabilities are over the loss support at `temperature`: those of a target and its tail_mass add up to 1.
 """
@@ -24,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ConfigError
+from .codec_error import log_z
 from .files import atomic_write, fsync_folder, output_errors, temporary_name
 from .schema import ViewRow
 
@@ -94,6 +96,7 @@ class _Decoder:
     def __init__(self, cache: "Cache", temperature: float | None) -> None:
         manifest, layout = cache.manifest, cache.layout
         self.signal, self.mask_id = layout.signal, manifest.student.mask_id
+        self.num_buckets = layout.num_buckets if layout.tail_buckets else 0
         self.temperature: float | None = None
         if self.signal == "topk":
             self.temperature = layout.temperatures[0] if temperature is None else temperature
@@ -133,6 +136,8 @@ class _Decoder:
             yield pa.field("temperature", pa.float64())
             yield pa.field("target_position", pa.list_(int32))
             yield from (pa.field(name, pa.list_(float32)) for name in ("gold_probability", "tail_mass"))
+            if self.num_buckets:
+                yield pa.field("tail_bucket_masses", pa.list_(pa.list_(float32)))
             yield pa.field("top_ids", pa.list_(pa.list_(int32)))
             yield pa.field("top_probabilities", pa.list_(pa.list_(float32)))
             if self.has_text:
@@ -172,13 +177,12 @@ class _Decoder:
         logp = np.concatenate([row.top_logp for row in rows]).astype(np.float64)
         gold = np.concatenate([row.gold_logp for row in rows]).astype(np.float64)
         target = np.repeat(np.arange(len(num_top)), num_top)
-        head = np.bincount(target, np.exp(logp / self.temperature), len(num_top))
-        log_z = np.where(num_top > 0, np.log(np.maximum(head, 1e-300)) - np.log(-np.expm1(log_tail - 1e-12)), 0.0)
-        kept, tail = np.exp(logp / self.temperature - log_z[target]), np.exp(log_tail)
+        normaliser = log_z(logp, num_top, log_tail, self.temperature)
+        kept, tail = np.exp(logp / self.temperature - normaliser[target]), np.exp(log_tail)
         ends = pa.array(np.concatenate([[0], np.cumsum(num_top)]).astype(np.int32))
         ids = pa.array(np.concatenate([row.top_ids for row in rows]).astype(np.int32))
 
-        def by_target(values: pa.Array) -> pa.Array:
+        def by_target(values: pa.Array, ends: pa.Array = ends) -> pa.Array:
             return pa.ListArray.from_arrays(position.offsets, pa.ListArray.from_arrays(ends, values))
 
         def by_row(values: np.ndarray) -> pa.Array:
@@ -187,11 +191,15 @@ class _Decoder:
         columns = {
             "temperature": [self.temperature] * len(rows),
             "target_position": position,
-            "gold_probability": by_row(np.exp(gold / self.temperature - log_z)),
+            "gold_probability": by_row(np.exp(gold / self.temperature - normaliser)),
             "tail_mass": by_row(tail),
             "top_ids": by_target(ids),
             "top_probabilities": by_target(pa.array(kept.astype(np.float32))),
         }
+        if self.num_buckets:
+            masses = np.concatenate([row.log_buckets[:, self.column].reshape(-1, self.num_buckets) for row in rows])
+            cuts = pa.array(np.arange(0, masses.size + 1, self.num_buckets, dtype=np.int32))
+            columns["tail_bucket_masses"] = by_target(pa.array(np.exp(masses.ravel())), cuts)
         return columns | ({"top_text": by_target(self.words.take(ids))} if self.has_text else {})
 
 

@@ -56,6 +56,8 @@ class SignalInfo:
         support: the loss support in words, for example "shared: 148,903 tokens of equal bytes" or "ids < 151646".
         logp_step: nats; log-probabilities of top tokens are multiples of it; None: numbers of `logp_dtype`.
         codec_error: what rounding costs, measured while writing: see `codec_error.summary`; {}: not measured.
+        tail_draws: tokens drawn from the tail of every target, at the highest of `temperatures`.
+        tail_buckets: ids at which the tail is cut into ranges, whose masses are stored one by one.
     """
 
     kind: Signal
@@ -67,6 +69,8 @@ class SignalInfo:
     temperatures: tuple[float, ...]
     support: str
     codec_error: Mapping[str, Any]
+    tail_draws: int = 0
+    tail_buckets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,6 +240,8 @@ class Manifest:
             temperatures=self.signal.temperatures,
             logp_dtype=self.signal.logp_dtype,
             logp_step=self.signal.logp_step,
+            tail_draws=self.signal.tail_draws,
+            tail_buckets=self.signal.tail_buckets,
         )
 
     @property

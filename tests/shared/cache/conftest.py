@@ -52,6 +52,18 @@ def tail_mass(logp: np.ndarray, order: np.ndarray, kept: np.ndarray, temperature
     return np.log((p * outside).sum(1) / p.sum(1))
 
 
+def bucket_masses(
+    logp: np.ndarray, order: np.ndarray, kept: np.ndarray, temperature: float, layout: Layout
+) -> np.ndarray:
+    """[n, buckets] the same by ranges of ids."""
+    p = np.exp(logp / temperature)
+    outside = np.ones(p.shape, bool)
+    np.put_along_axis(outside, order, ~kept, axis=1)
+    parts = np.split(p * outside, layout.tail_buckets, axis=1)
+    with np.errstate(divide="ignore"):
+        return np.log(np.stack([part.sum(1) for part in parts], axis=1) / p.sum(1, keepdims=True))
+
+
 def random_chunks(rng: np.random.Generator, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and lengths of chunks over masked positions: mostly of one token, some longer; some tokens are in none."""
     spans, place = [], 0
@@ -86,6 +98,15 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
     kept = np.arange(k) < num_top[:, None]
     chunk_logp[single] = logp[np.arange(n), x_0[positions]]
     log_tail = [tail_mass(logp, order, kept, temperature) for temperature in layout.temperatures]
+    log_buckets = np.zeros((0, 0, 0), np.float32)
+    if layout.tail_buckets:
+        masses = [bucket_masses(logp, order, kept, temperature, layout) for temperature in layout.temperatures]
+        log_buckets = np.stack(masses, axis=1).astype(np.float32)
+    draw_ids = np.zeros((n, layout.tail_draws), np.int32)
+    for target in range(n if layout.tail_draws else 0):
+        p = np.exp(logp[target] / layout.temperatures[-1])
+        p[order[target][kept[target]]] = 0
+        draw_ids[target] = rng.choice(len(p), layout.tail_draws, p=p / p.sum())
     return ViewRow(
         sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp,
         target_position=positions,
@@ -93,6 +114,9 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
         top_ids=order[kept],
         top_logp=np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
         log_tail=np.stack(log_tail, axis=1).astype(np.float32),
+        log_buckets=log_buckets,
+        draw_ids=draw_ids.ravel(),
+        draw_logp=np.take_along_axis(logp, draw_ids, axis=1).ravel().astype(np.float32),
     )  # fmt: skip
 
 
@@ -118,6 +142,7 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
             kind=layout.signal, codec="plain", logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
             top_k=layout.top_k, min_probability=0.0,
             temperatures=layout.temperatures, support="shared: all", codec_error={},
+            tail_draws=layout.tail_draws, tail_buckets=layout.tail_buckets,
         ),
         teacher=None if layout.signal == "none" else teacher,
         student=StudentInfo("1f3a" * 16, "44", layout.vocab_size, 299, 0),
@@ -223,7 +248,7 @@ def write_words(tmp_path, synthetic):
         row = ViewRow(
             sample_id, 0, 0.4, x_0, 3, masked,
             chunk_start=np.array([4, 7, 9], np.int32), chunk_len=np.array([2, 1, 1], np.int32),
-            chunk_logp=np.array([-2.0, -0.5, -0.25], np.float32),
+            chunk_logp=np.array([-2.0, np.log(0.5), np.log(0.125)], np.float32),
             target_position=np.array([7, 9], np.int32),
             num_top=np.array([3, 1], np.int32), top_ids=np.array([8, 2, 1, 6], np.int32),
             top_logp=np.log([0.5, 0.25, 0.125, 0.5]).astype(np.float32), log_tail=np.log([[0.125, 0.3], [0.5, 0.6]]),

@@ -36,6 +36,35 @@ def naive_kl(rows, stored, temperatures) -> np.ndarray:
     return np.array(found)
 
 
+def test_the_cost_of_rounding_buckets_is_that_of_a_naive_twin(synthetic, tmp_path):
+    layout = synthetic.make_layout("topk", logp_step=1 / 16, tail_buckets=(1, 50, 100))
+    rows = synthetic.make_rows(layout, samples=6, blocks=6)
+    statistics = write_shard(tmp_path / "x.parquet", rows, layout, plan_hash="p", shard=0)
+    expected = np.zeros(2)
+    for meant, got in zip(rows, read(tmp_path / "x.parquet", layout), strict=True):
+        ends = np.cumsum(meant.num_top)
+        for j, (end, num) in enumerate(zip(ends, meant.num_top, strict=True)):
+            for column, temperature in enumerate(layout.temperatures):
+                p, q = (
+                    with_buckets(row.top_logp[end - num : end], row.log_buckets[j, column], temperature)
+                    for row in (meant, got)
+                )
+                expected[column] += max(0.0, sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+    np.testing.assert_allclose(statistics.codec_kl, expected, rtol=1e-5, atol=1e-9)
+
+
+def with_buckets(top_logp: np.ndarray, log_buckets: np.ndarray, temperature: float) -> np.ndarray:
+    masses = np.exp(log_buckets.astype(np.float64))
+    kept = np.exp(top_logp.astype(np.float64) / temperature)
+    return np.append(kept / max(kept.sum(), 1e-300) * max(0.0, 1 - masses.sum()), masses)
+
+
+def test_a_percentile_in_the_last_bin_is_bounded_by_the_sum():
+    counts = [0] * KL_BINS
+    counts[-1] = 3
+    assert summary([7.5], counts, 3, [1.0])["1.0"] == {"kl_mean": 2.5, "kl_p99": 7.5}
+
+
 @pytest.mark.parametrize("step", [1 / 16, 1 / 4, None])
 def test_the_cost_of_rounding_is_that_of_a_naive_twin(synthetic, tmp_path, step):
     layout = synthetic.make_layout("topk", logp_step=step)

@@ -66,9 +66,9 @@ def test_the_sample_is_decoded_with_chunks_marked_and_the_teachers_top(write_wor
         ("clean", ")", None),
         ("chunk", ":\n", -2.0),
         ("clean", "return", None),
-        ("chunk", " 1", -0.5),
+        ("chunk", " 1", pytest.approx(np.log(0.5), rel=1e-3)),
         ("masked", " été", None),
-        ("chunk", "<end>", -0.25),
+        ("chunk", "<end>", pytest.approx(np.log(0.125), rel=1e-3)),
     ]
     assert sample["padding"] == {"tokens": 6, "masked": 1}
     (first, second) = sample["teacher"]

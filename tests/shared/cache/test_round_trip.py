@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tide.shared.cache import Layout, ViewRow, open_cache, schema, shard_name, write_shard, writer
 from tide.shared.errors import CacheError
 
-FLOATS = ("chunk_logp", "top_logp", "log_tail")
+FLOATS = ("chunk_logp", "top_logp", "log_tail", "draw_logp")
 
 
 def assert_same(rows: Sequence[ViewRow], expected: Sequence[ViewRow], layout: Layout) -> None:
@@ -32,6 +32,40 @@ def assert_same(rows: Sequence[ViewRow], expected: Sequence[ViewRow], layout: La
             np.testing.assert_array_equal(value, wanted, err_msg=f"{row.sample_id} {row.view} {field.name}")
             if isinstance(value, np.ndarray):
                 assert value.dtype == (wanted.dtype if wanted.size else value.dtype), field.name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_draws_round_trip_target_by_target(tmp_path, synthetic, dtype):
+    layout = synthetic.make_layout(tail_draws=3, logp_dtype=dtype)
+    rows = synthetic.make_rows(layout, samples=7)
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, rows, layout)])
+    cache = open_cache(tmp_path, verify="full")
+    assert cache.layout.tail_draws == 3
+    assert_same(list(cache), rows, layout)
+    assert sum(len(row.draw_ids) for row in rows) > 60
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_masses_of_a_tail_cut_into_buckets_round_trip(tmp_path, synthetic, dtype):
+    layout = synthetic.make_layout(top_k=60, tail_buckets=(1, 40, 200), logp_dtype=dtype)
+    rows = synthetic.make_rows(layout, samples=7)
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, rows, layout)])
+    cache, count = open_cache(tmp_path, verify="full"), 0
+    for got, row in zip(cache, rows, strict=True):
+        wanted = row.log_buckets.astype(np.float16).astype(np.float32) if dtype == "float16" else row.log_buckets
+        np.testing.assert_array_equal(got.log_buckets, wanted)
+        # the tail is what its parts add up to: float16 parts are off by 2^-11 of their logarithm each
+        total = np.exp(got.log_buckets.astype(np.float64)).sum(axis=2)
+        np.testing.assert_allclose(np.exp(got.log_tail), np.minimum(total, 1), rtol=1e-6)
+        np.testing.assert_allclose(
+            np.exp(got.log_tail), np.exp(row.log_tail), atol=5e-3 if dtype == "float16" else 1e-6
+        )
+        count += np.isinf(got.log_buckets).sum()
+    assert count > 0  # the range of id 0 alone is empty where 0 is kept
+    with pq.ParquetFile(tmp_path / cache.manifest.shards[0].name) as file:
+        table = file.read()
+    lengths = [len(values) for values in table["log_tail_2.0"].to_pylist()]
+    assert lengths == [4 * count for count in table["num_targets"].to_pylist()]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -181,7 +215,8 @@ def test_plain_pyarrow_reads_numbers_worked_by_hand(tmp_path, synthetic):
             "sample_id": "conversation-1", "view": 3, "t": 0.5, "num_tokens": 8, "prompt_tokens": 1, "num_masked": 5,
             "num_chunks": 2, "num_targets": 1, "x_0": [1, 2, 3, 4, 5, 6, 7, 8],
             "masked": [True, True, False, True, True, True, False],
-            "chunk_len": [0, 1, 2, 0], "chunk_logp": [-0.0999755859375, -2.0], "target_position": [2], "num_top": [2], "top_ids": [9, 3], "top_logp": [-0.25, -2.0],
+            "chunk_len": [0, 1, 2, 0], "chunk_logp": [-0.0999755859375, -2.0],
+            "target_position": [2], "num_top": [2], "top_ids": [9, 3], "top_logp": [-0.25, -2.0],
             "log_tail_0.5": [-float("inf")], "log_tail_2.0": [-1.5],
         }
     ]  # fmt: skip
