@@ -7,12 +7,15 @@ back, all in one run:
 
     bytes       size of the shard over its masked positions, every column included
     KL          KL(exact || stored) on the kept tokens and the tail at T = 1: mean and 99th percentile over targets
-    cosine      of the student's gradient against the dense one, over all positions and the whole vocabulary
-    norm        ratio of the two gradients' lengths
     tail        largest error of the stored tail mass at T = 1
+    cosine      of the student's gradient against the dense one, over the compared positions and the whole vocabulary
+    norm        ratio of the two gradients' lengths
+    sum         cosine of the gradients' sums over positions, the gradient of a bias of the head: what errs at random
+                cancels there, as it does in every weight of the student, and what errs always the same way stays
 
 `k = ..., bf16 + int32` is the usual offline format, raw top-k logits renormalised over themselves; its bytes are exact
-by construction. `dense` stores every logit in float16.
+by construction. `dense` stores every logit in float16. The student is asked at some positions of each view only: it
+costs nine tokens a position.
 
 Run: python benchmarks/cache_codec.py TEXT.jsonl ... (fields question/answer, prompt/canonical_solution or
 problem/solution). Some minutes on one core.
@@ -25,13 +28,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from tide.shared.cache import Layout, ViewRow, write_shard
 from tide.shared.cache.batch import read_group
-from tide.shared.sparse_logits import log_z_from_tail
+from tide.shared.cache.writer import encoded_size
+from tide.shared.sparse_logits import SparseLogits, log_z_from_tail
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -42,22 +48,47 @@ REMOVED = (0.1, 0.3, 0.5, 0.7, 0.9) * 2
 TEMPERATURES = (1.0, 2.0)
 BLOCK, STUDENT_CONTEXT, MAX_TOKENS = 32, 8, 256
 FIELDS = (("question", "answer"), ("prompt", "canonical_solution"), ("problem", "solution"))
-SPARSE = {  # name: (k, smallest probability, step)
-    "p > 1e-2, k <= 50": (50, 1e-2, 1 / 16),
-    "p > 5e-3, k <= 50": (50, 5e-3, 1 / 16),
-    "p > 2e-3, k <= 50": (50, 2e-3, 1 / 16),
-    "k = 16": (16, 0.0, 1 / 16),
-    "k = 32": (32, 0.0, 1 / 16),
-    "k = 16, float16": (16, 0.0, None),
+RANGES = {4: (768, 3072, 12288), 16: tuple(int(49152 * 1.5 ** (i - 16)) for i in range(1, 16))}
+"""Cuts of the tail by id: each range is several times as long as the one before it."""
+
+
+class Setting(NamedTuple):
+    """What is kept: at most k tokens of at least `smallest` probability, in steps of `step` nats, and of the tail."""
+
+    k: int
+    smallest: float = 0.0
+    step: float | None = 1 / 16
+    draws: int = 0
+    cuts: tuple[int, ...] = ()
+
+
+SETTINGS = {
+    "chunk alone": Setting(0, step=None),
+    "p > 1e-2, k <= 50": Setting(50, 1e-2),
+    "p > 5e-3, k <= 50": Setting(50, 5e-3),
+    "p > 2e-3, k <= 50": Setting(50, 2e-3),
+    "k = 16": Setting(16),
+    "k = 32": Setting(32),
+    "k = 16, float16": Setting(16, step=None),
+    "k = 16, 4 buckets": Setting(16, cuts=RANGES[4]),
+    "k = 16, 16 buckets": Setting(16, cuts=RANGES[16]),
+    "k = 16, 4 draws": Setting(16, draws=4),
+    "k = 16, 16 draws": Setting(16, draws=16),
+    "k = 8, 4 buckets": Setting(8, cuts=RANGES[4]),
+    "k = 8, 16 buckets": Setting(8, cuts=RANGES[16]),
 }
 
 
 class Positions:
     """Asked positions of one document at one share of removed context, with both models' dense answers."""
 
-    def __init__(self, ids: np.ndarray, removed: float, at: np.ndarray, teacher: torch.Tensor, student: torch.Tensor):
+    def __init__(
+        self, ids: np.ndarray, removed: float, at: np.ndarray, teacher: torch.Tensor, compared: np.ndarray,
+        student: torch.Tensor,
+    ):  # fmt: skip
         self.ids, self.removed, self.at = ids, removed, at  # at: position of the token that is asked for
-        self.teacher, self.student = teacher, student  # [n, V] logp at temperature 1
+        self.teacher, self.compared = teacher, compared  # [n, V] logp at temperature 1; [m] which of the n
+        self.student = student  # [m, V]
 
 
 def texts(files: list[Path], num: int) -> Iterator[str]:
@@ -69,21 +100,22 @@ def texts(files: list[Path], num: int) -> Iterator[str]:
 
 
 @torch.inference_mode()
-def ask(model: torch.nn.Module, ids: np.ndarray, removed: float, num: int, rng: np.random.Generator) -> Positions:
-    """The model's answer for the token after each of `num` kept ones, from the kept tokens before it."""
+def ask(
+    model: torch.nn.Module, ids: np.ndarray, removed: float, num_compared: int, rng: np.random.Generator
+) -> Positions:
+    """The model's answer for the token after each kept one, from the kept tokens before it; the student's at some."""
     keep = rng.random(len(ids)) >= removed
     keep[0], keep[-1] = True, False
     kept = np.flatnonzero(keep)
-    chosen = np.sort(rng.permutation(len(kept))[:num])
-    logits = model(input_ids=torch.from_numpy(ids[kept])[None]).logits[0, chosen]
-    at = kept[chosen] + 1
-    windows = np.stack([np.pad(ids[max(0, a - STUDENT_CONTEXT) : a], (max(0, STUDENT_CONTEXT - a), 0)) for a in at])
-    seen = model(input_ids=torch.from_numpy(windows)).logits[:, -1]
-    return Positions(ids, removed, at, logits.log_softmax(1), seen.log_softmax(1))
+    logits, at = model(input_ids=torch.from_numpy(ids[kept])[None]).logits[0], kept + 1
+    compared = np.sort(rng.permutation(len(at))[:num_compared])
+    windows = [np.pad(ids[max(0, a - STUDENT_CONTEXT) : a], (max(0, STUDENT_CONTEXT - a), 0)) for a in at[compared]]
+    seen = model(input_ids=torch.from_numpy(np.stack(windows))).logits[:, -1]
+    return Positions(ids, removed, at, logits.log_softmax(1), compared, seen.log_softmax(1))
 
 
-def view(number: int, sample: int, one: Positions, k: int, smallest: float) -> ViewRow:
-    """A cache row: every asked position is a masked chunk of one token with a target."""
+def view(number: int, sample: int, one: Positions, setting: Setting, tempered: list[torch.Tensor]) -> ViewRow:
+    """A cache row: every asked position is a masked chunk of one token with a target. tempered: log p_T [n, V]."""
     length = -(-len(one.ids) // BLOCK) * BLOCK
     x_0 = np.pad(one.ids, (0, length - len(one.ids))).astype(np.int32)
     masked = np.zeros(length, bool)
@@ -91,14 +123,25 @@ def view(number: int, sample: int, one: Positions, k: int, smallest: float) -> V
     gold = one.teacher[torch.arange(len(one.at)), torch.from_numpy(one.ids[one.at])].numpy()
     single = np.ones(len(one.at), np.int32)
     common = (f"s{sample}", number, one.removed, x_0, 0, masked, one.at.astype(np.int32), single, gold)
-    if not k:
+    if not setting.k:
         return ViewRow(*common)
-    top, kept = kept_top(one.teacher, k, smallest)
-    tails = [tail_mass(one.teacher, top.indices, kept, temperature) for temperature in TEMPERATURES]
-    return ViewRow(
+    top, kept = kept_top(one.teacher, setting.k, setting.smallest)
+    outside = [scaled.scatter(1, top.indices, top_outside(scaled, top.indices, kept)) for scaled in tempered]
+    row = ViewRow(
         *common, one.at.astype(np.int32), kept.sum(1).numpy().astype(np.int32),
-        top.indices[kept].numpy().astype(np.int32), top.values[kept].numpy(), torch.stack(tails, 1).numpy(),
+        top.indices[kept].numpy().astype(np.int32), top.values[kept].numpy(),
+        torch.stack([torch.logsumexp(logp, 1) for logp in outside], 1).float().numpy(),
     )  # fmt: skip
+    if setting.cuts:
+        parts = [torch.tensor_split(logp, setting.cuts, dim=1) for logp in outside]
+        masses = torch.stack([torch.stack([torch.logsumexp(part, 1) for part in p], 1) for p in parts], 1)
+        row = replace(row, log_buckets=masses.float().numpy())
+    if setting.draws:
+        generator = torch.Generator().manual_seed(1000 * sample + number)
+        drawn = torch.multinomial(outside[-1].exp(), setting.draws, replacement=True, generator=generator)
+        values = one.teacher.gather(1, drawn)
+        row = replace(row, draw_ids=drawn.numpy().ravel().astype(np.int32), draw_logp=values.numpy().ravel())
+    return row
 
 
 def kept_top(logp: torch.Tensor, k: int, smallest: float) -> tuple[torch.return_types.topk, torch.Tensor]:
@@ -108,11 +151,9 @@ def kept_top(logp: torch.Tensor, k: int, smallest: float) -> tuple[torch.return_
     return top, kept
 
 
-def tail_mass(logp: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[n] log mass outside the kept tokens, from the dense distribution."""
-    scaled = logp.double() / temperature
-    outside = scaled.scatter(1, ids, torch.where(kept, -math.inf, scaled.gather(1, ids)))
-    return (torch.logsumexp(outside, 1) - torch.logsumexp(scaled, 1)).float()
+def top_outside(logp: torch.Tensor, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """[n, k] log-probabilities of the top tokens that are left to the tail, -inf for the kept ones."""
+    return torch.where(kept, -math.inf, logp.gather(1, ids))
 
 
 def write(folder: Path, rows: list[ViewRow], layout: Layout) -> tuple[int, list[ViewRow], float]:
@@ -128,66 +169,105 @@ def write(folder: Path, rows: list[ViewRow], layout: Layout) -> tuple[int, list[
     return file.stat().st_size, back, sum(int(row.masked.sum()) for row in back) / (time.perf_counter() - begin)
 
 
-class Comparison:
-    """Sums over all positions of what the table shows."""
+class Dense:
+    """Of the compared positions of one view, by temperature: log q [m, V], s [m, V] and the dense gradient s - q."""
 
-    def __init__(self) -> None:
+    def __init__(self, one: Positions) -> None:
+        teacher = one.teacher[torch.from_numpy(one.compared)].double()
+        self.q = {t: torch.log_softmax(teacher / t, 1) for t in TEMPERATURES}
+        self.s = {t: torch.softmax(one.student / t, 1) for t in TEMPERATURES}
+        self.gradient = {t: self.s[t] - self.q[t].exp().float() for t in TEMPERATURES}
+
+
+class Comparison:
+    """Sums over the compared positions of what the table shows."""
+
+    def __init__(self, vocab: int) -> None:
         self.kl: list[torch.Tensor] = []
         self.tail = 0.0
         self.dot, self.ours, self.dense = (dict.fromkeys(TEMPERATURES, 0.0) for _ in range(3))
+        self.sums = {t: torch.zeros(2, vocab, dtype=torch.float64) for t in TEMPERATURES}
 
-    def add(
-        self, one: Positions, ids: torch.Tensor, top_q: dict[float, torch.Tensor], tail_q: dict[float, torch.Tensor]
-    ):
-        """ids [n, k], -1 for absent; stored log-probabilities [n, k] and of the tail [n] by temperature."""
-        present, safe = ids >= 0, ids.clamp(min=0)
-        for temperature in TEMPERATURES:
-            q = torch.log_softmax(one.teacher.double() / temperature, 1)
-            s = torch.log_softmax(one.student.double() / temperature, 1).exp()
-            stored = top_q[temperature].exp().masked_fill(~present, 0.0)
-            s_top = s.gather(1, safe).masked_fill(~present, 0.0)
-            s_tail = 1 - s_top.sum(1)
-            ours = s * (1 - tail_q[temperature].exp() / s_tail.clamp(min=1e-12))[:, None]
-            ours.scatter_(1, safe, torch.where(present, s_top - stored, ours.gather(1, safe)))
-            dense = s - q.exp()
-            self.dot[temperature] += float((ours * dense).sum())
-            self.ours[temperature] += float(ours.square().sum())
-            self.dense[temperature] += float(dense.square().sum())
-            if temperature == 1:
-                p = q.gather(1, safe)
-                exact_tail = torch.log1p(-p.exp().masked_fill(~present, 0.0).sum(1).clamp(max=1 - 1e-12))
-                kl = (p.exp() * (p - top_q[temperature])).masked_fill(~present, 0.0).sum(1)
-                self.kl.append(kl + exact_tail.exp() * (exact_tail - tail_q[temperature]))
-                self.tail = max(self.tail, float((exact_tail.exp() - tail_q[temperature].exp()).abs().max()))
+    def add(self, dense: Dense, stored: SparseLogits, cuts: tuple[int, ...]) -> None:
+        """One view: the gradient at the student's logits of the KL on what is stored."""
+        ids, present = stored.top_ids.clamp(min=0), stored.top_ids >= 0
+        for t in TEMPERATURES:
+            s, q_top = dense.s[t], stored.top_logp_at(t).exp().masked_fill(~present, 0.0)
+            if stored.draw_ids is None:
+                ours = self._with_buckets(dense, stored, cuts, ids, present, t)
+            else:
+                weight = stored.draw_log_weight(t).exp()
+                ours = s * (q_top.sum(1, keepdim=True) + weight.sum(1, keepdim=True))
+                ours.scatter_add_(1, stored.draw_ids, -weight).scatter_add_(1, ids, -q_top)
+            self.dot[t] += float((ours * dense.gradient[t]).sum())
+            self.ours[t] += float(ours.square().sum())
+            self.dense[t] += float(dense.gradient[t].square().sum())
+            self.sums[t] += torch.stack([ours.sum(0), dense.gradient[t].sum(0)]).double()
+        p, stored_logp = dense.q[1.0].gather(1, ids), stored.top_logp_at(1.0).double()
+        exact = torch.log1p(-p.exp().masked_fill(~present, 0.0).sum(1).clamp(max=1 - 1e-12))
+        tail = stored.log_tail[:, 0].double()
+        kl = (p.exp() * (p - stored_logp)).masked_fill(~present, 0.0).sum(1)
+        self.kl.append(kl + exact.exp() * (exact - tail))
+        self.tail = max(self.tail, float((exact.exp() - tail.exp()).abs().max()))
+
+    @staticmethod
+    def _with_buckets(
+        dense: Dense, stored: SparseLogits, cuts: tuple[int, ...], ids: torch.Tensor, present: torch.Tensor, t: float
+    ) -> torch.Tensor:
+        s, q_top = dense.s[t], stored.top_logp_at(t).exp()
+        s_top = s.gather(1, ids)
+        outside = s.scatter(1, ids, torch.where(present, 0.0, s_top))
+        masses = stored.log_tail[:, :, None] if stored.log_buckets is None else stored.log_buckets
+        q_parts = masses[:, TEMPERATURES.index(t)].exp()
+        parts = []
+        for s_part, q_part in zip(torch.tensor_split(outside, cuts, dim=1), q_parts.unbind(1), strict=True):
+            share = q_part / s_part.sum(1).clamp(min=1e-20)
+            parts.append(s_part * (1 - share)[:, None])
+        ours = torch.cat(parts, 1)
+        return ours.scatter(1, ids, torch.where(present, s_top - q_top, ours.gather(1, ids)))
 
     def line(self, name: str, bytes_each: float, k: float) -> str:
         kl, fit = torch.cat(self.kl), []
         for t in TEMPERATURES:
+            ours, dense = self.sums[t]
             cosine = self.dot[t] / math.sqrt(self.ours[t] * self.dense[t])
             fit.append(f"{cosine:.4f} | {math.sqrt(self.ours[t] / self.dense[t]):.3f}")
+            fit.append(f"{float(ours @ dense / ours.norm() / dense.norm()):.4f}")
         return (
             f"| {name} | {k:.1f} | {bytes_each:.1f} | {kl.mean():.1e} | {kl.quantile(0.99):.1e} | {self.tail:.1e} | "
             f"{' | '.join(fit)} |"
         )
 
 
-def stored_answers(row: ViewRow, k: int) -> tuple[torch.Tensor, dict, dict]:
-    """A row's targets as padded ids, tempered log-probabilities and tails, by the formulas of docs/cache_format.md."""
-    inside = np.arange(k) < row.num_top[:, None]
+def stored_answers(row: ViewRow, setting: Setting, compared: np.ndarray) -> SparseLogits:
+    """A row's compared targets as losses see them."""
+    inside = np.arange(setting.k) < row.num_top[:, None]
     ids, top = torch.full(inside.shape, -1), torch.full(inside.shape, -math.inf)
     ids[torch.from_numpy(inside)] = torch.tensor(row.top_ids, dtype=torch.int64)
     top[torch.from_numpy(inside)] = torch.tensor(row.top_logp)
-    log_tail = torch.tensor(row.log_tail)
-    log_z = log_z_from_tail(top, log_tail, TEMPERATURES)
-    tempered = {t: (top.double() / t) - log_z[:, c, None].double() for c, t in enumerate(TEMPERATURES)}
-    return ids, tempered, {t: log_tail[:, c].double() for c, t in enumerate(TEMPERATURES)}
+    log_tail, num = torch.tensor(row.log_tail), len(row.num_top)
+    draws = (None, None)
+    if setting.draws:
+        draws = torch.tensor(row.draw_ids.reshape(num, -1)).long(), torch.tensor(row.draw_logp.reshape(num, -1))
+    return SparseLogits(
+        torch.tensor(row.gold_logp), ids, top, log_z_from_tail(top, log_tail, TEMPERATURES), log_tail, TEMPERATURES,
+        *draws, torch.tensor(row.log_buckets) if setting.cuts else None,
+    )[torch.from_numpy(compared)]  # fmt: skip
+
+
+def renormalised(one: Positions, k: int) -> SparseLogits:
+    """The usual format: raw top-k logits in bf16, softmax over themselves, nothing outside."""
+    top = one.teacher[torch.from_numpy(one.compared)].topk(k)
+    logits = top.values.bfloat16().float()
+    log_z = torch.stack([torch.logsumexp(logits / t, 1) for t in TEMPERATURES], 1)
+    return SparseLogits(logits[:, 0], top.indices, logits, log_z, torch.full_like(log_z, -40.0), TEMPERATURES)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="+", type=Path)
     parser.add_argument("--documents", type=int, default=2, help="of each file")
-    parser.add_argument("--positions", type=int, default=MAX_TOKENS, help="of each view, at most")
+    parser.add_argument("--compared", type=int, default=MAX_TOKENS, help="positions of each view, at most")
     parser.add_argument("--model", type=Path, default=Path("runs/smollm2"), help="folder of the unpacked model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -197,36 +277,50 @@ def main() -> None:
     samples = [
         np.array(tokenizer(text)["input_ids"][:MAX_TOKENS]) for text in texts(arguments.text, arguments.documents)
     ]
-    asked = [[ask(model, ids, removed, arguments.positions, rng) for removed in REMOVED] for ids in samples]
+    asked = [[ask(model, ids, removed, arguments.compared, rng) for removed in REMOVED] for ids in samples]
     everything = [one for views in asked for one in views]
     num, vocab = sum(len(one.at) for one in everything), everything[0].teacher.shape[1]
-    print(f"{num:,} positions of {len(samples)} documents, V = {vocab:,}")
-    head = " | ".join(f"cosine, T = {t:g} | norm, T = {t:g}" for t in TEMPERATURES)
-    print(f"| stored | k | bytes | KL | KL, 99 % | tail | {head} |\n|" + "---|" * 10)
-    for name, (k, smallest, step) in {"chunk alone": (0, 0.0, None), **SPARSE}.items():
-        signal = "topk" if k else "chunk"
-        layout = Layout(signal, vocab, BLOCK, k, TEMPERATURES if k else (), "float16", step)
-        rows = [view(v, s, one, k, smallest) for s, views in enumerate(asked) for v, one in enumerate(views)]
+    compared = sum(len(one.compared) for one in everything)
+    print(f"{num:,} positions of {len(samples)} documents, {compared:,} of them compared, V = {vocab:,}")
+    fields = " | ".join(f"cosine, T = {t:g} | norm, T = {t:g} | sum, T = {t:g}" for t in TEMPERATURES)
+    print(f"| stored | k | bytes | KL | KL, 99 % | tail | {fields} |\n|" + "---|" * 12)
+    meant: dict[str, list[ViewRow]] = {name: [] for name in SETTINGS}
+    for s, views in enumerate(asked):
+        for v, one in enumerate(views):
+            tempered = [torch.log_softmax(one.teacher / t, 1) for t in TEMPERATURES]
+            for name, setting in SETTINGS.items():
+                meant[name].append(view(v, s, one, setting, tempered))
+    rows, sizes = {}, {}
+    for name, setting in SETTINGS.items():
+        signal = "topk" if setting.k else "chunk"
+        temperatures = TEMPERATURES if setting.k else ()
+        layout = Layout(
+            signal, vocab, BLOCK, setting.k, temperatures, "float16", setting.step, setting.draws, setting.cuts
+        )
         with tempfile.TemporaryDirectory() as temporary:
-            size, back, speed = write(Path(temporary), rows, layout)
-        if not k:
-            print(f"| {name} | 0 | {size / num:.1f} | | | | exact for CALM at any temperature | | | |")
+            sizes[name], rows[name], speed = write(Path(temporary), meant[name], layout)
+    comparisons = {name: Comparison(vocab) for name, setting in SETTINGS.items() if setting.k}
+    usual = {k: Comparison(vocab) for k in (50, 128)}
+    for number, one in enumerate(everything):
+        dense = Dense(one)
+        for name, comparison in comparisons.items():
+            setting = SETTINGS[name]
+            comparison.add(dense, stored_answers(rows[name][number], setting, one.compared), setting.cuts)
+        for k, comparison in usual.items():
+            comparison.add(dense, renormalised(one, k), ())
+    for name, setting in SETTINGS.items():
+        size = sizes[name] / num
+        if not setting.k:
+            print(f"| {name} | 0 | {size:.2f} | | | | exact for CALM at any temperature | | | | | |")
+            footers = encoded_size(rows[name], Layout("chunk", vocab, BLOCK, 0, (), "float16"))
+            columns = sum(footers.column_bytes.values()) / num
+            print(f"| {name}, without the footer | 0 | {columns:.2f} | | | | | | | | | |")
             continue
-        comparison = Comparison()
-        for row, one in zip(back, everything, strict=True):
-            comparison.add(one, *stored_answers(row, k))
-        print(comparison.line(name, size / num, sum(row.num_top.sum() for row in back) / num), flush=True)
-    for k in (50, 128):
-        comparison = Comparison()
-        for one in everything:
-            top = one.teacher.topk(k)
-            logits = top.values.bfloat16().double()
-            renormalised = {t: torch.log_softmax(logits / t, 1) for t in TEMPERATURES}
-            nothing = dict.fromkeys(TEMPERATURES, torch.full((len(one.at),), -40.0, dtype=torch.float64))
-            comparison.add(one, top.indices, renormalised, nothing)
-        print(comparison.line(f"k = {k}, bf16 + int32", 6.0 * k, k), flush=True)
-    print(f"| dense, float16 | {vocab} | {2 * vocab} | | | | 1 | 1 | 1 | 1 |")
-    print(f"decoded by one core, last sparse setting: {speed / 1e6:.2f} million positions a second")
+        print(comparisons[name].line(name, size, sum(row.num_top.sum() for row in rows[name]) / num))
+    for k, comparison in usual.items():
+        print(comparison.line(f"k = {k}, bf16 + int32", 6.0 * k, k))
+    print(f"| dense, float16 | {vocab} | {2 * vocab} | | | | 1 | 1 | 1 | 1 | 1 | 1 |")
+    print(f"decoded by one core, last setting: {speed / 1e6:.2f} million positions a second")
 
 
 if __name__ == "__main__":
