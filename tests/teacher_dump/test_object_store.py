@@ -292,6 +292,7 @@ def test_any_file_system_of_fsspec_will_do(config, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # six commands, each of which starts Python anew
 def test_the_command_line_dumps_looks_and_verifies(config, tiny_root, bucket, s3, expected, tmp_path):
     from tiny_runs import settings
 
