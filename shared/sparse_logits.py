@@ -57,12 +57,18 @@ class SparseLogits:
         return self.gold_logp / temperature - self.log_z[:, self._column(temperature)]
 
     def narrowed(self, k: int) -> "SparseLogits":
-        """With the first k top tokens alone: the mass of the others joins the tail, exactly, at every temperature."""
+        """With the first k top tokens alone: the mass of the others joins the tail, exactly, at every temperature.
+
+        Draws are left out, because they were not made from this tail. Raises: ValueError: the tail is cut into buckets.
+        """
+        if self.log_buckets is not None:
+            raise ValueError("a tail in buckets cannot take up further tokens")
         log_tail = self.log_tail.clone()
         for column, temperature in enumerate(self.temperatures):
             dropped = torch.logsumexp(self.top_logp[:, k:] / temperature, dim=1) - self.log_z[:, column]
             log_tail[:, column] = torch.logaddexp(log_tail[:, column], dropped)
-        return replace(self, top_ids=self.top_ids[:, :k], top_logp=self.top_logp[:, :k], log_tail=log_tail)
+        kept = replace(self, top_ids=self.top_ids[:, :k], top_logp=self.top_logp[:, :k], log_tail=log_tail)
+        return replace(kept, draw_ids=None, draw_logp=None)
 
     def top_logp_at(self, temperature: float) -> Float[Tensor, "n k"]:
         """Log-probabilities of the top tokens at `temperature` on the support."""

@@ -135,7 +135,12 @@ class ViewOrder:
 
 
 def require_in_cache(train: TrainConfig, manifest: Manifest) -> None:
-    """Raises: ConfigError: more views or top tokens are asked for than the cache holds."""
+    """Raises: ConfigError: more views or top tokens are asked for than the cache holds, or fewer than it can give."""
+    if train.max_top_k is not None and manifest.signal.tail_buckets:
+        raise ConfigError(
+            f"train.max_top_k = {train.max_top_k}: this cache's tails are cut (signal.tail_buckets), and what k leaves "
+            "out would belong to several parts; leave max_top_k out, or dump again without tail_buckets"
+        )
     for setting, asked, held, dump in (
         ("max_views", train.max_views, manifest.noise["views"], "noise.views"),
         ("max_top_k", train.max_top_k, manifest.signal.top_k, "signal.top_k"),

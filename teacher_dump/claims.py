@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Held:
         self.store, self.name, self.owner, self.stuck_s, self.clock = store, name, owner, stuck_s, clock
         self._last_progress = clock()
         self._renewals = 0
+        self._lock, self._released = threading.Lock(), False
 
     def progress(self) -> None:
         """Say that the work goes on: without this, for `workers.stuck_s`, the claim is left to go stale."""
@@ -53,13 +55,15 @@ class Held:
 
         Raises: OSError, TideError: it cannot be done.
         """
-        if self.clock() - self._last_progress < self.stuck_s and self._is_mine():
-            self._renewals += 1
-            self.store.renew(self.name, canonical_json({**self.owner, "renewals": self._renewals}))
+        with self._lock:  # a renewal under way must not bring a released claim back
+            if not self._released and self.clock() - self._last_progress < self.stuck_s and self._is_mine():
+                self._renewals += 1
+                self.store.renew(self.name, canonical_json({**self.owner, "renewals": self._renewals}))
 
     def release(self) -> None:
         """Remove the file if it is still this worker's."""
-        with contextlib.suppress(OSError, TideError):
+        with self._lock, contextlib.suppress(OSError, TideError):
+            self._released = True
             if self._is_mine():
                 self.store.remove(self.name)
 

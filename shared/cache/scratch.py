@@ -27,10 +27,16 @@ def make_scratch(parent: str | None) -> Path:
     with output_errors(place / _PREFIX, "Give a folder that can be written with --set workers.scratch=FOLDER."):
         place.mkdir(parents=True, exist_ok=True)
         _remove_orphans(place)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
-        handle = os.open(folder / _LOCK_NAME, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        folder = _locked_folder(place)
+        while not (folder / _LOCK_NAME).exists():  # taken for an orphan before it was locked
+            folder = _locked_folder(place)
     atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _locked_folder(place: Path) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    fcntl.flock(os.open(folder / _LOCK_NAME, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)  # open until the process ends
     return folder
 
 

@@ -20,7 +20,7 @@ class SlowPoolWorker(ray_pool.PoolWorker):
 
     def run(self) -> TideError | None:
         """As the actor of the pool, with a log."""
-        run, log = ShardTask.run, self.root.parent / "calls"
+        run, log = ShardTask.run, Path(self.root).parent / "calls"
         log.mkdir(exist_ok=True)
 
         try:
