@@ -30,12 +30,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from tide.shared.cache import Layout, ViewRow, write_shard
 from tide.shared.cache.batch import read_group
+from tide.shared.cache.compact import frequent_ids
 from tide.shared.cache.writer import encoded_size
 from tide.shared.sparse_logits import SparseLogits, log_z_from_tail
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,14 +61,17 @@ class Setting(NamedTuple):
     step: float | None = 1 / 16
     draws: int = 0
     cuts: tuple[int, ...] = ()
+    codec: Literal["plain", "compact"] = "plain"
 
 
 SETTINGS = {
     "chunk alone": Setting(0, step=None),
     "p > 1e-2, k <= 50": Setting(50, 1e-2),
     "p > 5e-3, k <= 50": Setting(50, 5e-3),
+    "p > 5e-3, k <= 50, compact": Setting(50, 5e-3, codec="compact"),
     "p > 2e-3, k <= 50": Setting(50, 2e-3),
     "k = 16": Setting(16),
+    "k = 16, compact": Setting(16, codec="compact"),
     "k = 32": Setting(32),
     "k = 16, float16": Setting(16, step=None),
     "k = 16, 4 buckets": Setting(16, cuts=RANGES[4]),
@@ -75,6 +79,7 @@ SETTINGS = {
     "k = 16, 4 draws": Setting(16, draws=4),
     "k = 16, 16 draws": Setting(16, draws=16),
     "k = 8, 4 buckets": Setting(8, cuts=RANGES[4]),
+    "k = 8, 4 buckets, compact": Setting(8, cuts=RANGES[4], codec="compact"),
     "k = 8, 16 buckets": Setting(8, cuts=RANGES[16]),
 }
 
@@ -290,13 +295,17 @@ def main() -> None:
             tempered = [torch.log_softmax(one.teacher / t, 1) for t in TEMPERATURES]
             for name, setting in SETTINGS.items():
                 meant[name].append(view(v, s, one, setting, tempered))
+    corpus = [token for text in texts(arguments.text, 500) for token in tokenizer(text)["input_ids"]]
+    ranked = frequent_ids(np.bincount(corpus, minlength=vocab))  # as a plan ranks ids, by the text that it covers
     rows, sizes = {}, {}
     for name, setting in SETTINGS.items():
         signal = "topk" if setting.k else "chunk"
         temperatures = TEMPERATURES if setting.k else ()
         layout = Layout(
-            signal, vocab, BLOCK, setting.k, temperatures, "float16", setting.step, setting.draws, setting.cuts
-        )
+            signal, vocab, BLOCK, setting.k, temperatures, "float16", setting.step, codec=setting.codec,
+            frequent_ids=ranked if setting.codec == "compact" else (), tail_draws=setting.draws,
+            tail_buckets=setting.cuts,
+        )  # fmt: skip
         with tempfile.TemporaryDirectory() as temporary:
             sizes[name], rows[name], speed = write(Path(temporary), meant[name], layout)
     comparisons = {name: Comparison(vocab) for name, setting in SETTINGS.items() if setting.k}

@@ -503,8 +503,8 @@ class RunConfig:
         )  # fmt: skip
         if self.train.max_top_k is not None and any(loss.tail == "sampled" for loss in self.losses):
             raise ConfigError(
-                f"train.max_top_k = {self.train.max_top_k}: draws (losses.kl.tail = 'sampled') are from outside all kept "
-                "tokens, and say nothing of those that k leaves out; use tail: bucket, or leave max_top_k out"
+                f"train.max_top_k = {self.train.max_top_k}: draws (losses.kl.tail = 'sampled') are from outside all "
+                "kept tokens, and say nothing of those that k leaves out; use tail: bucket, or leave max_top_k out"
             )
         if self.train.ce_noise == "fresh" and not any(loss.name == "ce" and loss.weight for loss in self.losses):
             raise ConfigError("train.ce_noise = 'fresh': its extra steps are cross-entropy alone; give ce a weight > 0")

@@ -263,6 +263,8 @@ def test_fresh_noise_without_cross_entropy_is_refused() -> None:
 @pytest.mark.parametrize("more", [["losses.1.reverse=true"], ["losses.1.tidal.axis=both"], ["losses.1.target=clean"]])
 def test_sampled_tails_are_for_the_forward_kl_to_the_teacher_alone(more) -> None:
     assert load_config("kl", overrides=["losses.1.tail=sampled"]).losses[1].tail == "sampled"
+    with pytest.raises(ConfigError, match=r"train\.max_top_k = 4: draws"):
+        load_config("kl", overrides=["losses.1.tail=sampled", "train.max_top_k=4"])
     with pytest.raises(ConfigError, match=r"losses\.kl\.tail = 'sampled' is for the forward KL to the teacher only"):
         load_config("kl", overrides=["losses.1.tail=sampled", *more])
 

@@ -63,6 +63,8 @@ def test_draws_and_buckets_give_one_gradient_however_a_batch_is_cut(tiny: Simple
         assert_same_gradient(gradient(in_parts, cache), whole, 1e-6)  # float32, other order of sums
     reverse = tiny.config(losses__1__reverse=True)
     assert float(gradient(reverse, cache)["reverse_kl"]) > 0
+    with pytest.raises(ConfigError, match=r"max_top_k = 2: this cache's tails are cut"):
+        gradient(tiny.config(train__max_top_k=2), cache)
 
 
 def test_a_sampled_tail_and_many_buckets_come_nearer_to_the_dense_gradient_than_one_bucket(
