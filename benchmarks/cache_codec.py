@@ -35,8 +35,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from tide.shared.cache import Layout, ViewRow, write_shard
-from tide.shared.cache.batch import read_group
 from tide.shared.cache.compact import frequent_ids
+from tide.shared.cache.table import read_group
 from tide.shared.cache.writer import encoded_size
 from tide.shared.sparse_logits import SparseLogits, log_z_from_tail
 from transformers import AutoModelForCausalLM, AutoTokenizer

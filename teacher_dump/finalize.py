@@ -21,7 +21,6 @@ from ..shared.cache.codec_error import summary as codec_error_summary
 from ..shared.cache.files import leftovers
 from ..shared.cache.manifest import (
     MANIFEST_NAME,
-    UNKNOWN,
     AuditInfo,
     DataSource,
     SignalInfo,
@@ -31,6 +30,7 @@ from ..shared.cache.manifest import (
     file_entry,
     manifest_parts,
 )
+from ..shared.cache.manifest_fields import UNKNOWN
 from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, listed_receipts, listed_sizes, receipt_name
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics

@@ -16,7 +16,8 @@ from ..errors import ConfigError
 from ..licences import hub_fields
 from .files import atomic_write
 from .inert import markdown_text, terminal_text
-from .manifest import UNKNOWN, DataSource, Manifest
+from .manifest import DataSource, Manifest
+from .manifest_fields import UNKNOWN
 
 if TYPE_CHECKING:
     from .trained_from import Origin

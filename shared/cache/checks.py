@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .batch import Lists, RowBatch, check_lengths
+from .batch import Lists, RowBatch
 from .schema import MAX_SAMPLE_ID, Layout, ViewRow
+from .table import check_lengths
 
 _DISTINCT_SLICE = 1 << 14
 

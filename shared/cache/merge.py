@@ -29,7 +29,8 @@ from ..errors import CacheMismatch, ConfigError
 from .card import write_card
 from .codec_error import summary
 from .files import atomic_write, canonical_json, fsync_folder, output_errors, sha256_bytes, temporary_name
-from .manifest import UNKNOWN, DataSource, Manifest, PartInfo, TeacherInfo, manifest_parts, write_manifest
+from .manifest import DataSource, Manifest, PartInfo, TeacherInfo, manifest_parts, write_manifest
+from .manifest_fields import UNKNOWN
 from .reader import Cache, open_cache
 from .receipts import Receipt, write_receipt
 from .schema import ViewRow, shard_name

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from ..addresses import is_url, local_path
 from ..config import ShardCacheConfig
 from ..errors import CacheError, CacheMismatch, ConfigError
-from .batch import RowBatch, read_group
+from .batch import RowBatch
 from .files import file_inside, open_parquet, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .schema import ViewRow
+from .table import read_group
 from .verify import VerifyReport, verify_cache
 from .vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 

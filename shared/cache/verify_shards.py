@@ -20,13 +20,14 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, TideError
-from .batch import STEPPED, RowBatch, read_group, rounded
+from .batch import STEPPED, RowBatch, rounded
 from .checks import SampleOrder, check_batch
 from .files import file_inside, open_parquet, reading
 from .footers import check_parquet_footer, written_schema
 from .manifest import Manifest, read_manifest
 from .schema import Layout, arrow_schema, parquet_options, shard_metadata
 from .statistics import ShardStatistics, batch_statistics, leaf_bytes, merge
+from .table import read_group
 from .verify_audit import AuditCheck, check_audit_footer
 from .vocabulary import read_vocabulary
 

@@ -19,12 +19,13 @@ from typing import IO, Any
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, OutputError
-from .batch import batch_from_rows, batch_to_table, read_group, row_bytes
+from .batch import batch_from_rows, row_bytes
 from .checks import SampleOrder, check_batch
 from .codec_error import codec_kl
 from .files import fsync_folder, leftovers, output_errors, reading, sha256_file, temporary_name
 from .schema import ROW_GROUP_BYTES, Layout, ViewRow, arrow_schema, parquet_options, shard_metadata
 from .statistics import ShardStatistics, batch_statistics, leaf_bytes
+from .table import batch_to_table, read_group
 
 
 def write_shard(

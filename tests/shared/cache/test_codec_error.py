@@ -88,7 +88,7 @@ def test_the_cost_of_rounding_is_that_of_a_naive_twin(synthetic, tmp_path, step)
 
 def read(path, layout):
     import pyarrow.parquet as pq
-    from tide.shared.cache.batch import read_group
+    from tide.shared.cache.table import read_group
 
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):

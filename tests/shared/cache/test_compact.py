@@ -8,7 +8,7 @@ import numpy as np
 import polars
 import pyarrow.parquet as pq
 import pytest
-from tide.shared.cache import Layout, batch, open_cache, read_manifest, write_shard, writer
+from tide.shared.cache import Layout, open_cache, read_manifest, table, write_shard, writer
 from tide.shared.cache.compact import decode_top, encode_top, frequent_ids, rank_tables
 from tide.shared.cache.merge import merge_caches
 from tide.shared.config import load_config
@@ -122,11 +122,11 @@ def test_hostile_values_are_refused_by_row(tmp_path, synthetic, compact, column,
 
     file = tmp_path / "hostile.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "encode_top", hostile)
+        patch.setattr(table, "encode_top", hostile)
         patch.setattr(writer, "_read_back", lambda *a, **k: {})
         write_shard(file, synthetic.make_rows(compact), compact, plan_hash=synthetic.PLAN_HASH, shard=0)
     with pq.ParquetFile(file) as opened, pytest.raises(CacheError, match=rf"row \d+ \(sample .*{column}.*{message}"):
-        batch.read_group(opened, 0, compact, where=str(file), first_row=0)
+        table.read_group(opened, 0, compact, where=str(file), first_row=0)
 
 
 @pytest.mark.parametrize(
