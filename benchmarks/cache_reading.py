@@ -4,7 +4,7 @@ Synthetic views (V = 151,936, k = 16, values in steps of 1/16 nat) are written b
 a hundred. Each cache is then read from start to end in a process of its own, one thread, every row touched: positions a
 second of computing, and the peak memory of the process, libraries included.
 
-Run: python benchmarks/cache_reading.py [--rows 120]. Minutes on one core, most of them for writing.
+Run: python benchmarks/cache_reading.py [--rows 120] [--codec compact]. Minutes on one core, most of them for writing.
 """
 
 import argparse
@@ -27,7 +27,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from student_step import BLOCK, TEMPERATURES, TOP_K, synthetic_view
 
 VOCAB, LENGTH, SHARDS = 151_936, 512, 100
-LAYOUT = Layout("topk", VOCAB, BLOCK, TOP_K, TEMPERATURES, "float16", 1 / 16)
+LAYOUTS = {
+    "plain": Layout("topk", VOCAB, BLOCK, TOP_K, TEMPERATURES, "float16", 1 / 16),
+    "compact": Layout(
+        "topk", VOCAB, BLOCK, TOP_K, TEMPERATURES, "float16", 1 / 16, codec="compact", frequent_ids=tuple(range(4096))
+    ),
+}
 
 
 def rows_of(shard: int, num_rows: int) -> Iterator[ViewRow]:
@@ -37,16 +42,18 @@ def rows_of(shard: int, num_rows: int) -> Iterator[ViewRow]:
         yield dataclasses.replace(row, chunk_logp=row.chunk_logp.clip(max=-0.5))
 
 
-def make_cache(root: Path, num_shards: int, num_rows: int) -> None:
+def make_cache(root: Path, num_shards: int, num_rows: int, layout: Layout) -> None:
     """A complete cache."""
     receipts = []
     for shard in range(num_shards):
         name = shard_name(shard, num_shards)
-        statistics = write_shard(root / name, rows_of(shard, num_rows), LAYOUT, plan_hash="0", shard=shard)
+        statistics = write_shard(root / name, rows_of(shard, num_rows), layout, plan_hash="0", shard=shard)
         receipts.append(write_receipt(root, name, shard=shard, plan_hash="0", statistics=statistics))
     manifest = Manifest(
         schema_version=SCHEMA_VERSION, tide_version="0", plan_hash="0",
-        signal=SignalInfo("topk", "plain", "float16", 1 / 16, TOP_K, 0.0, TEMPERATURES, "all", {}),
+        signal=SignalInfo(
+            "topk", layout.codec, "float16", 1 / 16, TOP_K, 0.0, TEMPERATURES, "all", {}, layout.frequent_ids
+        ),
         teacher=TeacherInfo("none", "0", "0", "float32", None, "0", "0", "mit", {}),
         student=StudentInfo("0", "0", VOCAB, VOCAB - 1, 0), block_size=BLOCK, noise={"seed": 0, "views": 1},
         sources=(DataSource("synthetic", "0", "mit"),), vocabulary=None, dropped={}, **manifest_parts(receipts),
@@ -77,12 +84,14 @@ def in_child(root: Path) -> tuple[int, float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=120, help="views of a shard")
-    num_rows = parser.parse_args().rows
+    parser.add_argument("--codec", choices=sorted(LAYOUTS), default="plain")
+    arguments = parser.parse_args()
+    num_rows, layout = arguments.rows, LAYOUTS[arguments.codec]
     peaks = []
     with tempfile.TemporaryDirectory() as temporary:
         for num_shards in (1, SHARDS):
             root = Path(temporary) / str(num_shards)
-            make_cache(root, num_shards, num_rows)
+            make_cache(root, num_shards, num_rows, layout)
             positions, seconds, peak = in_child(root)
             peaks.append(peak)
             size = sum(file.stat().st_size for file in (root / "data").iterdir())

@@ -159,7 +159,7 @@ class SignalConfig:
     logp_step: float | None = 1 / 16
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
     codec: Literal["plain", "compact"] = "plain"
-    """`compact`: kept tokens as frequency ranks and differences, about a sixth fewer bytes; `plain`: as they are."""
+    """`compact`: kept tokens as frequency ranks and differences, about an eighth fewer bytes; `plain`: as they are."""
     tail_draws: int = 0
     """Tokens drawn from outside the kept ones at every target, in proportion to their probability at the highest
     temperature and with replacement: `losses.N.tail=sampled` weighs them to an unbiased estimate of the dense loss."""

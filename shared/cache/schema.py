@@ -40,6 +40,8 @@ SIGNALS = ("none", "chunk", "topk")
 CODECS = ("plain", "compact")
 MAX_FREQUENT_IDS = 4096
 """Ids with a rank of their own (compact.py): a few kilobytes of the manifest, and nearly all of what ranks save."""
+MAX_RANKED_VOCABULARY = 1 << 22
+"""Ids of a vocabulary whose ranks are stored: readers hold a table of all of them, whatever a stranger claims."""
 
 ROW_GROUP_BYTES = 4 << 20
 """Uncompressed bytes at which a row group ends: random access decodes whole groups, so they are kept well below
@@ -190,6 +192,10 @@ class Layout:
             raise ConfigError(f"codec {self.codec!r:.40}: expected one of {', '.join(CODECS)}")
         if self.codec == "compact" and self.signal == "topk" and self.logp_step is None:
             raise ConfigError("codec compact counts log-probabilities in steps: set logp_step, to 1/16 for example")
+        if self.is_compact and self.vocab_size > MAX_RANKED_VOCABULARY:
+            raise ConfigError(
+                f"codec compact with a vocabulary of {self.vocab_size:,}: expected at most {MAX_RANKED_VOCABULARY:,} ids"
+            )
         ids = self.frequent_ids
         if ids and (self.codec == "plain" or len(ids) > MAX_FREQUENT_IDS or len(set(ids)) < len(ids)):
             raise ConfigError(

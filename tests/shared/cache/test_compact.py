@@ -135,6 +135,7 @@ def test_hostile_values_are_refused_by_row(tmp_path, synthetic, compact, column,
         ({"logp_step": None}, "logp_step"), ({"frequent_ids": (1, 1)}, "distinct"),
         ({"codec": "plain"}, "none if plain"),
         ({"frequent_ids": (300,)}, "below 300"), ({"codec": "zip"}, "plain, compact"),
+        ({"vocab_size": 2**31 - 1}, "vocabulary of 2,147,483,647"),
         ({"frequent_ids": tuple(range(4097)), "vocab_size": 9999}, "4096"),
     ],
 )  # fmt: skip
