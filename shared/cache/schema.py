@@ -194,7 +194,8 @@ class Layout:
             raise ConfigError("codec compact counts log-probabilities in steps: set logp_step, to 1/16 for example")
         if self.is_compact and self.vocab_size > MAX_RANKED_VOCABULARY:
             raise ConfigError(
-                f"codec compact with a vocabulary of {self.vocab_size:,}: expected at most {MAX_RANKED_VOCABULARY:,} ids"
+                f"codec compact with a vocabulary of {self.vocab_size:,}: expected at most "
+                f"{MAX_RANKED_VOCABULARY:,} ids"
             )
         ids = self.frequent_ids
         if ids and (self.codec == "plain" or len(ids) > MAX_FREQUENT_IDS or len(set(ids)) < len(ids)):
