@@ -29,15 +29,14 @@ T = TypeVar("T")
 def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """Join the other processes of this run, if there are any.
 
-    Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`; or the
-        batch does not divide among them.
+    Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`.
         Unavailable: a tracker is missing.
     """
     require_trackers(train.report_to)
     sharding_asked_for()  # refuse before accelerate looks for packages that the refusal is about
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
-        accelerator = Accelerator(
+        return Accelerator(
             # without cpu=True, accelerate overlooks the other processes of torchrun on a machine without accelerators
             cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
             log_with=list(train.report_to) or None, project_dir=str(out),
@@ -50,12 +49,15 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
             f"not all meet at {place} within train.collective_timeout_s = {train.collective_timeout_s:g} s ({error}). "
             "Did each start, with the same MASTER_ADDR and MASTER_PORT, and can it reach that machine?"
         ) from error
+
+
+def require_equal_shares(train: TrainConfig, accelerator: Accelerator) -> None:
+    """Raises: ConfigError: the batch does not divide among the processes."""
     if train.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"train.batch_size = {train.batch_size} is not a multiple of the {accelerator.num_processes} processes; "
             "change one of the two"
         )
-    return accelerator
 
 
 def on_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:

@@ -48,7 +48,7 @@ from .metrics import MetricsFile, MetricsWindow, flat_settings, require_finite
 from .objective import Objective
 from .open_student import open_encoder, open_model, refuse_own_input, student_card
 from .optimizers import build_optimizers, schedule_factor, set_learning_rates
-from .processes import join_processes, on_any_process, on_main, own_accelerator_state
+from .processes import join_processes, on_any_process, on_main, own_accelerator_state, require_equal_shares
 from .sharding import shard, sharding_asked_for, whole_tensor
 from .stop_signal import StopSignal
 from .student import Student, StudentOutput
@@ -85,6 +85,7 @@ def train_student(
         open_cache(cache_path)  # once per machine: a folder that is new here is checked in full, the others wait
     with own_accelerator_state(), contextlib.ExitStack() as stack:
         accelerator = join_processes(config.train, out)
+        require_equal_shares(config.train, accelerator)
         stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
         cache = open_cache(cache_path, shard_cache=config.shard_cache)
         identity = run_identity(config, cache)

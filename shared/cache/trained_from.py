@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import to_tree
 from .files import from_json, read_json, readable_json
+from .hub import HubAddress
 from .manifest import DataSource, Manifest, TeacherInfo, check_text
 from .reader import Cache
 
@@ -51,10 +52,11 @@ class Origin:
 def origin_of(cache: Cache) -> Origin:
     """What is worth remembering of an open cache."""
     manifest: Manifest = cache.manifest
-    address = getattr(cache, "address", None)  # of a cache on the Hub
+    address = getattr(cache, "address", None)  # HubAddress, URL, or none for a folder
+    on_hub = address if isinstance(address, HubAddress) else None
     return Origin(
-        manifest.hash, manifest.plan_hash, address.repository if address else None,
-        address.revision if address else None, manifest.signal.kind, manifest.teacher, manifest.sources,
+        manifest.hash, manifest.plan_hash, on_hub.repository if on_hub else None,
+        on_hub.revision if on_hub else None, manifest.signal.kind, manifest.teacher, manifest.sources,
         dict(manifest.noise), manifest.totals.samples, manifest.totals.rows,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 from rendered_cards import HOSTILE, TAGS, Rendered, parts
 from tide.shared.cache.card import Licences
 from tide.shared.cache.manifest import DataSource, TeacherInfo
-from tide.shared.cache.origin import ORIGIN_NAME, Origin, read_origin
+from tide.shared.cache.trained_from import ORIGIN_NAME, Origin, read_origin
 from tide.shared.errors import CacheError
 from tide.student_train.evaluation_scores import TaskScore
 from tide.student_train.public_card import Cost, StudentFacts, public_card

@@ -20,11 +20,12 @@ class SlowPoolWorker(ray_pool.PoolWorker):
 
     def run(self) -> TideError | None:
         """As the actor of the pool, with a log."""
-        run, log = ShardTask.run, Path(self.root).parent / "calls"
+        run, beside = ShardTask.run, Path(self.root).parent
+        log = beside / "calls"
         log.mkdir(exist_ok=True)
 
         try:
-            (self.root.parent / "broken").unlink()  # by one actor alone
+            (beside / "broken").unlink()  # by one actor alone
             broken = True
         except FileNotFoundError:
             broken = False

@@ -107,7 +107,12 @@ def twin_rows(plan: Plan, dense: dict[tuple[str, int, int], np.ndarray] | None =
                         row["log_buckets"].append(np.log(masses))
             response = masks.student[student.prompt_tokens :]
             arrays = {name: np.array(values) for name, values in row.items()}
-            arrays["log_buckets"] = arrays["log_buckets"].reshape(len(row["num_top"]), len(signal.temperatures), -1)
+            num_buckets = len(signal.tail_buckets) + 1 if signal.tail_buckets else 0
+            arrays["log_buckets"] = (
+                arrays["log_buckets"].reshape(-1, len(signal.temperatures), num_buckets)
+                if num_buckets
+                else np.zeros((len(row["num_top"]), len(signal.temperatures), 0))
+            )
             yield ViewRow(sample_id, view, float(t), student.x_0, student.prompt_tokens, response, **arrays)
 
 

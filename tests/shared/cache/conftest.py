@@ -32,6 +32,7 @@ from tide.shared.cache.manifest import (
     sealed_json,
 )  # fmt: skip
 from tide.shared.cache.schema import SCHEMA_VERSION
+from tide.shared.cache.trust import keep_note, trust_note
 from tide.shared.cache.vocabulary import VOCABULARY_NAME, write_vocabulary
 
 VOCAB = 300
@@ -289,6 +290,7 @@ def write_hostile(write_words):
         tree["dropped"] = {script.format("dropped"): 1}
         tree["statistics"]["column_bytes"] = {"<script>1</script>": 50, '" onload="x': 40}
         (root / "manifest.json").write_bytes(sealed_json(tree))
+        keep_note(trust_note(root, read_manifest(root)))  # its statistics lie: pages must be inert all the same
         facts = [script.format("teacher"), script.format("support"), script.format("dropped"), "<svg onload=x>"]
         facts += [
             "https://evil.example/<script>",
