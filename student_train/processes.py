@@ -42,7 +42,9 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
             log_with=list(train.report_to) or None, project_dir=str(out),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
         )  # fmt: skip
-    except (DistStoreError, DistNetworkError) as error:
+    except RuntimeError as error:  # gloo's own error has no kind of its own
+        if not isinstance(error, DistStoreError | DistNetworkError) and "connect" not in str(error):
+            raise
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise TryAgain(
             f"rank {os.environ.get('RANK', '?')}: the {os.environ.get('WORLD_SIZE', '?')} processes of this run did "

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -68,6 +69,7 @@ def fork(function: Callable[[], object], *, group: int | None = None) -> int:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if group is not None:
             os.setpgid(0, group)
+        forkserver._forkserver._forkserver_pid = None  # type: ignore[attr-defined] - the parent's is no child of this one
         function()
         code = 0
     except BaseException as error:  # the child must never return into pytest

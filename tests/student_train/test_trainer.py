@@ -13,8 +13,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from tide.shared.cache import open_cache
-from tide.shared.config import LossConfig, RunConfig
-from tide.shared.errors import CacheMismatch, ConfigError, OutputError, TideError, Unavailable
+from tide.shared.config import LossConfig, RunConfig, TrainConfig
+from tide.shared.errors import CacheMismatch, ConfigError, OutputError, TideError, TryAgain, Unavailable
+from tide.student_train import processes
 from tide.student_train.processes import own_accelerator_state
 from tide.student_train.trainer import Run
 from tiny_runs import make_cache, tiny_config
@@ -327,3 +328,15 @@ def test_an_incomplete_or_damaged_cache_is_refused(tiny: SimpleNamespace, tmp_pa
     with pytest.raises(CacheError, match="no such folder"):
         tiny.train(tiny.config(), cache=tmp_path / "nowhere")
     assert not tiny.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [("Gloo connectFullMesh failed: timed out", TryAgain), ("a bug", RuntimeError)]
+)
+def test_processes_that_do_not_meet_can_be_tried_again(tmp_path: Path, monkeypatch, said: str, kind: type) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(processes, "Accelerator", fail)
+    with pytest.raises(kind, match=said.split(":")[0]):
+        processes.join_processes(TrainConfig(), tmp_path)
