@@ -27,6 +27,8 @@ EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
 STORE_PATIENCE_S = 60.0
 """How long an object store that is busy or out of reach is asked again."""
+SMALLEST_HEAD = 1e-12
+"""Probability of the kept tokens below which a stored tail counts as everything."""
 MAX_TAIL_DRAWS = 1024
 """A position with so many costs more than the format saves."""
 MAX_TAIL_BUCKETS = 256

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .config import SMALLEST_HEAD
+
 
 @dataclass(frozen=True)
 class SparseLogits:
@@ -113,10 +115,6 @@ def log1mexp(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     near = torch.log(-torch.expm1(torch.where(near_zero, x, -1.0)))
     far = torch.log1p(-torch.exp(torch.where(near_zero, -1.0, x)))
     return torch.where(near_zero, near, far)
-
-
-SMALLEST_HEAD = 1e-12
-"""Probability of the kept tokens below which a stored tail counts as everything."""
 
 
 def log_z_from_tail(

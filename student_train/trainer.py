@@ -81,13 +81,15 @@ def train_student(
         another process of the run died. OutputError: nothing can be written below `out`. TideError: the loss became
         NaN or infinite.
     """
-    if os.environ.get("LOCAL_RANK", "0") == "0" and Path(cache_path).is_dir():
-        open_cache(cache_path)  # once per machine: a folder that is new here is checked in full, the others wait
+    cache = None
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # a folder that is new here is checked in full, once per machine
+        cache = open_cache(cache_path, shard_cache=config.shard_cache)
     with own_accelerator_state(), contextlib.ExitStack() as stack:
         accelerator = join_processes(config.train, out)
         require_equal_shares(config.train, accelerator)
         stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
-        cache = open_cache(cache_path, shard_cache=config.shard_cache)
+        if cache is None:
+            cache = open_cache(cache_path, shard_cache=config.shard_cache)
         identity = run_identity(config, cache)
         refuse_own_input(config, out)
         finished, checkpoint = on_main(accelerator, lambda: _find_start(out, identity, resume))

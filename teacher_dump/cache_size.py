@@ -27,7 +27,7 @@ from ..shared.cache.store import Store, open_store
 from ..shared.cache.writer import EncodedSize
 from ..shared.errors import ConfigError
 from .plan import Plan, PlannedSample, open_samples
-from .shard_task import ShardTask, cache_layout
+from .shard_task import ShardTask
 from .size_model import CERTAINTY, Content, Piece, encoded_piece, fit, sizes_of, standard_error, total_of
 from .stand_in import MIDDLING, SURE, UNSURE
 from .views import View
@@ -157,11 +157,11 @@ def _joined(stretches: Sequence[Sequence[ViewRow]], num_samples: int, plan: Plan
             room = num_samples * views
         parts[-1] += rows
         room -= len(rows)
-    return [encoded_piece(rows, len(rows) // views, cache_layout(plan)) for rows in parts]
+    return [encoded_piece(rows, len(rows) // views, plan.layout) for rows in parts]
 
 
 def _piece(task: ShardTask, views: Sequence[Sequence[View]]) -> Piece:
-    return encoded_piece(_rows(views), len(views), cache_layout(task.plan))
+    return encoded_piece(_rows(views), len(views), task.plan.layout)
 
 
 def _rows(views: Sequence[Sequence[View]]) -> list[ViewRow]:
@@ -230,13 +230,13 @@ def _scaled(plan: Plan, pieces: Sequence[Piece], basis: str) -> tuple[SizeEstima
 
 def _by_column(plan: Plan, pieces: Sequence[Piece]) -> dict[str, float]:
     """Bytes of all of the plan, scaled up from pieces of it."""
-    model = fit(pieces, cache_layout(plan).columns)
+    model = fit(pieces, plan.layout.columns)
     return model.by_column(planned_content(plan), plan.num_shards, _num_groups(plan, pieces))
 
 
 def _own_error(plan: Plan, pieces: Sequence[Piece]) -> float:
     """Standard error of what is scaled up, as the pieces differ among themselves."""
-    model = fit(pieces, cache_layout(plan).columns)
+    model = fit(pieces, plan.layout.columns)
     said = [sum(model.by_column(piece.content, 1, piece.whole.groups).values()) for piece in pieces]
     return standard_error([p.whole.bytes - size for p, size in zip(pieces, said, strict=True)], sum(said))
 

@@ -150,17 +150,15 @@ def tidy(root: Path | Store) -> None:
 
 
 def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> SignalInfo:
-    signal = plan.config.signal
+    signal, layout = plan.config.signal, plan.layout
     error = codec_error_summary(
-        statistics.codec_kl, statistics.codec_kl_counts, statistics.targets, signal.temperatures
+        statistics.codec_kl, statistics.codec_kl_counts, statistics.targets, layout.temperatures
     )
     return SignalInfo(
-        kind=plan.signal_kind, codec=signal.codec if plan.signal_kind == "topk" else "plain",
-        logp_dtype=signal.logp_dtype, logp_step=signal.logp_step,
-        top_k=signal.top_k, min_probability=signal.min_probability, temperatures=signal.temperatures,
-        support=f"{signal.support}: {num_support} tokens", codec_error=error, frequent_ids=plan.frequent_ids,
-        tail_draws=signal.tail_draws if plan.signal_kind == "topk" else 0,
-        tail_buckets=signal.tail_buckets if plan.signal_kind == "topk" else (),
+        kind=layout.signal, codec=layout.codec, logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
+        top_k=layout.top_k, min_probability=signal.min_probability, temperatures=layout.temperatures,
+        support=f"{signal.support}: {num_support} tokens", codec_error=error, frequent_ids=layout.frequent_ids,
+        tail_draws=layout.tail_draws, tail_buckets=layout.tail_buckets,
     )  # fmt: skip
 
 

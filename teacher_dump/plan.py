@@ -19,7 +19,7 @@ import numpy as np
 from ..shared.cache.compact import frequent_ids
 from ..shared.cache.files import canonical_json, parse_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
-from ..shared.cache.schema import SCHEMA_VERSION, Signal
+from ..shared.cache.schema import SCHEMA_VERSION, Layout, Signal
 from ..shared.cache.store import FolderStore, Store, open_store
 from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
 from ..shared.conversations import (
@@ -123,6 +123,20 @@ class Plan:
     def signal_kind(self) -> Signal:
         """none (no teacher), chunk or topk."""
         return self.config.signal.kind if self.teacher is not None else "none"
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Columns of the shards."""
+        signal, kind = self.config.signal, self.signal_kind
+        of_targets: dict[str, Any] = {
+            "codec": signal.codec, "frequent_ids": self.frequent_ids, "tail_draws": signal.tail_draws,
+            "tail_buckets": signal.tail_buckets,
+        }  # fmt: skip
+        return Layout(
+            signal=kind, vocab_size=self.student["vocab_size"], block_size=self.config.student.block_size,
+            top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
+            logp_step=signal.logp_step, **(of_targets if kind == "topk" else {}),
+        )  # fmt: skip
 
     @property
     def expected_forwards(self) -> int:

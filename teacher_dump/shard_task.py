@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..shared.cache import Layout, Receipt, shard_name, write_receipt, write_shard
+from ..shared.cache import Receipt, shard_name, write_receipt, write_shard
 from ..shared.cache.audit import audit_name, write_audit
 from ..shared.conversations import ConversationReader
 from ..shared.errors import DataError
@@ -55,7 +55,7 @@ class ShardTask:
         views = [view for of_sample in drawn for view in of_sample if view.sample.sample_id not in left_out]
         name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
         rows = (view.row() for view in views)
-        statistics = write_shard(root / name, rows, cache_layout(self.plan), plan_hash=plan_hash, shard=shard)
+        statistics = write_shard(root / name, rows, self.plan.layout, plan_hash=plan_hash, shard=shard)
         audit = self._write_audit(root, shard, views)
         return write_receipt(
             root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit,
@@ -68,7 +68,7 @@ class ShardTask:
             return None
         name = audit_name(shard, self.plan.num_shards)
         rows = (row for view in views for row in view.audit_rows())
-        write_audit(root / name, rows, cache_layout(self.plan), plan_hash=self.plan.hash, shard=shard)
+        write_audit(root / name, rows, self.plan.layout, plan_hash=self.plan.hash, shard=shard)
         return name
 
     def draw(
@@ -173,7 +173,7 @@ class ShardTask:
             draw_logp = targets.draw_logp.cpu().numpy()
         log_buckets = None if targets.log_buckets is None else targets.log_buckets.cpu().numpy()
         gold_end = target_end = dense_end = 0
-        layout = cache_layout(self.plan)
+        layout = self.plan.layout
         for view, one in batch:
             gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
             target_start, target_end = target_end, target_end + int(one.target.sum())
@@ -194,19 +194,6 @@ class ShardTask:
                 view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
             except NotNumbers as error:
                 self._leave_out(view.sample.sample_id, UNANSWERED, left_out, error)
-
-
-def cache_layout(plan: Plan) -> Layout:
-    """Columns of a plan's shards."""
-    signal = plan.config.signal
-    return Layout(
-        signal=plan.signal_kind, vocab_size=plan.student["vocab_size"], block_size=plan.config.student.block_size,
-        top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
-        logp_step=signal.logp_step,
-        codec=signal.codec if plan.signal_kind == "topk" else "plain", frequent_ids=plan.frequent_ids,
-        tail_draws=signal.tail_draws if plan.signal_kind == "topk" else 0,
-        tail_buckets=signal.tail_buckets if plan.signal_kind == "topk" else (),
-    )  # fmt: skip
 
 
 def by_tokens(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from ..config import SMALLEST_HEAD
 from .batch import RowBatch
 from .schema import Layout, ViewRow
 
 KL_BINS = 64
 """Bin i holds divergences below 2^((i - 64) / 2) nats that no bin before it holds; the last holds all larger ones."""
-SMALLEST_HEAD = 1e-12
-"""Probability of the kept tokens below which a stored tail counts as everything, as in sparse_logits.py."""
 
 
 def codec_kl(rows: Sequence[ViewRow], batch: RowBatch, layout: Layout) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -21,7 +21,7 @@ from tide.teacher_dump.cache_size import estimate_size, planned_content, stretch
 from tide.teacher_dump.cost import warn_of_shard_sizes
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.plan import make_plan, open_samples
-from tide.teacher_dump.shard_task import ShardTask, cache_layout
+from tide.teacher_dump.shard_task import ShardTask
 from tide.teacher_dump.size_model import FOOTERS
 from tide.teacher_dump.stand_in import MIDDLING, SURE, UNSURE
 from tiny_runs import ASSETS, settings, tiny_config
@@ -145,7 +145,7 @@ def test_made_up_answers_are_what_the_writer_accepts(stand_in, tiny_root):
     support = np.arange(300)
     stand_in.answer(views, support)
     rows = [view.row() for of_sample in views for view in of_sample]
-    assert encoded_size(rows, cache_layout(plan)).bytes > 0
+    assert encoded_size(rows, plan.layout).bytes > 0
     assert set(np.concatenate([row.top_ids for row in rows])) <= set(support)
     again = task.draw(0, plan.samples)
     stand_in.answer(again, support)
@@ -158,7 +158,7 @@ def test_made_up_answers_are_what_the_writer_accepts(stand_in, tiny_root):
 
 def test_a_size_in_memory_is_that_of_the_file(tiny_root, tmp_path):
     plan, _ = make_plan(tiny_config(tiny_root))
-    task, layout = ShardTask(plan, *open_samples(plan), None), cache_layout(plan)
+    task, layout = ShardTask(plan, *open_samples(plan), None), plan.layout
     views = task.draw(0, plan.samples)
     MIDDLING.answer(views, np.arange(300))
     rows = [view.row() for of_sample in views for view in of_sample]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -125,45 +126,36 @@ def test_what_another_process_reads_stays_until_it_is_dead(tmp_path):
         other.stdout.close()
 
 
-def test_many_readers_at_once_fetch_each_file_once_and_read_what_they_asked_for(tmp_path):
-    readers, errors = [Reader(tmp_path, 4) for _ in range(8)], []
+def read_at_once(readers: list[Reader], numbers: Callable[[int], Iterable[int]]) -> None:
+    """Every reader in a thread of its own; `numbers`: of a reader to those of the files that it reads in turn."""
+    errors = []
 
-    def read(reader: Reader, start: int) -> None:
+    def read(reader: Reader, order: Iterable[int]) -> None:
         try:
-            for number in range(12):
-                reader.bring((start + number) % 4)
-                reader.release((start + number) % 4)
+            for number in order:
+                reader.bring(number)  # reads it, too
+                reader.release(number)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=read, args=(reader, n)) for n, reader in enumerate(readers)]
+    threads = [threading.Thread(target=read, args=(reader, numbers(n))) for n, reader in enumerate(readers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert not errors
+
+
+def test_many_readers_at_once_fetch_each_file_once_and_read_what_they_asked_for(tmp_path):
+    readers = [Reader(tmp_path, 4) for _ in range(8)]
+    read_at_once(readers, lambda n: [(n + turn) % 4 for turn in range(12)])
     assert sorted(n for reader in readers for n in reader.fetched) == [0, 1, 2, 3]
 
 
 def test_files_come_and_go_under_readers_that_need_more_than_fits(tmp_path):
-    readers, errors = [Reader(tmp_path, 3) for _ in range(4)], []
-
-    def read(reader: Reader, start: int) -> None:
-        try:
-            for number in range(30):
-                reader.bring((start + 5 * number) % 7)  # reads it, too
-                reader.release((start + 5 * number) % 7)
-        except BaseException as error:
-            errors.append(error)
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # four in use, and room for three
-        threads = [threading.Thread(target=read, args=(reader, n)) for n, reader in enumerate(readers)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-    assert not errors
+        read_at_once([Reader(tmp_path, 3) for _ in range(4)], lambda n: [(n + 5 * turn) % 7 for turn in range(30)])
     assert len(kept(tmp_path)) <= 4
 
 
