@@ -173,7 +173,7 @@ def _compare(
     prepared = {one.name: one.prepare(batch, targets) for one in students}
     ids, vocab_size = torch.from_numpy(support), layout.vocab_size
     gold = torch.tensor([int(view.x_0[one.position]) for view, one in rows])
-    chunk_logp = torch.tensor([_chunk_logp(view, one) for view, one in rows], dtype=torch.float64)
+    chunk_logp = batch.teacher.gold_logp[targets].double()  # each target is a chunk of its own
     cuts = torch.tensor(layout.tail_buckets)
     bucket = torch.bucketize(ids, cuts, right=True) if len(cuts) else None
     most = max(1, SLICE_BYTES // (8 * max(len(support), vocab_size)))
@@ -206,8 +206,3 @@ def _target_of(view: ViewRow, audited: AuditRow) -> int:
             "is no target; run verify-cache"
         )
     return place
-
-
-def _chunk_logp(view: ViewRow, audited: AuditRow) -> float:
-    """Of the chunk that begins at a target: it has one token on either side."""
-    return float(view.chunk_logp[int(np.searchsorted(view.chunk_start, audited.position))])

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
-from ..shared.cache.trained_from import ORIGIN_NAME
+from ..shared.cache.trained_from import TRAINED_FROM_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
 from .sharding import like_parameter, whole_tensor, whole_weights
 
@@ -178,7 +178,7 @@ def save_student(
         tokenizer.save_pretrained(temporary)
         (temporary / "README.md").write_text(card)
         if origin:
-            (temporary / ORIGIN_NAME).write_bytes(origin)
+            (temporary / TRAINED_FROM_NAME).write_bytes(origin)
         _write_state(temporary, step, identity, {})
 
 

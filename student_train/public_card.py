@@ -13,7 +13,7 @@ import yaml
 
 from ..shared.cache.card import Licences, one_line, settings_text, table
 from ..shared.cache.inert import markdown_text
-from ..shared.cache.trained_from import Origin
+from ..shared.cache.trained_from import TrainedFrom
 from ..shared.licences import hub_fields
 from .evaluation_scores import TaskScore
 
@@ -42,7 +42,7 @@ class StudentFacts:
     """
 
     repository: str
-    origin: Origin
+    origin: TrainedFrom
     licences: Licences
     start: str | None
     start_licence: str | None

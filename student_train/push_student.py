@@ -21,7 +21,7 @@ from ..shared.cache.card import required_licences
 from ..shared.cache.files import sha256_bytes
 from ..shared.cache.hub import Hub, HubAddress, parse_model_name
 from ..shared.cache.hub_push import Repository, Upload, checked_tag
-from ..shared.cache.trained_from import ORIGIN_NAME, Origin, origin_of, read_origin
+from ..shared.cache.trained_from import TRAINED_FROM_NAME, TrainedFrom, read_trained_from, trained_from
 from ..shared.errors import CacheMismatch, ConfigError, TryAgain
 from ..shared.models.loading import native_class, read_config
 from .checkpoint import Checkpoint, read_student
@@ -93,7 +93,7 @@ def push_student(
     say(f"{folder}: every file is as it was written")
     facts, evaluation = _facts(folder, state, name, published)
     contents: dict[str, Path | bytes] = {f.name: f for pattern in _SENT for f in folder.glob(pattern) if f.is_file()}
-    contents |= {"README.md": public_card(facts).encode(), ORIGIN_NAME: facts.origin.to_bytes()}
+    contents |= {"README.md": public_card(facts).encode(), TRAINED_FROM_NAME: facts.origin.to_bytes()}
     uploads = [Upload.of(file, content) for file, content in sorted(contents.items())]
     weights = "".join(u.sha256 for u in uploads if u.name.endswith(".safetensors"))
     tag = checked_tag(tag or f"v-{sha256_bytes(weights.encode())[:12]}")
@@ -135,17 +135,17 @@ def _facts(folder: Path, state: Checkpoint, repository: str, published: Publishe
     return facts, evaluation
 
 
-def _origin(folder: Path, state: Checkpoint, cache: str | None) -> Origin:
+def _origin(folder: Path, state: Checkpoint, cache: str | None) -> TrainedFrom:
     """The cache's identity, from the student's folder or the cache itself."""
-    origin, trained_from = read_origin(folder), state.identity.get("cache")
+    origin, cache_hash = read_trained_from(folder), state.identity.get("cache")
     if cache is not None:
         opened = open_cache(cache, verify=False)
-        if opened.manifest.hash != trained_from:
+        if opened.manifest.hash != cache_hash:
             raise CacheMismatch(
-                f"--cache {cache} is {opened.manifest.hash:.12}…, and {folder} was trained from {trained_from:.12}…; "
+                f"--cache {cache} is {opened.manifest.hash:.12}…, and {folder} was trained from {cache_hash:.12}…; "
                 "give that one"
             )
-        return origin.at(opened) if origin is not None else origin_of(opened)
+        return origin.at(opened) if origin is not None else trained_from(opened)
     if origin is None:
         raise ConfigError(
             f"{folder} does not say what it was trained from (an older tide wrote it); give --cache CACHE"

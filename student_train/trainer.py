@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
-from ..shared.cache.trained_from import origin_of
+from ..shared.cache.trained_from import trained_from
 from ..shared.config import RunConfig, TrainConfig, to_tree
 from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
@@ -345,7 +345,7 @@ class Run:
         save_student(
             folder, self.student.model, self.encoder.tokenizer,
             student_card(self.config, self.cache, self.encoder, self.num_steps), step=self.num_steps,
-            identity=run_identity(self.config, self.cache), origin=origin_of(self.cache).to_bytes(),
+            identity=run_identity(self.config, self.cache), origin=trained_from(self.cache).to_bytes(),
             is_main=self.accelerator.is_main_process,
         )  # fmt: skip
         self.accelerator.wait_for_everyone()

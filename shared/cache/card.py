@@ -20,7 +20,7 @@ from .manifest import DataSource, Manifest
 from .manifest_fields import UNKNOWN
 
 if TYPE_CHECKING:
-    from .trained_from import Origin
+    from .trained_from import TrainedFrom
 
 CARD_NAME = "README.md"
 PREVIEW_CONFIG = "preview"
@@ -43,13 +43,13 @@ class Licences:
         return [*([self.teacher] if self.teacher is not None else []), *self.data]
 
 
-def licences_of(manifest: "Manifest | Origin") -> Licences:
+def licences_of(manifest: "Manifest | TrainedFrom") -> Licences:
     """What the manifest says, "unknown" included."""
     return Licences(manifest.teacher.licence if manifest.teacher else None, tuple(s.licence for s in manifest.sources))
 
 
 def required_licences(
-    manifest: "Manifest | Origin", *, teacher: str | None = None, data: str | None = None
+    manifest: "Manifest | TrainedFrom", *, teacher: str | None = None, data: str | None = None
 ) -> Licences:
     """The manifest's licences, its unknown ones replaced by what the publisher states.
 

@@ -29,6 +29,8 @@ from .vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 if TYPE_CHECKING:
     import datasets
 
+    from .hub import HubAddress
+
 CACHED_BYTES = 512 << 20
 """Decoded row groups kept in memory by `Cache.rows`."""
 OPEN_SHARDS = 32
@@ -136,6 +138,11 @@ class Cache(Sequence[ViewRow]):
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r}, signal={self.layout.signal!r}, samples={self.num_samples}, rows={len(self)})"
+
+    @property
+    def address(self) -> "HubAddress | str | None":
+        """Where it lies: on the Hub with its commit, or a URL; None: in the folder `root`."""
+        return None
 
     @property
     def num_samples(self) -> int:

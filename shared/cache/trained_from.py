@@ -15,12 +15,12 @@ from .hub import HubAddress
 from .manifest import DataSource, Manifest, TeacherInfo, check_text
 from .reader import Cache
 
-ORIGIN_NAME = "tide_cache.json"
-MAX_ORIGIN_BYTES = 1 << 20
+TRAINED_FROM_NAME = "tide_cache.json"
+MAX_TRAINED_FROM_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Origin:
+class TrainedFrom:
     """A cache without its shards.
 
     Args:
@@ -43,29 +43,28 @@ class Origin:
         """The content of `tide_cache.json`."""
         return readable_json(to_tree(self))
 
-    def at(self, cache: Cache) -> "Origin":
+    def at(self, cache: Cache) -> "TrainedFrom":
         """The same, published where `cache` lies."""
-        found = origin_of(cache)
+        found = trained_from(cache)
         return replace(self, address=found.address, commit=found.commit) if found.address else self
 
 
-def origin_of(cache: Cache) -> Origin:
+def trained_from(cache: Cache) -> TrainedFrom:
     """What is worth remembering of an open cache."""
     manifest: Manifest = cache.manifest
-    address = getattr(cache, "address", None)  # HubAddress, URL, or none for a folder
-    on_hub = address if isinstance(address, HubAddress) else None
-    return Origin(
+    on_hub = cache.address if isinstance(cache.address, HubAddress) else None
+    return TrainedFrom(
         manifest.hash, manifest.plan_hash, on_hub.repository if on_hub else None,
         on_hub.revision if on_hub else None, manifest.signal.kind, manifest.teacher, manifest.sources,
         dict(manifest.noise), manifest.totals.samples, manifest.totals.rows,
     )  # fmt: skip
 
 
-def read_origin(folder: Path) -> Origin | None:
+def read_trained_from(folder: Path) -> TrainedFrom | None:
     """What a student's folder says; None if it says nothing. Raises: CacheError: it is damaged."""
-    file = folder / ORIGIN_NAME
+    file = folder / TRAINED_FROM_NAME
     if not file.exists():
         return None
-    tree = read_json(file, max_bytes=MAX_ORIGIN_BYTES)
+    tree = read_json(file, max_bytes=MAX_TRAINED_FROM_BYTES)
     check_text(tree, str(file))
-    return from_json(Origin, tree, str(file))
+    return from_json(TrainedFrom, tree, str(file))

@@ -7,7 +7,7 @@ import pytest
 from rendered_cards import HOSTILE, TAGS, Rendered, parts
 from tide.shared.cache.card import Licences
 from tide.shared.cache.manifest import DataSource, TeacherInfo
-from tide.shared.cache.trained_from import ORIGIN_NAME, Origin, read_origin
+from tide.shared.cache.trained_from import TRAINED_FROM_NAME, TrainedFrom, read_trained_from
 from tide.shared.errors import CacheError
 from tide.student_train.evaluation_scores import TaskScore
 from tide.student_train.public_card import Cost, StudentFacts, public_card
@@ -16,7 +16,7 @@ from tide.student_train.public_card import Cost, StudentFacts, public_card
 def facts(text: str = "plain") -> StudentFacts:
     """A student of which everything says `text` that a stranger may have written."""
     teacher = TeacherInfo(text, text, text, text, text, text, text, text, {text: text})
-    origin = Origin(text, text, text, text, "topk", teacher, (DataSource(text, text, text),), {text: text}, 3, 30)
+    origin = TrainedFrom(text, text, text, text, "topk", teacher, (DataSource(text, text, text),), {text: text}, 3, 30)
     return StudentFacts(
         "me/student", origin, Licences(text, (text,)), start="org/start", start_licence=text,
         settings={"losses.0.name": text, "train.lr": text, "train.max_views": None}, steps=7,
@@ -51,13 +51,13 @@ def test_what_nobody_stated_is_left_out() -> None:
 
 
 def test_a_students_memory_of_its_cache_survives_and_a_strangers_is_refused(tmp_path) -> None:
-    assert read_origin(tmp_path) is None
+    assert read_trained_from(tmp_path) is None
     origin = facts().origin
-    (tmp_path / ORIGIN_NAME).write_bytes(origin.to_bytes())
-    assert read_origin(tmp_path) == origin
+    (tmp_path / TRAINED_FROM_NAME).write_bytes(origin.to_bytes())
+    assert read_trained_from(tmp_path) == origin
     sound = origin.to_bytes().decode()
     for bent in (sound[:-9], sound.replace('"topk"', '"to\\u001bpk"'), sound.replace('"samples": 3', '"samples": -3'),
                  sound.replace('"samples"', '"sample"'), "[]"):  # fmt: skip
-        (tmp_path / ORIGIN_NAME).write_text(bent)
-        with pytest.raises(CacheError, match=ORIGIN_NAME):
-            read_origin(tmp_path)
+        (tmp_path / TRAINED_FROM_NAME).write_text(bent)
+        with pytest.raises(CacheError, match=TRAINED_FROM_NAME):
+            read_trained_from(tmp_path)
