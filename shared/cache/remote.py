@@ -3,7 +3,8 @@
 The manifest comes first (origin.py). Each shard is fetched whole into this machine's shard cache (shard_cache.py), is
 compared with the manifest's size and SHA-256, and checked in a child process like any shard of a stranger; only then is
 it read. Iterating holds a few shards at a time. `index()`, and with it training, needs all of them before the first
-step, and holds them. The audit stays where it is: nothing that reads from afar needs it (pull-cache brings it).
+step, and holds them; once all of them have passed, this user's next readers only compare hashes (trust.py). The audit
+stays where it is: nothing that reads from afar needs it (pull-cache brings it).
 """
 
 import threading
@@ -23,6 +24,7 @@ from .pull import in_parallel, named_files
 from .reader import Cache, CacheIndex
 from .schema import ViewRow
 from .shard_cache import ShardCache, WrongBytes
+from .trust import content_note, keep_note
 from .verify import VerifyReport, verify_cache, verify_shard
 from .vocabulary import Vocabulary
 
@@ -75,6 +77,8 @@ class RemoteCache(Cache):
         self._fetched_lock = threading.Lock()
         self._verified: set[int] = set()
         self._all_checked = False
+        note = content_note(self.manifest)
+        self._known = note is not None and note.exists()
         self._shard_starts = np.concatenate([[0], np.cumsum([s.rows for s in self.manifest.shards])]).astype(np.int64)
 
     def _file(self, shard: int) -> Any:
@@ -107,7 +111,7 @@ class RemoteCache(Cache):
     def _fetch_into(self, shard: int, future: "Future[None]") -> None:
         try:
             self._bring(self.manifest.shards[shard])
-            if self.checked and shard not in self._verified:
+            if self.checked and not self._known and shard not in self._verified:
                 verify_shard(self.root, shard)
                 self._verified.add(shard)
         except BaseException as error:
@@ -139,22 +143,25 @@ class RemoteCache(Cache):
             pass
 
     def fetch_all(self) -> None:
-        """Bring every file here and run all checks, those that need every shard included; once per object.
+        """Bring every file here and run all checks, those that need every shard included; once per user and cache.
 
         Raises: CacheError: the first check that fails.
         """
         if self._all_checked:
             return
-        self._bring_all()
         if self.checked:
-            verify_cache(self.root, mode="full", audit=False)
+            self.verify("quick" if self._known else "full")
+        else:
+            self._bring_all()
         self._all_checked = True
 
     def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
         """Fetch everything but the audit, then check it. Raises: CacheError: the first check that fails."""
         self._bring_all()
         report = replace(verify_cache(self.root, mode=mode, audit=False), root=str(self.origin))
-        self._all_checked = self._all_checked or mode == "full"
+        if mode == "full":
+            keep_note(content_note(self.manifest))
+            self._all_checked = True
         return report
 
     def __iter__(self) -> Iterator[ViewRow]:

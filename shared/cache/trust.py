@@ -3,7 +3,8 @@
 A folder is recognised by its manifest's hash and by what the file system says of every file: size, inode, time of the
 last write and of the last change. No archive and no download can bring along the last one, and the note lies in the
 user's own folder, not in the cache: a stranger cannot ship a cache that counts as checked. Bytes that rot later are
-found by the page checksums of every read.
+found by the page checksums of every read. What lies elsewhere is recognised by its manifest's hash alone, because each
+of its files is compared with the manifest's SHA-256 whenever it is used. Another version of tide looks again.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import os
 from pathlib import Path
 
+from ... import __version__
 from .manifest import Manifest
 
 MAX_NOTES = 1000
@@ -31,10 +33,16 @@ def trust_note(root: Path, manifest: Manifest) -> Path | None:
     seen = {entry.name: _seen(root / entry.name) for entry in manifest.files()}
     if any(seen[entry.name] is None for entry in manifest.files(audit=False)):
         return None
-    signature = json.dumps([manifest.hash, seen]).encode()
-    with contextlib.suppress(RuntimeError):  # no home folder
-        return notes_folder() / hashlib.sha256(signature).hexdigest()
-    return None
+    return _note(manifest, seen)
+
+
+def content_note(manifest: Manifest) -> Path | None:
+    """The note that vouches for the bytes of a cache wherever they lie, its audit excepted.
+
+    It says nothing to who has not compared every file's SHA-256 with the manifest's himself.
+    Returns: None: there is no place for notes.
+    """
+    return _note(manifest, "content")
 
 
 def is_trusted(root: Path, manifest: Manifest) -> bool:
@@ -52,6 +60,13 @@ def keep_note(note: Path | None) -> None:
         note.touch()
         for old in sorted(note.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-MAX_NOTES]:
             old.unlink(missing_ok=True)
+
+
+def _note(manifest: Manifest, seen: object) -> Path | None:
+    signature = json.dumps([__version__, manifest.hash, seen]).encode()
+    with contextlib.suppress(RuntimeError):  # no home folder
+        return notes_folder() / hashlib.sha256(signature).hexdigest()
+    return None
 
 
 def _seen(path: Path) -> list[int] | None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tide.shared.cache import Cache, open_cache, verify_shards
 from tide.shared.cache import remote as remote_module
+from tide.shared.cache import verify as verify_module
 from tide.shared.cache.inspect import describe_cache
 from tide.shared.cache.manifest import read_manifest
 from tide.shared.cache.reader import verify_anywhere
@@ -115,6 +116,37 @@ def test_a_flipped_byte_is_found_and_its_shard_named(url, s3):
 def test_a_sound_cache_is_called_so(url):
     report = verify_anywhere(url)
     assert (report.root, report.mode, report.shards) == (url, "full", NUM_SHARDS)
+
+
+def test_all_shards_are_checked_once_by_a_user_and_their_hashes_always(local, url, s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "notes"))
+    looks = []
+    check, check_one = verify_module._check_in_child, remote_module.verify_shard
+    monkeypatch.setattr(verify_module, "_check_in_child", lambda *a, **k: (looks.append("all"), check(*a, **k)))
+    monkeypatch.setattr(remote_module, "verify_shard", lambda *a: (looks.append("one"), check_one(*a)))
+    open_cache(url).rows([0])
+    settled()
+    assert set(looks) == {"one"}, "what has not passed as a whole is looked at again"
+    open_cache(url).index()
+    assert looks.pop() == "all"
+    looks.clear()
+    reader = open_cache(url)
+    index = reader.index()
+    assert same(list(open_cache(url)), list(local))
+    settled()
+    assert looks == []
+    assert len(index) == len(local)
+
+    blob = (Path(reader.root) / local.manifest.shards[2].name).resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    s3.requests.clear()
+    assert same(list(open_cache(url)), list(local))
+    settled()
+    assert [name[:11] for name in gets(s3)] == ["views-00002"], "its hash was compared, and it was fetched again"
+    monkeypatch.setattr("tide.shared.cache.trust.__version__", "the next one")
+    for _ in range(2):
+        open_cache(url).index()
+    assert looks == ["all"], "another version of tide looks for itself, once"
 
 
 def test_missing_extra_and_resized_objects_are_named_before_anything_is_fetched(url, s3):
