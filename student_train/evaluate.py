@@ -32,6 +32,7 @@ from ..shared.errors import ConfigError, DataError, TideError
 from .code_sandbox import CodeEval, protection
 from .evaluation_report import write_report
 from .lm_eval_tasks import load_tasks, require_lm_eval
+from .processes import on_every_process
 from .tide8 import SUITE, Benchmark, chosen_benchmarks
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, A
         try:
             results[arm.folder.name][benchmark.name] = arm.result(benchmark)
         except TideError as error:
-            if arm.num_processes > 1:  # the others may be waiting for this one
+            if arm.num_processes > 1 and error is not arm.met_by_all:  # the others may be waiting for this one
                 raise
             failed[f"{arm.folder.name}/{benchmark.name}"] = error
             say(f"{arm.folder.name} {benchmark.name}: {error}")
@@ -118,6 +119,7 @@ class _Arm:
         self.student: OpenStudent = open_student(self.config)
         state = PartialState()
         self.main, self.num_processes = state.is_main_process, state.num_processes
+        self.met_by_all: TideError | None = None
         if run.limit is not None and run.limit < self.num_processes:
             raise ConfigError(
                 f"--limit {run.limit} with {self.num_processes} processes: each must have a document of every task"
@@ -191,7 +193,11 @@ class _Arm:
         metric = CodeEval(
             time_s=evaluation.code_time_s, memory_mb=evaluation.code_memory_mb, allowed=self.run.allow_code
         )
-        tasks = load_tasks(benchmark, self.run.data, metric)
+        try:
+            tasks = on_every_process(self.num_processes, lambda: load_tasks(benchmark, self.run.data, metric))
+        except TideError as error:
+            self.met_by_all = error
+            raise
         cached: Any = CachingLM(lm, str(self.folder / f"{stem}.answers-{lm.rank}.db"))
         with contextlib.closing(cached.dbdict):
             results: Any = evaluate(

@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch.distributed import DistNetworkError, DistStoreError
 
 from ..shared.config import TrainConfig
@@ -76,6 +76,21 @@ def on_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result
+
+
+def on_every_process(num_processes: int, act: Callable[[], T]) -> T:
+    """Do it on each process; the TideError that one of them meets is raised by all, and none waits for it. Collective."""
+    if num_processes == 1:
+        return act()
+    result, error = None, None
+    try:
+        result = act()
+    except TideError as met:
+        error = met
+    first = next((met for met in gather_object([error]) if met is not None), None)
+    if first is not None:
+        raise first
+    return cast(T, result)
 
 
 def on_any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -73,14 +73,21 @@ def test_right_answers_score_a_hundred_on_all_eight(place, tmp_path):
 
 
 def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
-    given = ["--student", place.student, "--data", place.data, "--limit", 5]
-    given += ["--tasks", "gsm8k_cot,hellaswag_likelihood", "--set", "decoding.max_new_tokens=24"]
+    partial = tmp_path / "partial"  # the second process lacks a data set: neither waits, and the others are made
+    partial.mkdir()
+    for name in ("openai", "Rowan"):
+        (partial / name).symlink_to(place.data / name)
+    given = ["--student", place.student, "--limit", 5, "--set", "decoding.max_new_tokens=24"]
     given += ["--set", "decoding.temperature=0.7", "--set", "evaluation.draws=8"]
-    command = [sys.executable, "-m", "tide", "eval", *map(str, given), "--out"]
+    command = [sys.executable, "-m", "tide", "eval", *map(str, given)]
+    tasks = "gsm8k_cot,hellaswag_likelihood"
     (port,) = free_ports(1)
     alone = {name: value for name, value in place.env.items() if name not in VARIABLES}
-    jobs = [([*command, str(tmp_path / "one"), "--batch-size", "1"], alone)]
-    jobs += [([*command, str(tmp_path / "two")], alone | rank_environment(rank, 2, port)) for rank in range(2)]
+    options = ["--out", tmp_path / "one", "--tasks", tasks, "--data", place.data, "--batch-size", 1]
+    jobs = [([*command, *map(str, options)], alone)]
+    for rank, data in enumerate([place.data, partial]):
+        options = ["--out", tmp_path / "two", "--tasks", f"bbh,{tasks}", "--data", data]
+        jobs.append(([*command, *map(str, options)], alone | rank_environment(rank, 2, port)))
     running = [
         subprocess.Popen(job, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for job, env in jobs
@@ -90,7 +97,10 @@ def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0, 0], said
+    assert [process.returncode for process in running] == [0, *[Unavailable.exit_code] * 2], said
+    report = json.loads((tmp_path / "two" / "evaluation.json").read_text())
+    assert "bbh: its data set was not found" in report["failed"]["student/bbh"]
+    assert sorted(report["students"]["student"]) == ["gsm8k_cot", "hellaswag_likelihood"]
     for name in ("gsm8k_cot", "hellaswag_likelihood"):
         one, two = result(tmp_path / "one", name), result(tmp_path / "two", name)
         assert (one["processes"], two["processes"]) == (1, 2)
