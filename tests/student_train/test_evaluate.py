@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -70,6 +71,24 @@ def test_right_answers_score_a_hundred_on_all_eight(place, tmp_path):
     assert done.returncode == 0, done.stderr
     scores = json.loads(done.stdout)["students"]["student"]
     assert {name: row["score"] for name, row in scores.items()} == dict.fromkeys(EIGHT, 100.0)
+
+
+def test_a_student_that_writes_hostile_code_harms_nothing_and_scores_nothing(place, tmp_path):
+    planted = tmp_path / "planted"
+    planted.write_text("still here")
+    given = ["eval", "--student", place.student, "--out", tmp_path / "out", "--data", place.data, "--limit", 5]
+    given += ["--tasks", "humaneval_instruct", "--allow-code-execution", "--json"]
+    given += ["--set", "evaluation.code_time_s=4", "--set", "evaluation.code_memory_mb=512"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        env = {**place.env, "HOSTILE_FILE": str(planted), "HOSTILE_PORT": str(server.getsockname()[1])}
+        done = tide_eval(given, env, program=(str(TESTS / "oracle_evaluation.py"),))
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert done.returncode == 0, done.stderr
+    scores = result(tmp_path / "out", "humaneval_instruct")["scores"]
+    assert [score for _, _, score in scores] == [0.0] * 5
+    assert planted.read_text() == "still here"
 
 
 def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
