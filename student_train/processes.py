@@ -79,7 +79,7 @@ def on_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 
 def on_every_process(num_processes: int, act: Callable[[], T]) -> T:
-    """Do it on each process; the TideError that one of them meets is raised by all, and none waits for it. Collective."""
+    """Do it on each process; the TideError that one of them meets is raised by all: none waits for it. Collective."""
     if num_processes == 1:
         return act()
     result, error = None, None

@@ -1,8 +1,9 @@
 """`tide eval` with a student that knows every answer: run as `python oracle_evaluation.py eval ...`.
 
 Only what it writes is replaced; prompts, filters, metrics and the sandbox are the real ones. A benchmark that reads
-right answers as right scores 100 % with it. With HOSTILE_FILE and HOSTILE_PORT set, HumanEval's answers do harm before they
-are right, as far as they are let: to that file, to whoever listens at that port, and to the machine in small measure.
+right answers as right scores 100 % with it. With HOSTILE_FILE and HOSTILE_PORT set, HumanEval's answers do harm before
+they are right, as far as they are let: to that file, to whoever listens at that port, and to the machine in small
+measure.
 """
 
 import os
