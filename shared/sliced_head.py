@@ -171,7 +171,8 @@ def top_logits(
 
 def _whole_and_parts(tails: Tensor, buckets: TailBuckets | None) -> tuple[Tensor, Tensor | None]:
     """log_tail [m, T] and log_buckets [m, T, B] of what the head gives, [m, T, 1 or B]."""
-    return (tails[:, :, 0], None) if buckets is None else (torch.logsumexp(tails, dim=2), tails)
+    # A copy: FSDP2 warns users of every view among a module's outputs.
+    return (tails[:, :, 0].clone(), None) if buckets is None else (torch.logsumexp(tails, dim=2), tails)
 
 
 def _draw(

@@ -51,7 +51,8 @@ def runs(tiny_root: Path, hybrid_cache: Path, tmp_path_factory: pytest.TempPathF
         training("muon", 1, settings=muon),
         training("muon-sharded", 2, environment=FSDP, settings=muon),
     ]  # fmt: skip
-    run_ranks(root, trainings, timeout_s=200)
+    said = run_ranks(root, trainings, timeout_s=200)
+    assert not [line for stderr in said for line in stderr.splitlines() if "FSDP2-wrapped" in line]
     return root
 
 
