@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from ..shared.attention import attention_mask
 from ..shared.rows import RowTensors
-from ..shared.sliced_head import TailBuckets, gather_at_targets, top_logits
+from ..shared.sliced_head import gather_at_targets, top_logits
 from ..shared.sparse_logits import SparseLogits
+from ..shared.tails import TailBuckets
 
 
 class StudentOutput(NamedTuple):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..shared.config import DecodingConfig
-from ..shared.sliced_head import MAX_SLICE_BYTES
+from ..shared.head_slices import MAX_SLICE_BYTES
 
 
 @torch.no_grad()

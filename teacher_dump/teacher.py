@@ -22,8 +22,9 @@ from ..shared.attention import Labels, attention_mask
 from ..shared.models.prefix_cache import PrefixCache
 from ..shared.models.specs import TeacherSpec
 from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
-from ..shared.sliced_head import TailBuckets, TailDraws, top_logits
+from ..shared.sliced_head import top_logits
 from ..shared.sparse_logits import SparseLogits
+from ..shared.tails import TailBuckets, TailDraws
 from .dense_rows import DenseRows
 
 _WHOLE_SEQUENCE = 2**31

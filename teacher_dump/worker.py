@@ -24,7 +24,7 @@ from ..shared.config import RunConfig
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
 from ..shared.redaction import redacted
-from ..shared.sliced_head import TailBuckets
+from ..shared.tails import TailBuckets
 from .board import Board
 from .finalize import finalize, tidy
 from .placement import open_placed

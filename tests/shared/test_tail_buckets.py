@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tide.shared.sliced_head import TailBuckets, gather_at_targets, gather_logits, top_logits
+from tide.shared.sliced_head import gather_at_targets, gather_logits, top_logits
+from tide.shared.tails import TailBuckets
 from tide.student_train.losses import kl_loss
 from torch import Tensor
 

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tide.shared.sliced_head import TailDraws, gather_at_targets, gather_logits, top_logits
+from tide.shared.sliced_head import gather_at_targets, gather_logits, top_logits
 from tide.shared.sparse_logits import SparseLogits
+from tide.shared.tails import TailDraws
 from tide.student_train.losses import kl_loss, sampled_kl_loss
 from torch import Tensor
 
