@@ -3,6 +3,7 @@
 #   make demo                  the whole method on this machine's CPU, within minutes
 #   make test                  lint, then the default tests
 #   make test-slow             the tests that take minutes
+#   make test-reliability      those of them that kill processes; CI runs them too
 #   make lint                  ruff, pyright and the layer rule
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer), JOBS=8 the number of test processes.
@@ -15,7 +16,7 @@ NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo demo-ci test test-slow lint
+.PHONY: demo demo-ci test test-slow test-reliability lint
 
 demo: $(STAMP)
 	$(BIN)/tide demo
@@ -24,13 +25,18 @@ demo-ci: $(STAMP)
 	$(BIN)/tide demo --ci --out "$$(mktemp -d)"
 
 # One thread per test process: torch's threads only hinder each other when the processes fill the cores.
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow test-reliability: export OMP_NUM_THREADS = 1
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+# A hundred kills of a dump, as many in the saves of a training, dead ranks, and Ray's drivers: some minutes.
+test-reliability: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m slow tests/teacher_dump tests/student_train/test_kill_checkpoint.py \
+		tests/student_train/test_heartbeat.py
 
 lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 lint: $(STAMP)
