@@ -89,7 +89,7 @@ from tiny_runs import hybrid
 config = hybrid(Path({root!r}), train__steps=60, train__save_every=1)
 identity = run_identity(config, open_cache({cache!r}))
 train = lambda: train_student(config, {cache!r}, Path({out!r}))
-result = kill_at_random_moments(Path({out!r}) / "checkpoints", train, lambda: identity, 40, 0.3)
+result = kill_at_random_moments(Path({out!r}) / "checkpoints", train, lambda: identity, 40, 0.1)
 train()
 """
 
