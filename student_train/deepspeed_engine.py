@@ -6,7 +6,7 @@ FSDP2, and accelerate sees plain processes: what CPU tests run is what CUDA runs
 and steps; precision, micro-batches, learning rates and checkpoints stay tide's own, so numbers agree with DDP's to
 rounding.
 
-`deepspeed` is an optional package, imported by `ZeroEngine` and by nothing else.
+`deepspeed` is an optional package, which nothing here imports before a `ZeroEngine` is made.
 """
 
 import contextlib
@@ -74,9 +74,11 @@ def zero_asked_for(train: TrainConfig) -> Zero | None:
                 f"{setting.lower()} = {asked} in the launcher's configuration: tide does that itself; leave it out "
                 f"there, and set {instead}"
             )
-    stage = int(section.pop("stage", None) or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
-    if stage not in (1, 2):
-        instead = "fsdp2.yaml (FSDP2), which divides the same" if stage == 3 else "ddp.yaml (DDP), which is the same"
+    stage = str(section.pop("stage", os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")))
+    if stage not in ("1", "2"):
+        instead = (
+            "ddp.yaml (DDP), which is the same" if stage == "0" else "fsdp2.yaml (FSDP2), which divides weights too"
+        )
         raise ConfigError(
             f"zero_stage = {stage} in the launcher's configuration: tide does stages 1 and 2 of DeepSpeed; "
             f"take recipes/accelerate/{instead}"
@@ -91,7 +93,7 @@ def zero_asked_for(train: TrainConfig) -> Zero | None:
             "the launcher asks for DeepSpeed, and the package deepspeed is not installed: "
             "pip install 'tide-distill[deepspeed]'; or launch with recipes/accelerate/fsdp2.yaml, which needs nothing"
         )
-    return Zero(stage, section)
+    return Zero(int(stage), section)
 
 
 def _zero_section(file: Path) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def _zero_section(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"deepspeed_config_file = {file}: no DeepSpeed configuration in JSON ({error})") from error
     for name, value in tree.items():
-        if name in ("fp16", "bf16") and (value == "auto" or value.get("enabled") in (False, "auto")):
+        if name in ("fp16", "bf16") and isinstance(value, dict) and value.get("enabled", False) in (False, "auto"):
             continue
         if value != "auto":
             instead = "train.precision" if name in ("fp16", "bf16", "amp", "torch_autocast") else "tide's own settings"
@@ -296,6 +298,8 @@ def _deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
+    if device.type == "cpu":  # else it compiles an all-reduce of its own, for minutes, where it finds a compiler
+        deepspeed.ops.__compatible_ops__ = {}
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:

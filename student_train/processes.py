@@ -35,6 +35,8 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """
     require_trackers(train.report_to)
     sharding_asked_for(train)  # refuse before accelerate looks for packages that the refusal is about
+    if not torch.accelerator.is_available():  # where it is installed, saving imports it, and it would say so on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
         with hidden_from_accelerate():
