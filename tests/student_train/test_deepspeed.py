@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import hybrid, make_cache, metrics, settings, write_pairs
+from tiny_runs import assert_same_training, hybrid, make_cache, metrics, settings, write_pairs
 from training_ranks import free_ports, run_ranks
 
 SETTINGS = {
@@ -57,17 +57,6 @@ def runs(tiny_root: Path, hybrid_cache: Path, tmp_path_factory: pytest.TempPathF
     ]
     run_ranks(root, trainings, timeout_s=200)
     return root
-
-
-def assert_same_training(found: Path, expected: Path, tolerance: float) -> None:
-    """Every number of every line of metrics, and the student."""
-    for line, other in zip(metrics(found), metrics(expected), strict=True):
-        line.pop("tokens_per_s", None), other.pop("tokens_per_s", None)
-        assert line == pytest.approx(other, rel=tolerance, abs=tolerance)
-    tensors, others = (load_file(run / "student" / "model.safetensors") for run in (found, expected))
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, others[name], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["zero-1", "zero-2", "mixed"])
