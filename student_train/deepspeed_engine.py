@@ -299,7 +299,8 @@ def _deepspeed(device: torch.device) -> Any:
     import deepspeed
 
     if device.type == "cpu":  # else it compiles an all-reduce of its own, for minutes, where it finds a compiler
-        deepspeed.ops.__compatible_ops__ = {}
+        ops: Any = deepspeed.ops
+        ops.__compatible_ops__ = {}
     logger = logging.getLogger("DeepSpeed")
     logger.setLevel(logging.WARNING)
     for handler in logger.handlers:
