@@ -20,8 +20,9 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from ..shared.config import TrainConfig
 from ..shared.errors import ConfigError, TideError, TryAgain
+from .deepspeed_engine import hidden_from_accelerate
+from .engines import sharding_asked_for
 from .metrics import require_trackers
-from .sharding import sharding_asked_for
 
 T = TypeVar("T")
 
@@ -30,18 +31,21 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """Join the other processes of this run, if there are any.
 
     Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`.
-        Unavailable: a tracker is missing.
+        Unavailable: a tracker is missing, or DeepSpeed.
     """
     require_trackers(train.report_to)
-    sharding_asked_for()  # refuse before accelerate looks for packages that the refusal is about
+    sharding_asked_for(train)  # refuse before accelerate looks for packages that the refusal is about
+    if not torch.accelerator.is_available():  # where it is installed, saving imports it, and it would say so on stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
-        return Accelerator(
-            # without cpu=True, accelerate overlooks the other processes of torchrun on a machine without accelerators
-            cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
-            log_with=list(train.report_to) or None, project_dir=str(out),
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
-        )  # fmt: skip
+        with hidden_from_accelerate():
+            return Accelerator(
+                # without cpu=True, it overlooks the other processes of torchrun on a machine without accelerators
+                cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
+                log_with=list(train.report_to) or None, project_dir=str(out),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
+            )  # fmt: skip
     except RuntimeError as error:  # gloo's own error has no kind of its own
         if not isinstance(error, DistStoreError | DistNetworkError) and "connect" not in str(error):
             raise

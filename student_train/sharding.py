@@ -8,6 +8,7 @@ weights made by autocast live until the backward pass, unless train.gradient_che
 """
 
 import os
+from abc import ABC, abstractmethod
 
 import torch
 from accelerate import Accelerator
@@ -21,24 +22,15 @@ from ..shared.errors import ConfigError
 from .student import Student
 
 
-def sharding_asked_for() -> FullyShardedDataParallelPlugin | None:
-    """What the launcher's environment says about sharding; None: whole copies (DDP).
-
-    Raises: ConfigError: another kind of sharding than this module does, or DeepSpeed.
-    """
-    if _says_yes("ACCELERATE_USE_DEEPSPEED"):
-        raise ConfigError(
-            "the launcher asks for DeepSpeed, which tide does not drive: its engine takes one optimiser and saves "
-            "shares that only the same number of processes can read. Launch with FSDP2, which saves the same memory "
-            "(docs/operations.md: Training on several processes)"
-        )
-    if not _says_yes("ACCELERATE_USE_FSDP"):
+def fsdp_asked_for() -> FullyShardedDataParallelPlugin | None:
+    """What the launcher's environment says about FSDP. Raises: ConfigError: it asks for more than this module does."""
+    if not says_yes("ACCELERATE_USE_FSDP"):
         return None
     for setting, asked, fits in (
         ("fsdp_version", os.environ.get("FSDP_VERSION", "1"), "2"),
-        ("fsdp_offload_params", _says_yes("FSDP_OFFLOAD_PARAMS"), False),
-        ("fsdp_cpu_ram_efficient_loading", _says_yes("FSDP_CPU_RAM_EFFICIENT_LOADING"), False),
-        ("fsdp_activation_checkpointing", _says_yes("FSDP_ACTIVATION_CHECKPOINTING"), False),
+        ("fsdp_offload_params", says_yes("FSDP_OFFLOAD_PARAMS"), False),
+        ("fsdp_cpu_ram_efficient_loading", says_yes("FSDP_CPU_RAM_EFFICIENT_LOADING"), False),
+        ("fsdp_activation_checkpointing", says_yes("FSDP_ACTIVATION_CHECKPOINTING"), False),
     ):
         if asked != fits:
             raise ConfigError(
@@ -49,7 +41,8 @@ def sharding_asked_for() -> FullyShardedDataParallelPlugin | None:
     return FullyShardedDataParallelPlugin()
 
 
-def _says_yes(variable: str) -> bool:
+def says_yes(variable: str) -> bool:
+    """Is a variable of the launcher set to a yes?"""
     return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
@@ -65,9 +58,17 @@ def shard(student: Student, accelerator: Accelerator, plugin: FullyShardedDataPa
     register_fsdp_forward_method(student, "answers")
 
 
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+class Share(ABC):
+    """A tensor that lies in shares, but not as a DTensor."""
+
+    @abstractmethod
+    def full_tensor(self) -> torch.Tensor:
+        """With all processes' shares. Collective."""
+
+
+def whole_tensor(tensor: torch.Tensor | Share) -> torch.Tensor:
     """A detached tensor with all processes' shares; a collective call if it lies in shares, else free."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor | Share) else tensor).detach()
 
 
 def whole_weights(model: PreTrainedModel, *, keep: bool = True) -> dict[str, torch.Tensor] | None:

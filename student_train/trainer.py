@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from ..shared.cache import Cache, open_cache
@@ -42,16 +41,16 @@ from .checkpoint import (
     save_checkpoint,
     save_student,
 )
+from .engines import open_engine
 from .heartbeat import Heartbeat
 from .heldout import HeldoutQuestions
 from .metrics import MetricsFile, MetricsWindow, flat_settings, require_finite
 from .objective import Objective
 from .open_student import open_encoder, open_model, refuse_own_input, student_card
-from .optimizers import build_optimizers, schedule_factor, set_learning_rates
+from .optimizers import schedule_factor, set_learning_rates
 from .processes import join_processes, on_any_process, on_main, own_accelerator_state, require_equal_shares
-from .sharding import shard, sharding_asked_for, whole_tensor
 from .stop_signal import StopSignal
-from .student import Student, StudentOutput
+from .student import Student
 
 Report = Callable[[dict[str, float]], None]
 _NOT_IDENTITY = {
@@ -172,30 +171,15 @@ class Run:
         in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
         model = open_model(config, cache, checkpoint.folder if checkpoint else None)
         self.student = Student(model, in_support if in_support.any() else None, manifest.signal.tail_buckets)
-        self.forward, self.is_sharded = self._wrapped()
-        self.optimizers = build_optimizers(self.student.model, train)
+        self.engine = open_engine(self.student, self.accelerator, train)
         self.factor = schedule_factor(train, self.num_steps)
         self.heldout = self._questions(heldout) if heldout else None
         self.window, self.metrics_file = MetricsWindow(), MetricsFile(out)
         self._doubtful = later_checkpoints(out / "checkpoints", self.first_step)
         if checkpoint:
-            load_optimizers(checkpoint.folder, self.optimizers)
+            load_optimizers(checkpoint.folder, self.engine.optimizers)
             self._restore_window(checkpoint.window)
         self._tokens, self._clock = 0, time.perf_counter()
-
-    def _wrapped(self) -> tuple[Callable[..., StudentOutput], bool]:
-        """What a step calls, and does the student lie in shares? `self.student` stays the module inside."""
-        plugin = sharding_asked_for()
-        if plugin is None or self.accelerator.num_processes == 1:
-            return self.accelerator.prepare(self.student), False  # autocast and DDP
-        shard(self.student, self.accelerator, plugin)
-
-        def forward(*arguments: Any) -> StudentOutput:
-            # autocast's cache would keep all layers' weights in half precision for the whole forward pass
-            with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
-                return self.student(*arguments)
-
-        return forward, True
 
     def _questions(self, heldout: str) -> HeldoutQuestions:
         """Raises: CacheMismatch: the held-out cache was made for another student."""
@@ -260,7 +244,7 @@ class Run:
         """Student forward and losses of one micro-batch: its share of the global means, by name."""
         batch = batch.to(self.device)
         fresh = self.order.is_fresh(step)
-        output = self.forward(
+        output = self.engine.forward(
             batch.rows, batch.read, batch.gold_ids, batch.target, batch.teacher.top_ids,
             () if fresh else self.objective.temperatures,
             batch.teacher.draw_ids if self.objective.reads_draws else None,
@@ -271,14 +255,10 @@ class Run:
         """Losses and gradient of the global batch, the latter summed over micro-batches and processes."""
         sums: dict[str, Tensor] = {}
         for number, batch in enumerate(batches):
-            is_last = number + 1 == len(batches)
-            # Shares are added up in each micro-batch: whole gradients would need the memory that sharding saves.
-            add_up = is_last or self.is_sharded
-            with contextlib.nullcontext() if add_up else self.accelerator.no_sync(self.forward):
+            with self.engine.micro_batch(is_last=number + 1 == len(batches)):
                 values = self.losses(batch, counts, step)
                 loss = self.objective.total(values)
-                # DDP averages gradients over processes, and every process holds only its share of a global mean.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
+                self.engine.backward(loss)
             for name, value in {**values, "loss": loss}.items():
                 value = value.detach().float()
                 sums[name] = sums[name] + value if name in sums else value
@@ -292,23 +272,13 @@ class Run:
         torch.manual_seed(int(seed))
         self.student.train()
         values = self.gradient(step, batches, counts)
-        norm = self._clip(train.grad_clip or float("inf"))
         factor = self.factor(step)
-        set_learning_rates(self.optimizers, train, factor)
-        for optimizer in self.optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        set_learning_rates(self.engine.optimizers, train, factor)
+        norm = self.engine.step()
         self.window.add({**values, "grad_norm": norm.detach().float()})
         self._tokens += sum(batch.rows.ids.numel() for batch in batches) * accelerator.num_processes
         if (step + 1) % train.log_every == 0 or step + 1 == self.num_steps:
             self._log(step + 1, train.lr * factor, report)
-
-    def _clip(self, largest: float) -> Tensor:
-        """Scale the gradient down to a norm of at most `largest`; its norm before, the same on every process."""
-        parameters = [p for p in self.student.parameters() if p.grad is not None]
-        norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
-        return norm
 
     def evaluate(self, steps_done: int, report: Report, stop: Callable[[], bool]) -> bool:
         """Score the student on held-out documents if it is time to; False: given up, because `stop` said so."""
@@ -330,7 +300,7 @@ class Run:
         """Write a checkpoint: the main process writes, and gathers what others hold."""
         totals = self._totals(steps_done)
         save_checkpoint(
-            self.out / "checkpoints", steps_done, self.student.model, self.optimizers,
+            self.out / "checkpoints", steps_done, self.student.model, self.engine.optimizers,
             identity=run_identity(self.config, self.cache), window=totals, keep=self.config.train.keep_checkpoints,
             doubtful=self._doubtful, is_main=self.accelerator.is_main_process,
         )  # fmt: skip
@@ -353,6 +323,7 @@ class Run:
 
     def close(self) -> None:
         """Let the trackers write what they hold back. (`end_training` would also end the caller's process group.)"""
+        self.engine.close()
         if self.accelerator.is_main_process:
             for tracker in self.accelerator.trackers:
                 tracker.finish()

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from tide.shared.config import RunConfig, load_config
 from tide.shared.models.loading import load_model
 from tide.teacher_dump.dump import dump_teacher
@@ -104,3 +106,14 @@ def hybrid(root: Path, **more: object) -> RunConfig:
 def metrics(out: Path) -> list[dict[str, Any]]:
     """Lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(found: Path, expected: Path, tolerance: float) -> None:
+    """Two runs agree in every number of every line of metrics, and in the student."""
+    for line, other in zip(metrics(found), metrics(expected), strict=True):
+        line.pop("tokens_per_s", None), other.pop("tokens_per_s", None)
+        assert line == pytest.approx(other, rel=tolerance, abs=tolerance)
+    tensors, others = (load_file(run / "student" / "model.safetensors") for run in (found, expected))
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, others[name], rtol=0, atol=tolerance)

@@ -40,8 +40,8 @@ def run_ranks(folder: Path, trainings: list[dict[str, Any]], *, timeout_s: float
     """Go through `trainings` and return what each process wrote to stderr; every one must end with 0 in time.
 
     A training: root (of tiny_runs), cache, out, settings, num_ranks; and if wanted stop_after (a step), environment,
-    heldout. `<out>-items-<rank>.jsonl` says which items each step of a rank trained on, and how many rows of the head
-    it holds.
+    heldout. `<out>-items-<rank>.jsonl` says which items each step of a rank trained on, how many rows of the head it
+    holds, and how many numbers of AdamW's state.
     """
     num_ranks = max(training["num_ranks"] for training in trainings)
     for training, port in zip(trainings, free_ports(len(trainings)), strict=True):
@@ -107,11 +107,18 @@ def _recorded(log: Path, stop_after: int | None) -> Any:
         weight: Any = run.student.head_weight()
         return len(getattr(weight, "_local_tensor", weight))
 
+    def moments(run: Run) -> int:
+        engine: Any = run.engine
+        adamw = getattr(engine, "_adamw", engine.optimizers["adamw"])  # DeepSpeed's lie inside
+        tensors = [tensor for fields in adamw.state.values() for tensor in fields.values()]
+        return sum(getattr(tensor, "_local_tensor", tensor).numel() for tensor in tensors)
+
     def step(self: Run, step: int, *arguments: Any) -> None:
         original(self, step, *arguments)
         items = [(item.sample, list(item.views)) for item in self.share(self.order.items(step))]
         with log.open("a") as file:
-            file.write(json.dumps({"step": step, "items": items, "held": held(self)}) + "\n")
+            line = {"step": step, "items": items, "held": held(self), "moments": moments(self)}
+            file.write(json.dumps(line) + "\n")
         if step + 1 == stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 

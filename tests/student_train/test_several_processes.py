@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tide.shared.cache import open_cache
-from tiny_runs import hybrid, make_cache, metrics, write_pairs
+from tiny_runs import assert_same_training, hybrid, make_cache, metrics, write_pairs
 from training_ranks import run_ranks
 
 SETTINGS = {
@@ -54,17 +54,6 @@ def runs(tiny_root: Path, hybrid_cache: Path, tmp_path_factory: pytest.TempPathF
     said = run_ranks(root, trainings, timeout_s=200)
     assert not [line for stderr in said for line in stderr.splitlines() if "FSDP2-wrapped" in line]
     return root
-
-
-def assert_same_training(found: Path, expected: Path, tolerance: float) -> None:
-    """Every number of every line of metrics, and the student."""
-    for line, other in zip(metrics(found), metrics(expected), strict=True):
-        line.pop("tokens_per_s", None), other.pop("tokens_per_s", None)
-        assert line == pytest.approx(other, rel=tolerance, abs=tolerance)
-    tensors, others = (load_file(run / "student" / "model.safetensors") for run in (found, expected))
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(tensor, others[name], rtol=0, atol=tolerance)
 
 
 def test_two_processes_equal_one_in_every_step(runs: Path) -> None:

@@ -1,0 +1,129 @@
+"""What a training step does with a student on its processes: forward, summed gradient, clipping, optimisers.
+
+`Engine` is all that the training loop sees, whether every process holds a whole copy (DDP), shares (FSDP2, sharding.py)
+or DeepSpeed drives (deepspeed_engine.py). The launcher decides; numbers agree to rounding.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs, FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..shared.config import TrainConfig
+from .deepspeed_engine import Zero, ZeroEngine, zero_asked_for
+from .optimizers import build_optimizers
+from .sharding import fsdp_asked_for, shard, whole_tensor
+from .student import Student, StudentOutput
+
+
+class Engine(Protocol):
+    """One student and its optimisers on all processes. Each makes the same calls, on its share of the batch."""
+
+    optimizers: dict[str, Optimizer]
+    """By name; whoever steps them, learning rates are set and state is saved here."""
+
+    def forward(self, *arguments: Any) -> StudentOutput:
+        """The student's, under tide's precision."""
+        ...
+
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward of one micro-batch."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this process's share of the loss; after the last micro-batch it is that of all."""
+        ...
+
+    def step(self) -> Tensor:
+        """Clip the gradient, step, forget it; its norm before, the same on every process."""
+        ...
+
+    def close(self) -> None:
+        """Give back what does not end with the object."""
+        ...
+
+
+def sharding_asked_for(train: TrainConfig) -> FullyShardedDataParallelPlugin | Zero | None:
+    """What the launcher's environment says about shares; None: whole copies.
+
+    Raises: ConfigError: something that tide does not do. Unavailable: a package is missing.
+    """
+    return zero_asked_for(train) or fsdp_asked_for()
+
+
+def open_engine(student: Student, accelerator: Accelerator, train: TrainConfig) -> Engine:
+    """The engine that the launcher asks for; `student` stays the module inside."""
+    asked = None if accelerator.num_processes == 1 else sharding_asked_for(train)
+    if isinstance(asked, Zero):
+        return ZeroEngine(asked, student, accelerator, train)
+    if asked is None:
+        return TorchEngine(student, accelerator, train)
+    shard(student, accelerator, asked)
+    return ShardedEngine(student, accelerator, train)
+
+
+class TorchEngine:
+    """Whole copies: plain torch on one process, DDP on several."""
+
+    def __init__(self, student: Student, accelerator: Accelerator, train: TrainConfig) -> None:
+        self._student, self._accelerator = student, accelerator
+        self._largest_norm = train.grad_clip or float("inf")
+        self._wrapped = self._wrap(student)
+        self.optimizers: dict[str, Optimizer] = build_optimizers(student.model, train)
+
+    def _wrap(self, student: Student) -> Any:
+        return self._accelerator.prepare(student)  # autocast and DDP
+
+    def forward(self, *arguments: Any) -> StudentOutput:
+        """The student's, under tide's precision."""
+        return self._wrapped(*arguments)
+
+    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward; gradients are added up over processes in the last alone."""
+        return contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._wrapped)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this process's share of the loss."""
+        # DDP averages gradients over processes, and every process holds only its share of a global mean.
+        self._accelerator.backward(loss * self._accelerator.num_processes)
+
+    def step(self) -> Tensor:
+        """Clip and step; the gradient's norm before."""
+        norm = self._clip()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _clip(self) -> Tensor:
+        """Scale the gradient down to the largest norm allowed; its norm before."""
+        parameters = [p for p in self._student.parameters() if p.grad is not None]
+        norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._largest_norm, norm)
+        return norm
+
+    def close(self) -> None:
+        """Nothing outlives it."""
+
+
+class ShardedEngine(TorchEngine):
+    """A student that lies in shares (FSDP2)."""
+
+    def _wrap(self, student: Student) -> Any:
+        def forward(*arguments: Any) -> StudentOutput:
+            # autocast's cache would keep all layers' weights in half precision for the whole forward pass
+            with self._accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+                return student(*arguments)
+
+        return forward
+
+    @contextlib.contextmanager
+    def micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Shares are added up in each micro-batch: whole gradients would need the memory that sharding saves."""
+        yield
