@@ -33,10 +33,11 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
-# A hundred kills of a dump, as many in the saves of a training, dead ranks, and Ray's drivers: some minutes.
+# A hundred kills of a dump, as many in the saves of a training, dead ranks, Ray's actors and drivers, DeepSpeed.
 test-reliability: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) -m slow tests/teacher_dump tests/student_train/test_kill_checkpoint.py \
-		tests/student_train/test_heartbeat.py
+	$(BIN)/python -m pytest -n $(JOBS) -m slow --durations=10 tests/teacher_dump \
+		tests/student_train/test_kill_checkpoint.py tests/student_train/test_heartbeat.py \
+		tests/student_train/test_deepspeed.py
 
 lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 lint: $(STAMP)

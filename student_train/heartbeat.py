@@ -67,6 +67,24 @@ class Heartbeat:
         if self.num_ranks == 1:
             return self
         name = on_main(self._accelerator, lambda: uuid.uuid4().hex)
+        try:
+            self._meet(name)
+        except RuntimeError as error:  # of the store; too busy to answer, or rank 0 is gone
+            raise TryAgain(
+                f"rank {self.rank}: the {self.num_ranks} processes of this run met, and then did not all answer within "
+                f"train.collective_timeout_s = {self._timeout_s:g} s ({error}). Did one of them die? {_RESUMES}"
+            ) from error
+        others = range(1, self.num_ranks) if self.rank == 0 else {0, (self.rank + 1) % self.num_ranks}
+        self._answered = time.monotonic()
+        self._heard = dict.fromkeys(others, self._answered)
+        for work in (self._exchange, self._judge):
+            thread = threading.Thread(target=work, name=f"tide{work.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def _meet(self, name: str) -> None:
+        """Say who this is, and hear who the others are. Raises: RuntimeError: no answer in time."""
         # The store has no public accessor. A clone has a connection of its own: a wait in it blocks nobody else.
         shared: Any = distributed_c10d._get_default_store()
         self._store = distributed_c10d.PrefixStore(f"tide/{name}", shared.clone())
@@ -79,14 +97,6 @@ class Heartbeat:
         names = [f"who/{rank}" for rank in range(self.num_ranks)]
         self._store.wait(names)
         self._who = [value.decode() for value in self._store.multi_get(names)]
-        others = range(1, self.num_ranks) if self.rank == 0 else {0, (self.rank + 1) % self.num_ranks}
-        self._answered = time.monotonic()
-        self._heard = dict.fromkeys(others, self._answered)
-        for work in (self._exchange, self._judge):
-            thread = threading.Thread(target=work, name=f"tide{work.__name__}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._threads:

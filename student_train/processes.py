@@ -20,6 +20,7 @@ from torch.distributed import DistNetworkError, DistStoreError
 
 from ..shared.config import TrainConfig
 from ..shared.errors import ConfigError, TideError, TryAgain
+from ..shared.models.loading import quiet_deepspeed
 from .deepspeed_engine import hidden_from_accelerate
 from .engines import sharding_asked_for
 from .metrics import require_trackers
@@ -35,8 +36,7 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """
     require_trackers(train.report_to)
     sharding_asked_for(train)  # refuse before accelerate looks for packages that the refusal is about
-    if not torch.accelerator.is_available():  # where it is installed, saving imports it, and it would say so on stdout
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    quiet_deepspeed()
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
         with hidden_from_accelerate():

@@ -5,6 +5,7 @@ found and every stored weight must be used; anything else is an error that lists
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def load_model(
         if value not in known:
             raise ConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
     logging.disable_progress_bar()  # "Loading weights" here, "Writing model shards" when the model is saved
+    quiet_deepspeed()
     folder = local_folder(path, revision)
     raw = read_config(folder)
     config, model_class = native_class(raw, str(folder))
@@ -112,6 +114,12 @@ def load_model(
         raise DataError(f"{folder}: the weights cannot be loaded ({error}); fetch the checkpoint again") from error
     _require_all_weights(info, folder)
     return model
+
+
+def quiet_deepspeed() -> None:
+    """transformers imports deepspeed, where it is installed, to save a model; without this it reports to stdout."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def native_class(raw: Mapping[str, Any], where: str) -> tuple[PretrainedConfig, Any]:

@@ -24,6 +24,7 @@ SETTINGS = {
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,6 @@ def test_zero_under_autocast_is_ddp_under_autocast(runs: Path) -> None:
     assert metrics(runs / "half-one")[1]["loss"] != pytest.approx(metrics(runs / "one")[1]["loss"], rel=1e-6)
 
 
-@pytest.mark.slow
 def test_accelerate_launch_with_the_shipped_configuration_ends_with_a_student(
     tiny_root: Path, hybrid_cache: Path, tmp_path: Path
 ) -> None:

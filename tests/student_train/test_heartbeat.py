@@ -16,7 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from tide.shared.errors import TryAgain
 from tide.student_train import heartbeat
+from tide.student_train.heartbeat import Heartbeat
 from tiny_runs import settings
 from training_ranks import free_ports, rank_environment
 
@@ -61,7 +64,7 @@ def rank(case, victim, number, environment, log):
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
     os.environ.update(environment)
     try:
-        train(case, victim, 5.0 if case == "stuck" else 60.0)
+        train(case, victim, 8.0 if case == "stuck" else 60.0)
         os._exit(0)
     except TideError as error:
         os.write(2, f"{type(error).__name__}: {error}".encode())
@@ -132,10 +135,22 @@ def test_the_error_of_one_process_is_the_message_and_the_code_of_all(ends: dict,
     assert all(f"rank {CASES[case]} (host " in end.said and ") failed:" in end.said for end in others)
 
 
+def test_a_store_that_does_not_answer_the_first_question_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        def clone(self) -> None:
+            raise torch.distributed.DistNetworkError("The client socket has timed out")
+
+    monkeypatch.setattr(heartbeat, "on_main", lambda accelerator, decide: decide())
+    monkeypatch.setattr(heartbeat.distributed_c10d, "_get_default_store", Silent)
+    accelerator: Any = SimpleNamespace(process_index=0, num_processes=2)
+    with pytest.raises(TryAgain, match=r"train\.collective_timeout_s = 3 s \(The client socket has timed out\)"):
+        Heartbeat(accelerator, timeout_s=3).__enter__()
+
+
 def test_a_wait_for_a_living_process_ends_at_the_time_limit_and_says_which_setting_it_is(ends: dict) -> None:
     for rank in (0, 2):
         assert ends["stuck"][rank].code == 75, ends["stuck"][rank].said
-        assert "train.collective_timeout_s = 5 s" in ends["stuck"][rank].said
+        assert "train.collective_timeout_s = 8 s" in ends["stuck"][rank].said
 
 
 def test_a_run_that_is_fine_ends_in_silence(ends: dict) -> None:

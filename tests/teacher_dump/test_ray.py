@@ -71,6 +71,7 @@ def require_same_bytes(config: RunConfig, tmp_path: Path) -> None:
     assert file_hashes(tmp_path / "cache") == file_hashes(tmp_path / "expected")
 
 
+@pytest.mark.slow
 def test_a_killed_actor_costs_its_shard_and_is_replaced(config, tmp_path, driver):
     process = driver()
     finished(tmp_path, process, 1)
