@@ -37,7 +37,7 @@ def kill_at_random_moments(root, work, identity, kills, spread_s):
         while not list(root.glob(".step-*")) and not os.waitpid(child, os.WNOHANG)[0]:
             assert time.monotonic() < until, "no checkpoint is written"
             time.sleep(0.0005)
-        time.sleep(draw.random() * spread_s)
+        time.sleep(draw.random() ** 2 * spread_s)  # soon, mostly, but late enough at times for a save to end
         try:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -89,7 +89,7 @@ from tiny_runs import hybrid
 config = hybrid(Path({root!r}), train__steps=60, train__save_every=1)
 identity = run_identity(config, open_cache({cache!r}))
 train = lambda: train_student(config, {cache!r}, Path({out!r}))
-result = kill_at_random_moments(Path({out!r}) / "checkpoints", train, lambda: identity, 40, 0.1)
+result = kill_at_random_moments(Path({out!r}) / "checkpoints", train, lambda: identity, 40, 0.6)
 train()
 """
 
