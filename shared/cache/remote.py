@@ -24,7 +24,7 @@ from .pull import in_parallel, named_files
 from .reader import Cache, CacheIndex
 from .schema import ViewRow
 from .shard_cache import ShardCache, WrongBytes
-from .trust import content_note, keep_note
+from .trust import content_note, is_kept, keep_note
 from .verify import VerifyReport, verify_cache, verify_shard
 from .vocabulary import Vocabulary
 
@@ -77,8 +77,7 @@ class RemoteCache(Cache):
         self._fetched_lock = threading.Lock()
         self._verified: set[int] = set()
         self._all_checked = False
-        note = content_note(self.manifest)
-        self._known = note is not None and note.exists()
+        self._known = is_kept(content_note(self.manifest))
         self._shard_starts = np.concatenate([[0], np.cumsum([s.rows for s in self.manifest.shards])]).astype(np.int64)
 
     def _file(self, shard: int) -> Any:

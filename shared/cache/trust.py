@@ -47,7 +47,11 @@ def content_note(manifest: Manifest) -> Path | None:
 
 def is_trusted(root: Path, manifest: Manifest) -> bool:
     """Was just this folder checked in full, or made here, and has no file of it changed since?"""
-    note = trust_note(root, manifest)
+    return is_kept(trust_note(root, manifest))
+
+
+def is_kept(note: Path | None) -> bool:
+    """Did what the note vouches for pass every check before?"""
     return note is not None and note.exists()
 
 

@@ -24,7 +24,7 @@ from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
 from .manifest import Manifest, NamedFile, read_manifest
 from .receipts import AUDIT_FOLDER
-from .trust import keep_note, trust_note
+from .trust import is_kept, keep_note, trust_note
 from .verify_shards import check_shards
 
 CHILD_BYTES = 2 << 30
@@ -67,7 +67,7 @@ def verify_cache(
     audit_here = audit_is_here(root, manifest)
     audit = audit and audit_here
     if mode == "auto":
-        mode = "quick" if note is not None and note.exists() else "full"
+        mode = "quick" if is_kept(note) else "full"
     _check_files(root, manifest, full=mode == "full", audit=audit)
     if mode == "full":
         _check_in_child(root, audit=audit)
