@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..shared.cache import own_entries
 from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
 from ..shared.cache.trained_from import TRAINED_FROM_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
@@ -216,8 +217,9 @@ def read_student(folder: Path) -> Checkpoint:
 def remove_run(out: Path) -> None:
     """Delete what an earlier run left below `out`, and nothing else. Raises: OutputError."""
     with output_errors(out, _ADVICE):
+        own_entries.require_own_folders(out, "student", "checkpoints")
         if (out / "student" / STATE_NAME).exists():
-            shutil.rmtree(out / "student")
+            own_entries.remove_tree(out, "student")
     remove_checkpoints(out)
 
 
@@ -225,7 +227,7 @@ def remove_checkpoints(out: Path) -> None:
     """Delete the checkpoints of the run in `out`. Raises: OutputError."""
     with output_errors(out, _ADVICE):
         for _, folder in _checkpoints(out / "checkpoints"):
-            shutil.rmtree(folder)
+            own_entries.remove_tree(out, f"checkpoints/{folder.name}")
         with contextlib.suppress(OSError):  # it is not there, or holds something else
             (out / "checkpoints").rmdir()
 

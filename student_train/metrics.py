@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..shared.cache.files import output_errors, temporary_name
+from ..shared.cache.own_entries import no_link
 from ..shared.errors import TideError, Unavailable
 
 METRICS_NAME = "metrics.jsonl"
@@ -75,7 +76,7 @@ class MetricsFile:
         """Write one line through to the disk. Raises: OutputError."""
         with output_errors(self.path, _ADVICE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
+            with open(self.path, "a", opener=no_link) as file:
                 file.write(json.dumps(dict(line), allow_nan=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -93,7 +93,10 @@ def dump_teacher(
                 run = run_ray if launcher == "ray" else run_local
                 run(store, config, num_workers=num_workers, report=report, stop=stop)
         tidy(store)
-        return read_manifest(store)
+        manifest = read_manifest(store)
+        if manifest.plan_hash != plan.hash:  # whoever wrote it, it is not what this command was asked for
+            raise _another_cache(store)
+        return manifest
 
 
 def _reopen_if_damaged(store: Store, plan: Plan, *, full: bool) -> None:
@@ -110,14 +113,18 @@ def _reopen_if_damaged(store: Store, plan: Plan, *, full: bool) -> None:
         warnings.warn(f"{error}; the manifest is made again from the finished shards", stacklevel=2)
     else:
         if manifest.plan_hash != plan.hash:
-            raise CacheMismatch(
-                f"{store.path(PLAN_NAME)} is not the plan that {MANIFEST_NAME} was made from; restore it, or dump into "
-                "another folder"
-            )
+            raise _another_cache(store)
         if all(_is_whole(store, entry, full=full) for entry in manifest.files()):
             return
     store.remove(MANIFEST_NAME)
     discard_damaged(store, plan, full=full)
+
+
+def _another_cache(store: Store) -> CacheMismatch:
+    return CacheMismatch(
+        f"{store.path(PLAN_NAME)} is not the plan that {MANIFEST_NAME} was made from, which is the cache of other "
+        "settings or data; restore the plan, or dump into another folder"
+    )
 
 
 def _is_whole(store: Store, entry: NamedFile, *, full: bool) -> bool:

@@ -6,7 +6,6 @@ store its size is: the store compared the bytes when they arrived, and to fetch 
 """
 
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from .. import __version__
 from ..shared.cache import Manifest, shard_is_done, write_manifest, write_vocabulary
 from ..shared.cache.card import CARD_NAME, write_card
 from ..shared.cache.codec_error import summary as codec_error_summary
-from ..shared.cache.files import leftovers
+from ..shared.cache.files import leftover_owner
 from ..shared.cache.manifest import (
     MANIFEST_NAME,
     AuditInfo,
@@ -31,7 +30,15 @@ from ..shared.cache.manifest import (
     manifest_parts,
 )
 from ..shared.cache.manifest_fields import UNKNOWN
-from ..shared.cache.receipts import AUDIT_FOLDER, Receipt, listed_receipts, listed_sizes, receipt_name
+from ..shared.cache.receipts import (
+    AUDIT_FOLDER,
+    RECEIPTS_FOLDER,
+    SHARD_FOLDER,
+    Receipt,
+    listed_receipts,
+    listed_sizes,
+    receipt_name,
+)
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.store import FolderStore, Store, open_store
@@ -141,12 +148,11 @@ def tidy(root: Path | Store) -> None:
     remove_records(store)
     if not isinstance(store, FolderStore):
         return
-    root = store.root
-    for folder in (root, root / "data", root / AUDIT_FOLDER, root / "receipts"):
-        for path in leftovers(folder / "*"):
-            owner = re.search(r"-(\d+)-[0-9a-f]+\.tmp$", path.name)
-            if owner and not is_alive(int(owner[1])):
-                path.unlink(missing_ok=True)
+    for folder in ("", SHARD_FOLDER, AUDIT_FOLDER, RECEIPTS_FOLDER):
+        for name in store.names(folder):
+            owner = leftover_owner(name)
+            if owner is not None and not is_alive(owner):
+                store.remove(f"{folder}/{name}".lstrip("/"))
 
 
 def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> SignalInfo:

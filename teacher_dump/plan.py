@@ -20,7 +20,7 @@ from ..shared.cache.compact import frequent_ids
 from ..shared.cache.files import canonical_json, parse_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Layout, Signal
-from ..shared.cache.store import FolderStore, Store, open_store
+from ..shared.cache.store import Store, open_store
 from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
 from ..shared.conversations import (
     ConversationReader,
@@ -222,20 +222,19 @@ def _teacher_licence(config: RunConfig, pairing: Pairing) -> str | None:
 
 
 def write_plan(root: Path | Store, plan: Plan) -> None:
-    """Write plan.json atomically.
+    """Write plan.json, once: of several commands that begin at the same time one wins.
 
-    Raises: CacheMismatch: meanwhile another worker of an object store wrote another plan.
+    Raises: CacheMismatch: another command was faster, with another plan.
     """
-    store, data = open_store(root), readable_json(plan.to_json())
-    if isinstance(store, FolderStore):
-        store.write(PLAN_NAME, data)
-        return
-    store.write_once(PLAN_NAME, data)
+    store = open_store(root)
+    store.write_once(PLAN_NAME, readable_json(plan.to_json()))
     theirs = read_plan(store)
     if theirs.hash != plan.hash:
+        changes = _changes(theirs.settings, plan.settings)
         raise CacheMismatch(
-            f"{store.path(PLAN_NAME)}: a worker that began at the same time made another plan ({theirs.hash[:12]}, "
-            f"here {plan.hash[:12]}): its settings or data differ. Give all workers the same, or another --out"
+            f"{store.path(PLAN_NAME)}: a command that began at the same time made another plan ({theirs.hash[:12]}, "
+            f"here {plan.hash[:12]}): {changes or 'its data or tokenizers differ'}. Give all workers the same, or "
+            "another --out"
         )
 
 

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from ..shared.cache import Receipt
-from ..shared.cache.receipts import receipt_name
+from ..shared.cache.receipts import AUDIT_FOLDER, RECEIPTS_FOLDER, SHARD_FOLDER, receipt_name
 from ..shared.cache.store import Store, open_store
 from ..shared.config import RunConfig
 from ..shared.errors import DataError, TideError, Unavailable
@@ -26,6 +26,7 @@ from ..shared.models.loading import local_folder
 from ..shared.redaction import redacted
 from ..shared.tails import TailBuckets
 from .board import Board
+from .claims import CLAIMS_NAME
 from .finalize import finalize, tidy
 from .placement import open_placed
 from .plan import Plan, open_samples, read_plan
@@ -33,6 +34,7 @@ from .shard_task import ShardTask
 from .stopping import Stop
 from .teacher import Teacher
 from .weights_record import require_same_weights
+from .worker_records import RECORDS_NAME
 
 MIN_WAIT_S, MAX_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0, 60.0
 """Between two looks at the folder while others are busy with all that is left; it grows by half each time."""
@@ -199,9 +201,14 @@ def work_and_tell(root: str | Path | Store, config: RunConfig, *, report: Report
 
 
 def open_output(root: str | Path | Store, config: RunConfig) -> Store:
-    """The place of `--out`, with the patience and the scratch folder of the configuration."""
+    """The place of `--out`, with the patience and the scratch folder of the configuration.
+
+    Raises: OutputError: a folder that tide keeps there is a link, and what it leads to is somebody else's.
+    """
     workers = config.workers
-    return open_store(root, patience_s=workers.store_patience_s, scratch=workers.scratch)
+    store = open_store(root, patience_s=workers.store_patience_s, scratch=workers.scratch)
+    store.require_own(SHARD_FOLDER, AUDIT_FOLDER, RECEIPTS_FOLDER, CLAIMS_NAME, RECORDS_NAME)
+    return store
 
 
 def open_task(root: Path | Store, plan: Plan) -> ShardTask:

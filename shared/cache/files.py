@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,12 @@ _REASONS = {
 }
 
 
+_CANNOT = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EMLINK, errno.EBADF)
+"""What file systems without hard links, or without fsync of folders, answer (exFAT, SMB, many FUSE)."""
+_EMPTY_S = 2.0
+"""How long a file that was made without hard links may be empty: its writer renames the next moment, or was killed."""
+
+
 @contextlib.contextmanager
 def output_errors(path: Path, advice: str = CONTINUE) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError: which file, why, how much space is free, what to do."""
@@ -68,16 +75,25 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
+def leftover_owner(name: str) -> int | None:
+    """The process of this machine that made a temporary file of this name; None: it is no such name."""
+    match = re.fullmatch(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.tmp", name)
+    return int(match[1]) if match else None
+
+
 def leftovers(path: Path) -> list[Path]:
     """Temporary files of `path` made on this machine (on others a lock may not be visible from here)."""
     return sorted(path.parent.glob(f".{path.name}.{_HOST}-*.tmp"))
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut, where the file system has a way to say so."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
     finally:
         os.close(handle)
 
@@ -96,10 +112,40 @@ def create_once(path: Path, data: bytes) -> None:
 
     Raises: OutputError: as `atomic_write`.
     """
-    if path.exists():
+    if is_written(path):
         return
-    with _written_aside(path, data) as temporary, contextlib.suppress(FileExistsError):
-        os.link(temporary, path)  # unlike a rename, fails if another writer was faster
+    with _written_aside(path, data) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a rename, fails if another writer was faster
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, *_CANNOT):
+                raise
+            if not is_written(path):
+                _rename_once(temporary, path)
+
+
+def is_written(path: Path) -> bool:
+    """Is there such a file, with its content? An empty one of `create_once` is still on its way."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _rename_once(temporary: Path, path: Path) -> None:
+    """Where there are no hard links: take the name exclusively, empty, and fill it by a rename.
+
+    A writer that is killed between the two leaves an empty file, which counts as none and is filled by the next one.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        end = time.monotonic() + _EMPTY_S
+        while not is_written(path) and time.monotonic() < end:
+            time.sleep(_EMPTY_S / 100)
+        if is_written(path):
+            return
+    os.replace(temporary, path)
 
 
 @contextlib.contextmanager

@@ -186,6 +186,9 @@ class ObjectStore(Store):
         for name in names:
             (self.folder / name).unlink()
 
+    def require_own(self, *folders: str) -> None:
+        """As `Store.require_own`: an object store has no links."""
+
     def require_usable(self, expected: Sequence[str]) -> None:
         """As `Store.require_usable`; writes and deletes a small object."""
         others = sorted(self.names() - set(expected))

@@ -4,7 +4,6 @@ Files arrive in `OUT/.pull/`, which is checked in full like any cache of a stran
 manifest last. A kill leaves OUT without a manifest, and the same command continues.
 """
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CacheError, CacheMismatch, OutputError
+from . import own_entries
 from .files import atomic_write, fsync_folder, output_errors, readable_json, sha256_file
 from .hub import Hub, HubAddress, parse_address
 from .manifest import (
@@ -175,15 +175,17 @@ def _prepare(out: Path, staging: Path, entries: list[NamedFile]) -> None:
     """Gather in `staging` what is there already, and drop there what this cache does not name."""
     named = {entry.name for entry in entries}
     with output_errors(staging):
+        own_entries.require_own_folders(out, *FOLDERS)
         for folder in FOLDERS:
-            (staging / folder).mkdir(parents=True, exist_ok=True)
+            with own_entries.opened(out, f"{STAGING_NAME}/{folder}", create=True):
+                pass
         (out / MANIFEST_NAME).unlink(missing_ok=True)  # from here on `out` is incomplete, and says so
         for name in named:
             if (out / name).is_file() and not (out / name).is_symlink():
                 (out / name).replace(staging / name)
-        for path in (path for folder in FOLDERS for path in (staging / folder).iterdir()):
-            if path.relative_to(staging).as_posix() not in named:
-                path.unlink()
+        for name in (f"{folder}/{base}" for folder in FOLDERS for base in own_entries.names(staging, folder)):
+            if name not in named:
+                own_entries.remove(staging, name)
 
 
 def _fetch_all(hub: Hub, repository: str, commit: str, entries: list[NamedFile], staging: Path) -> dict[str, int]:
@@ -233,4 +235,4 @@ def _move(staging: Path, out: Path, names: list[str]) -> None:
             (staging / name).replace(out / name)
         for folder in {(out / name).parent for name in names}:
             fsync_folder(folder)
-        shutil.rmtree(staging)
+        own_entries.remove_tree(out, STAGING_NAME)

@@ -13,7 +13,7 @@ of a killed process are gone with it. What running processes use is never remove
 import contextlib
 import fcntl
 import os
-import shutil
+import re
 import uuid
 import warnings
 import weakref
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..config import ShardCacheConfig
 from ..errors import CacheError
+from . import own_entries
 from .files import atomic_write, output_errors, sha256_file
 from .manifest import MANIFEST_NAME, Manifest, NamedFile, sealed_json
 
@@ -30,6 +31,12 @@ _ADVICE = (
     "Free space there, or give another folder or a smaller limit with shard_cache.folder and shard_cache.limit_gb, and "
     "run the same command again."
 )
+
+
+_SHA256 = r"[0-9a-f]{64}"
+_READER = r"[0-9a-f]{32}"
+_TEMPORARY = rf"\.(?:hub\.)?{_SHA256}\.({_READER})"
+"""Names below blobs/ of what a reader is fetching: a file, or the folder that the Hub's client works in."""
 
 
 class WrongBytes(CacheError):
@@ -46,7 +53,8 @@ class ShardCache:
         self._name = uuid.uuid4().hex
         with output_errors(self.folder / "blobs", _ADVICE):
             for name in ("blobs", "snapshots", "in_use", "fetching"):
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                with own_entries.opened(self.folder, name, create=True):
+                    pass
             with self._locked("lock"):
                 self._list = os.open(self.folder / "in_use" / self._name, os.O_CREAT | os.O_RDWR)
                 fcntl.flock(self._list, fcntl.LOCK_EX)
@@ -113,19 +121,20 @@ class ShardCache:
         with self._locked("lock"):
             readers, used = self._living()
             blobs = []
-            for path in (self.folder / "blobs").iterdir():
-                if path.name.startswith(".") and path.name.rsplit(".", 1)[1] not in readers:  # of a killed process
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # got its final name meanwhile
-                    status = path.stat()
-                    blobs.append((status.st_mtime_ns, status.st_size, path))
+            for name in own_entries.names(self.folder, "blobs"):
+                reader = re.fullmatch(_TEMPORARY, name)
+                if reader and reader[1] not in readers:  # of a killed process
+                    self._remove_temporary(f"blobs/{name}")
+                elif reader or re.fullmatch(_SHA256, name):
+                    status = own_entries.status(self.folder, f"blobs/{name}")
+                    if status is not None:  # None: it got its final name meanwhile
+                        blobs.append((status.st_mtime_ns, status.st_size, name))
             total = sum(size for _, size, _ in blobs)
-            for _, size, path in sorted(blobs):
+            for _, size, name in sorted(blobs):
                 if total + num_bytes <= self.limit_bytes:
                     break
-                if path.name not in used and not path.name.startswith("."):
-                    path.unlink()
+                if name not in used and not name.startswith("."):
+                    own_entries.remove(self.folder, f"blobs/{name}")
                     total -= size
             self._drop_empty_snapshots(used)
         if total + num_bytes > self.limit_bytes and not self._warned:
@@ -139,26 +148,37 @@ class ShardCache:
     def _living(self) -> tuple[set[str], set[str]]:
         """Readers that live, and all that they use; what dead ones left is removed."""
         readers, used = set(), set()
-        for path in (self.folder / "in_use").iterdir():
-            with open(path) as file:
+        for name in own_entries.names(self.folder, "in_use"):
+            if re.fullmatch(_READER, name) is None or own_entries.status(self.folder, f"in_use/{name}") is None:
+                continue
+            with open(self.folder / "in_use" / name, opener=own_entries.no_link) as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    readers.add(path.name)
+                    readers.add(name)
                     used.update(file.read().split())
                 else:
-                    path.unlink()
+                    own_entries.remove(self.folder, f"in_use/{name}")
         return readers, used
 
+    def _remove_temporary(self, name: str) -> None:
+        if own_entries.status(self.folder, name) is None:
+            with contextlib.suppress(NotADirectoryError):
+                own_entries.remove_tree(self.folder, name)
+        else:
+            own_entries.remove(self.folder, name)
+
     def _drop_empty_snapshots(self, used: set[str]) -> None:
-        for root in (self.folder / "snapshots").iterdir():
-            links = [path for path in root.rglob("*") if path.is_symlink()]
-            if root.name not in used and not any(path.exists() for path in links):
-                shutil.rmtree(root)
+        for name in own_entries.names(self.folder, "snapshots"):
+            if re.fullmatch(_SHA256, name) is None or name in used:
+                continue
+            links = [path for path in (self.folder / "snapshots" / name).rglob("*") if path.is_symlink()]
+            if not any(path.exists() for path in links):
+                own_entries.remove_tree(self.folder, f"snapshots/{name}")
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with open(self.folder / name, "w") as file:
+        with open(self.folder / name, "w", opener=own_entries.no_link) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

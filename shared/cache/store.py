@@ -15,15 +15,20 @@ from typing import NamedTuple
 from ..addresses import is_url, local_path, require_folder
 from ..config import STORE_PATIENCE_S
 from ..errors import ConfigError, OutputError
+from . import own_entries
 from .files import (
     atomic_write,
     create_once,
     file_inside,
+    is_written,
     output_errors,
     read_bounded,
     sha256_file,
     temporary_name,
 )
+
+OWN_NAME = r"[A-Za-z0-9._-]+\.json|\.[A-Za-z0-9._-]+\.json\.[A-Za-z0-9-]+-\d+-[0-9a-f]{8}\.tmp"
+"""Names of the files in `claims/` and `workers/`, and of those on their way there."""
 
 
 class Entry(NamedTuple):
@@ -102,7 +107,7 @@ class Store(ABC):
 
     @abstractmethod
     def remove_folder(self, folder: str) -> None:
-        """Remove the files directly below `folder`, and it."""
+        """Remove the files that tide made directly below `folder`, and it if nothing else is there."""
 
     @abstractmethod
     def sha256(self, name: str) -> str:
@@ -111,6 +116,13 @@ class Store(ABC):
     @abstractmethod
     def publish(self, names: Sequence[str]) -> None:
         """Make files that were written below `folder` appear at the place, in this order."""
+
+    @abstractmethod
+    def require_own(self, *folders: str) -> None:
+        """Find out whether these folders, as far as they are there, are the place's own.
+
+        Raises: OutputError: one of them leads elsewhere.
+        """
 
     @abstractmethod
     def require_usable(self, expected: Sequence[str]) -> None:
@@ -137,15 +149,12 @@ class FolderStore(Store):
         return self.root
 
     def exists(self, name: str) -> bool:
-        """As `Store.exists`."""
-        return (self.root / name).exists()
+        """As `Store.exists`; a file that is still empty is not there yet."""
+        return is_written(self.root / name)
 
     def names(self, folder: str = "") -> set[str]:
-        """As `Store.names`."""
-        try:
-            return set(os.listdir(self.root / folder))
-        except OSError:
-            return set()
+        """As `Store.names`. Raises: OutputError: the folder is a link."""
+        return own_entries.names(self.root, folder)
 
     def entries(self, folder: str) -> dict[str, Entry]:
         """As `Store.entries`: one listing, and one look at each file."""
@@ -154,9 +163,8 @@ class FolderStore(Store):
 
     def entry(self, name: str) -> Entry | None:
         """As `Store.entry`."""
-        try:
-            status = (self.root / name).stat()
-        except FileNotFoundError:
+        status = own_entries.status(self.root, name)
+        if status is None:
             return None
         identity = (status.st_ino, status.st_size)
         return Entry(status.st_size, (status.st_mtime_ns, *identity), identity, status.st_mtime)
@@ -178,11 +186,12 @@ class FolderStore(Store):
         """As `Store.write`."""
         path = self.root / name
         if durable:
+            self._make_folder_of(name)
             atomic_write(path, data)
             return
         temporary = temporary_name(path)
+        self._make_folder_of(name)
         with output_errors(path):
-            path.parent.mkdir(exist_ok=True)
             try:
                 temporary.write_bytes(data)
                 os.replace(temporary, path)
@@ -191,13 +200,14 @@ class FolderStore(Store):
 
     def write_once(self, name: str, data: bytes) -> None:
         """As `Store.write_once`."""
+        self._make_folder_of(name)
         create_once(self.root / name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """As `Store.create`, by O_EXCL."""
         path = self.root / name
+        self._make_folder_of(name)
         with output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 file = open(path, "xb")  # noqa: SIM115 - closed below; only its creation may say that another was faster
             except FileExistsError:
@@ -213,19 +223,26 @@ class FolderStore(Store):
     def renew(self, name: str, data: bytes) -> None:
         """Touch the file."""
         with contextlib.suppress(FileNotFoundError):
-            os.utime(self.root / name)
+            os.utime(self.root / name, follow_symlinks=False)
 
     def remove(self, *names: str) -> None:
         """As `Store.remove`."""
         for name in names:
-            (self.root / name).unlink(missing_ok=True)
+            own_entries.remove(self.root, name)
 
     def remove_folder(self, folder: str) -> None:
-        """As `Store.remove_folder`, as far as it may be written."""
+        """As `Store.remove_folder`, as far as it may be written. Raises: OutputError: it is a link."""
         with contextlib.suppress(OSError):
-            for path in (self.root / folder).iterdir():
-                path.unlink()
-            (self.root / folder).rmdir()
+            own_entries.remove_all(self.root, folder, OWN_NAME)
+
+    def require_own(self, *folders: str) -> None:
+        """As `Store.require_own`: none is a link."""
+        own_entries.require_own_folders(self.root, *folders)
+
+    def _make_folder_of(self, name: str) -> None:
+        """The folder of a file that is about to be written. Raises: OutputError: it is a link, or cannot be made."""
+        with output_errors(self.root / name), own_entries.opened(self.root, name.rpartition("/")[0], create=True):
+            pass
 
     def sha256(self, name: str) -> str:
         """As `Store.sha256`."""
@@ -237,7 +254,9 @@ class FolderStore(Store):
     def require_usable(self, expected: Sequence[str]) -> None:
         """As `Store.require_usable`."""
         root = self.root
-        if root.is_dir() and any(path.name[0] != "." and path.name not in expected for path in root.iterdir()):
+        others = [path for path in root.iterdir() if path.name[0] != "."] if root.is_dir() else []
+        # An empty file is one of a writer that was killed where there are no hard links.
+        if any(path.name not in expected and (path.is_dir() or is_written(path)) for path in others):
             raise ConfigError(
                 f"--out {root}: the folder holds other files and no plan.json; give a new or empty folder"
             )

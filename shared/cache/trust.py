@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from ... import __version__
@@ -62,7 +63,8 @@ def keep_note(note: Path | None) -> None:
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
-        for old in sorted(note.parent.iterdir(), key=lambda path: path.stat().st_mtime_ns)[:-MAX_NOTES]:
+        notes = [path for path in note.parent.iterdir() if re.fullmatch(r"[0-9a-f]{64}", path.name)]
+        for old in sorted(notes, key=lambda path: path.lstat().st_mtime_ns)[:-MAX_NOTES]:
             old.unlink(missing_ok=True)
 
 

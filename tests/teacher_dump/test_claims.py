@@ -174,5 +174,5 @@ def test_workers_that_start_at_once_spread_over_the_shards(tmp_path):
 
 def test_a_folder_that_cannot_hold_claims_is_an_error_that_says_so(tmp_path):
     (tmp_path / "claims").write_text("a file")
-    with pytest.raises(OutputError, match="claims.*cannot be written"):
+    with pytest.raises(OutputError, match="claims.*is a link or a file"):
         Claims(tmp_path, WORKERS).take("00000")

@@ -196,7 +196,7 @@ def test_signs_of_life_that_cannot_be_written_end_the_shard_before_its_end(tmp_p
     """Permission lost in the middle of an hour's shard: the worker knows after three heartbeats, not after an hour."""
     board = Board(tmp_path, "plan", 1, WorkersConfig(lease_s=0.6))
 
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **how: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     def work_for_an_hour() -> None:
@@ -218,11 +218,11 @@ def test_one_hiccup_of_the_file_system_ends_nothing(tmp_path, monkeypatch):
     failures, utime = iter([True, True, False] * 100), os.utime
     seen: list[bool] = []
 
-    def sometimes(*args: object) -> None:
+    def sometimes(*args: object, **how: object) -> None:
         seen.append(next(failures))
         if seen[-1]:
             raise OSError(errno.EIO, "Input/output error")
-        utime(*args)
+        utime(*args, **how)
 
     monkeypatch.setattr(os, "utime", sometimes)
     with board.present(), board.take_one([0]):

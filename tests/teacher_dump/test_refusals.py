@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from dump_checks import file_hashes
-from tide.shared.cache import verify_cache
+from tide.shared.cache import read_manifest, verify_cache
 from tide.shared.errors import CacheError, CacheMismatch, ConfigError, DataError, OutputError
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
+from tide.teacher_dump.plan import make_plan, read_plan, write_plan
 from tide.teacher_dump.worker import open_task
 from tiny_runs import tiny_config
 
@@ -143,7 +144,18 @@ def test_a_lost_record_of_the_weights_is_an_error_that_says_what_to_do(mine):
     assert file_hashes(mine / "cache") == expected
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 1}'])
+def test_an_empty_plan_beside_shards_is_refused_and_alone_it_is_none(mine):
+    """Where there are no hard links, a writer that is killed at the wrong moment leaves an empty file."""
+    begin(small(mine), mine / "cache")
+    (mine / "cache" / "plan.json").write_text("")
+    with pytest.raises(ConfigError, match=r"holds other files and no plan.json"):
+        dump_teacher(small(mine), mine / "cache")
+    (mine / "new").mkdir()
+    (mine / "new" / "plan.json").touch()
+    assert dump_teacher(small(mine), mine / "new").totals.samples > 0
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema_version": 1}'])
 def test_a_damaged_plan_is_refused(mine, text):
     begin(small(mine), mine / "cache")
     (mine / "cache" / "plan.json").write_text(text)
@@ -188,3 +200,26 @@ def test_threads_of_torch_are_those_of_the_plan(mine):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(1)
+
+
+def test_of_two_dumps_that_begin_together_the_one_with_other_settings_is_refused_by_name(mine, monkeypatch):
+    """Both see no plan; the slower one must neither replace the other's plan nor go home with its cache."""
+    theirs, ours = make_plan(small(mine))[0], make_plan(small(mine, noise__seed=7))[0]
+    write_plan(mine / "cache", theirs)
+    with pytest.raises(CacheMismatch, match=r"noise.seed: plan 0, now 7"):
+        write_plan(mine / "cache", ours)
+    assert read_plan(mine / "cache").hash == theirs.hash
+
+
+def test_nobody_gets_another_ones_cache_under_exit_code_0(mine, monkeypatch):
+    """The folder's plan and manifest are exchanged while a dump runs: what is there at its end is not its cache."""
+    other = dump_teacher(small(mine, noise__seed=7), mine / "other")
+
+    def exchanged(store, config, **how):
+        shutil.rmtree(mine / "cache")
+        shutil.copytree(mine / "other", mine / "cache")
+
+    monkeypatch.setattr("tide.teacher_dump.dump.run_local", exchanged)
+    with pytest.raises(CacheMismatch, match="the cache of other settings or data"):
+        dump_teacher(small(mine), mine / "cache")
+    assert read_manifest(mine / "cache").hash == other.hash

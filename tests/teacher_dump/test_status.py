@@ -217,7 +217,7 @@ def test_watching_reads_the_plan_once_and_sleeps_between(begun, monkeypatch):
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        (begun / "manifest.json").touch()
+        (begun / "manifest.json").write_text("{}")
 
     statuses = list(watch(begun, 3.0, sleep=sleep))
     (begun / "manifest.json").unlink()
