@@ -8,6 +8,7 @@ plan and the manifest; training reads it from there, never from its own configur
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -88,6 +89,11 @@ class StudentConfig:
 
 
 Quantization = Literal["nf4", "fp4"]
+_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|npu|hpu|mtia)(:\d+)?")
+
+
+def _require_device(value: str, setting: str) -> None:
+    _require(_DEVICE.fullmatch(value) is not None, setting, value, "auto, cpu, or a kind such as cuda, cuda:1 or mps")
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,9 @@ class TeacherConfig:
     """Of weights and arithmetic; routers of mixtures of experts compute in float32 either way."""
     quantization: Quantization | None = None
     """4-bit weights through bitsandbytes, for a teacher that does not fit otherwise; every answer changes."""
+    device: str = "auto"
+    """Where it runs: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; decides no byte of the
+    plan, and of answers no more than another machine does."""
     devices_per_replica: int = 1
     """Accelerators that one copy of the teacher is spread over; decides no byte of the cache."""
     see: Literal["own", "student"] = "own"
@@ -118,6 +127,7 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         _require(self.tokens_per_batch > 0, "teacher.tokens_per_batch", self.tokens_per_batch, "a positive number")
+        _require_device(self.device, "teacher.device")
         _require(self.devices_per_replica > 0, "teacher.devices_per_replica", self.devices_per_replica, "at least 1")
         if self.quantization is not None and self.devices_per_replica > 1:
             raise ConfigError("teacher.quantization and teacher.devices_per_replica > 1 exclude each other: drop one")
@@ -388,6 +398,9 @@ class TrainConfig:
     """Largest norm of the whole gradient; None: not clipped."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward and backward pass, under autocast; weights and optimiser are float32 either way."""
+    device: str = "auto"
+    """Where the student is trained: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; of
+    several processes each takes its own. A run may continue on another."""
     gradient_checkpointing: bool = False
     log_every: int = 10
     save_every: int = 500
@@ -405,6 +418,7 @@ class TrainConfig:
         for name in ("steps", "max_views", "max_top_k"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"train.{name}", value, "a positive number or null")
+        _require_device(self.device, "train.device")
         _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
         micro = self.micro_batch_size
         _require(micro is None or micro > 0, "train.micro_batch_size", micro, "at least 1, or null for no limit")
@@ -444,11 +458,14 @@ class DecodingConfig:
     """Texts that end an answer; they are not part of it."""
     precision: Literal["fp32", "bf16"] | None = None
     """Of the forward passes, under autocast; None: bf16 on accelerators, fp32 on the CPU."""
+    device: str = "auto"
+    """Where it runs: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "steps", "block_size"):
             value = getattr(self, name)
             _require(value is None or value > 0, f"decoding.{name}", value, "at least 1")
+        _require_device(self.device, "decoding.device")
         _require(self.temperature >= 0, "decoding.temperature", self.temperature, "0 or more")
         _require(0 < self.top_p <= 1, "decoding.top_p", self.top_p, "a probability in (0, 1]")
         _require(self.guidance >= 0, "decoding.guidance", self.guidance, "0 (none) or more")

@@ -13,6 +13,7 @@ import platform
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,8 +190,12 @@ def _machine() -> dict[str, Any]:
     """Cores, memory and devices."""
     with contextlib.suppress(AttributeError):
         usable = len(os.sched_getaffinity(0))
-        return {"system": platform.platform(), "cpu_cores": usable, **_memory(), "devices": _devices()}
-    return {"system": platform.platform(), "cpu_cores": os.cpu_count() or 1, **_memory(), "devices": _devices()}
+        return {"system": platform.platform(), "cpu_cores": usable, **_memory(), **_hardware()}
+    return {"system": platform.platform(), "cpu_cores": os.cpu_count() or 1, **_memory(), **_hardware()}
+
+
+def _hardware() -> dict[str, Any]:
+    return {"torch": _build(), "devices": _devices()}
 
 
 def _memory() -> dict[str, int | None]:
@@ -209,28 +214,72 @@ def _memory() -> dict[str, int | None]:
 
 
 def _devices() -> list[dict[str, Any]]:
-    """Accelerators that torch can use; [] for CPU only or without torch."""
+    """Accelerators that torch can use, each tried by one product; [] for CPU only or without torch."""
+    try:
+        torch = importlib.import_module("torch")
+        usable = importlib.import_module("tide.shared.devices").accelerators()
+    except (ImportError, OSError):
+        return []
+    unknown = {"memory_bytes": None, "bf16": True}
+    return [
+        {"name": str(one), **unknown, **_described(torch, one), "error": _tried(torch, one)} for one in usable
+    ]  # fmt: skip
+
+
+def _described(torch: Any, device: Any) -> dict[str, Any]:
+    """What CUDA and ROCm say of a device."""
+    if device.type != "cuda":
+        return {}
+    info = torch.cuda.get_device_properties(device.index)
+    bf16 = torch.cuda.get_device_capability(device.index) >= (8, 0) or torch.version.hip is not None
+    return {"name": f"{device} {info.name}", "memory_bytes": info.total_memory, "bf16": bf16}
+
+
+def _tried(torch: Any, device: Any) -> str | None:
+    """Why a product of two small matrices cannot be computed on a device, or is wrong; None: it is right."""
+    try:
+        one = torch.arange(64.0).reshape(8, 8)
+        found = (one.to(device) @ one.to(device)).cpu()
+    except Exception as error:  # drivers raise whatever they raise
+        return f"{type(error).__name__}: {error}"[:300]
+    return None if torch.allclose(found, one @ one, rtol=1e-2) else "the product of two matrices is wrong"
+
+
+def _build() -> dict[str, Any]:
+    """What torch was built for, and what it says when it is asked for a device; {} without torch."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError):
-        return []
-    devices: list[dict[str, Any]] = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        info = torch.cuda.get_device_properties(index)
-        bf16 = torch.cuda.get_device_capability(index) >= (8, 0) or torch.version.hip is not None
-        devices.append({"name": f"cuda:{index} {info.name}", "memory_bytes": info.total_memory, "bf16": bf16})
-    if torch.backends.mps.is_available():
-        devices.append({"name": "mps", "memory_bytes": None, "bf16": True})
-    return devices
+        return {}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.accelerator.is_available()
+    kind = torch.accelerator.current_accelerator()
+    return {"built_for": None if kind is None else kind.type, "said": " ".join(str(one.message) for one in said)[:400]}
 
 
 def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
+    build = machine.get("torch", {})
     if not machine["devices"]:
+        kind = build.get("built_for")
+        builds = f"; this torch is built for {kind}, and no such device can be used" if kind else ""
         yield Finding(
-            "hint", "no accelerator: torch sees the CPU alone",
-            "enough for the demo, tests, plans and inspecting caches; a teacher of billions of parameters needs a GPU",
-            "if there is one, install the torch build for it, and check CUDA_VISIBLE_DEVICES",
+            "warning" if build.get("said") else "hint", "no accelerator: torch sees the CPU alone" + builds,
+            "enough for the demo, tests, plans and inspecting caches; a teacher of billions of parameters needs a GPU"
+            + (f". torch says: {build['said']}" if build.get("said") else ""),
+            "nothing if there is no GPU. If there is one: " + (
+                "look at its driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES" if kind
+                else "install the torch build for it, and check CUDA_VISIBLE_DEVICES"
+            ),
         )  # fmt: skip
+    for device in machine["devices"]:
+        if device.get("error"):
+            yield Finding(
+                "error", f"{device['name']}: cannot compute: {device['error']}",
+                "tide takes an accelerator where torch reports one, and every dump and training on it would fail",
+                "mend its driver, hide it with CUDA_VISIBLE_DEVICES, or --set teacher.device=cpu, train.device=cpu and "
+                "decoding.device=cpu",
+            )  # fmt: skip
     old = [device["name"] for device in machine["devices"] if not device["bf16"]]
     if old:
         yield Finding(

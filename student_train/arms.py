@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from ..shared.cache import Cache, open_cache, read_manifest
 from ..shared.cache.files import atomic_write, canonical_json, output_errors, readable_json, sha256_bytes
 from ..shared.config import RunConfig
+from ..shared.devices import accelerators, process_device
 from ..shared.errors import TideError, TryAgain
 from ..shared.models.loading import load_model
 from .checkpoint import remove_checkpoints
@@ -103,8 +103,7 @@ def run_job(job: Job, out: Path) -> Scores:
         return done
     folder = job.folder(out)
     student = train_student(job.config, job.cache, folder)
-    device = PartialState(cpu=not torch.accelerator.is_available()).device
-    assert device is not None
+    device = process_device(job.config.train.device, "train.device")
     heldout = open_cache(job.heldout)
     mask_id = open_encoder(job.config, heldout).mask_id
     model = load_model(student, device_map=None if device.type == "cpu" else {"": device})
@@ -245,7 +244,9 @@ def _run(job: Job, out: str, slot: int, messages: Connection) -> None:
         os.setsid()  # Ctrl-C is for the command, which then asks its workers to save
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    device = worker_device(slot, os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count())
+    device = worker_device(
+        slot, os.environ.get("CUDA_VISIBLE_DEVICES"), sum(one.type == "cuda" for one in accelerators())
+    )
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:

@@ -21,6 +21,7 @@ from ..shared.cache.audit import AuditRow
 from ..shared.cache.manifest import AuditInfo
 from ..shared.cache.verify import audit_is_here
 from ..shared.config import DataConfig, RunConfig, StudentConfig
+from ..shared.devices import process_device
 from ..shared.errors import CacheError
 from .audit_gradients import Answers, places
 from .audit_rows import SLICE_BYTES, AuditedViews, Group
@@ -143,7 +144,7 @@ def _open_student(cache: Cache, path: str, support: np.ndarray) -> CheckpointStu
         student=StudentConfig(path=path, block_size=block_size), data=DataConfig(max_length=block_size)
     )  # fmt: skip
     open_encoder(config, cache)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = process_device(config.decoding.device, "decoding.device")
     model = open_model(config, cache, None).eval().to(device)  # type: ignore[arg-type]
     return CheckpointStudent(Path(path).name or path, Student(model), torch.from_numpy(support))
 

@@ -99,7 +99,7 @@ class TideLM(TemplateLM):
         self._rank, self._world_size = self._state.process_index, self._state.num_processes
         self._device = writer.decoder.model.device
         if device not in (None, str(self._device)):  # lm-eval's command asks for cuda:0 on every machine
-            _LOG.info("device %s: computing on %s, which accelerate chose", device, self._device)
+            _LOG.info("device %s: computing on %s; decoding.device chooses it", device, self._device)
 
     @cached_property
     def settings_digest(self) -> str:

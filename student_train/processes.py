@@ -19,6 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from torch.distributed import DistNetworkError, DistStoreError
 
 from ..shared.config import TrainConfig
+from ..shared.devices import process_device, require_shareable
 from ..shared.errors import ConfigError, TideError, TryAgain
 from ..shared.models.loading import quiet_deepspeed
 from .deepspeed_engine import hidden_from_accelerate
@@ -29,23 +30,28 @@ T = TypeVar("T")
 
 
 def join_processes(train: TrainConfig, out: Path) -> Accelerator:
-    """Join the other processes of this run, if there are any.
+    """Join the other processes of this run, if there are any, each on the device that `train.device` gives it.
 
-    Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`.
-        Unavailable: a tracker is missing, or DeepSpeed.
+    Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`,
+        `process_device`. Unavailable: a tracker is missing, or DeepSpeed.
     """
+    require_shareable(train.device, "train.device", int(os.environ.get("WORLD_SIZE", "1")))
+    device = process_device(train.device, "train.device")
     require_trackers(train.report_to)
     sharding_asked_for(train)  # refuse before accelerate looks for packages that the refusal is about
     quiet_deepspeed()
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
         with hidden_from_accelerate():
-            return Accelerator(
+            accelerator = Accelerator(
                 # without cpu=True, it overlooks the other processes of torchrun on a machine without accelerators
-                cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if train.precision == "bf16" else "no",
+                cpu=device.type == "cpu", mixed_precision="bf16" if train.precision == "bf16" else "no",
                 log_with=list(train.report_to) or None, project_dir=str(out),
                 kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
             )  # fmt: skip
+            # accelerate's own choice knows no numbers, and is kept for a whole process
+            accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
+            return accelerator
     except RuntimeError as error:  # gloo's own error has no kind of its own
         if not isinstance(error, DistStoreError | DistNetworkError) and "connect" not in str(error):
             raise

@@ -99,6 +99,7 @@ class DecodingCounts:
 def settings_json(settings: DecodingConfig) -> str:
     """Every setting that changes an answer, as JSON with sorted keys: for cache keys and result files."""
     tree = to_tree(from_tree(DecodingConfig, to_tree(settings)))  # temperature 1 and 1.0 are one setting
+    del tree["device"]
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

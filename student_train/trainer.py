@@ -55,7 +55,7 @@ from .student import Student
 Report = Callable[[dict[str, float]], None]
 _NOT_IDENTITY = {
     "log_every", "save_every", "keep_checkpoints", "report_to", "micro_batch_size", "gradient_checkpointing",
-    "heldout_every", "collective_timeout_s",
+    "heldout_every", "collective_timeout_s", "device",
 }  # fmt: skip
 
 

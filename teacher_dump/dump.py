@@ -11,6 +11,7 @@ from ..shared.cache import Manifest, read_manifest
 from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, NamedFile
 from ..shared.cache.store import Store
 from ..shared.config import RunConfig
+from ..shared.devices import require_shareable
 from ..shared.errors import CacheError, CacheMismatch
 from ..shared.models.quantization import require_bitsandbytes
 from .claims import CLAIMS_NAME
@@ -79,6 +80,7 @@ def dump_teacher(
     Raises: TryAgain: stopped before the end. CacheMismatch, DataError, ConfigError, OutputError, Unavailable.
     """
     require_bitsandbytes(config.teacher.quantization)
+    require_shareable(config.teacher.device, "teacher.device", num_workers if launcher == "local" else 1)
     if launcher == "ray":
         require_ray()
     stop, store = Stop(config.workers.grace_s), open_output(root, config)

@@ -6,7 +6,6 @@ One copy per device is the default. A teacher that fits no single device is cut 
 that says by how much.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..shared.config import TeacherConfig
+from ..shared.devices import process_devices
 from ..shared.errors import ConfigError, Unavailable
 from ..shared.models.loading import load_model, read_config
 from ..shared.models.quantization import quantize, require_bitsandbytes
 from ..shared.models.size import empty_model, model_size
 
-LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 _GIB = 1 << 30
 
 
@@ -32,7 +31,7 @@ def open_placed(teacher: TeacherConfig, folder: Path) -> PreTrainedModel:
         `load_model`.
     """
     require_bitsandbytes(teacher.quantization)
-    devices = replica_devices(teacher.devices_per_replica)
+    devices = replica_devices(teacher)
     if devices[0].type == "cpu":
         model = load_model(folder, dtype=teacher.dtype)
         return quantize(model, teacher.quantization, devices[0]) if teacher.quantization else model
@@ -49,29 +48,18 @@ def open_placed(teacher: TeacherConfig, folder: Path) -> PreTrainedModel:
     return load_model(folder, dtype=teacher.dtype, device_map=layout)
 
 
-def replica_devices(num_devices: int) -> list[torch.device]:
+def replica_devices(teacher: TeacherConfig) -> list[torch.device]:
     """This worker's accelerators, by its local rank, or the CPU.
 
     accelerate's PartialState would also start a process group under torchrun, and ranks must not wait for each other.
 
-    Raises: ConfigError: more devices than this machine has.
+    Raises: ConfigError: more devices than this machine has, or none such as `teacher.device`.
     """
-    accelerator = torch.accelerator.current_accelerator()
-    count = 0 if accelerator is None else torch.accelerator.device_count()
-    if num_devices > max(count, 1):
-        raise ConfigError(
-            f"teacher.devices_per_replica = {num_devices}: this machine has {count} accelerators; give fewer, or use a "
-            "machine with more"
-        )
-    if accelerator is None:
-        return [torch.device("cpu")]
-    first = local_rank() % (count // num_devices) * num_devices
-    return [torch.device(accelerator.type, first + i) for i in range(num_devices)]
+    return process_devices(teacher.device, _setting(teacher), count=teacher.devices_per_replica)
 
 
-def local_rank() -> int:
-    """This process's number on its machine; 0 where nothing says otherwise."""
-    return int(next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name, "").isdigit()), "0"))
+def _setting(teacher: TeacherConfig) -> str:
+    return "teacher.device" if teacher.devices_per_replica == 1 else "teacher.devices_per_replica, teacher.device"
 
 
 def free_bytes(devices: Sequence[torch.device]) -> list[int] | None:

@@ -54,7 +54,7 @@ def planned_settings(config: RunConfig) -> dict[str, Any]:
             teacher=replace(
                 teacher, path=portable_name(teacher.path),
                 tokenizer=None if teacher.tokenizer is None else portable_name(teacher.tokenizer),
-                devices_per_replica=1,
+                device="auto", devices_per_replica=1,
             ),
         )
     )  # fmt: skip

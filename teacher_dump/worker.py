@@ -28,7 +28,7 @@ from ..shared.tails import TailBuckets
 from .board import Board
 from .claims import CLAIMS_NAME
 from .finalize import finalize, tidy
-from .placement import open_placed
+from .placement import open_placed, replica_devices
 from .plan import Plan, open_samples, read_plan
 from .shard_task import ShardTask
 from .stopping import Stop
@@ -222,7 +222,7 @@ def open_task(root: Path | Store, plan: Plan) -> ShardTask:
     if pairing.teacher_folder is None or pairing.spec is None or plan.teacher is None:
         return ShardTask(plan, conversations, pairing, None)
     folder = local_folder(config.teacher.path, plan.teacher["revision"] or config.teacher.revision)
-    if torch.accelerator.current_accelerator() is None:
+    if replica_devices(config.teacher)[0].type == "cpu":
         torch.set_num_threads(config.shards.cpu_threads)
     model = open_placed(config.teacher, folder)
     require_same_weights(root, folder)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from accelerate import dispatch_model
 from official_models import spec_of, write_official
-from tide.shared.config import load_config
+from tide.shared import devices
+from tide.shared.config import TeacherConfig, load_config
 from tide.shared.errors import ConfigError, Unavailable
 from tide.shared.models import load_model
 from tide.shared.models.size import empty_model
-from tide.teacher_dump import placement
 from tide.teacher_dump.placement import device_map, open_placed, replica_devices, require_room
 from tide.teacher_dump.plan import make_plan
 from tide.teacher_dump.teacher import Pass, Teacher
@@ -28,32 +28,37 @@ CUDA = [torch.device("cuda", i) for i in range(8)]
 @pytest.fixture
 def eight_gpus(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
-    for name in placement.LOCAL_RANKS:
+    for name in devices.LOCAL_RANKS:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("variable", placement.LOCAL_RANKS)
+def replica(num: int) -> list[torch.device]:
+    return replica_devices(TeacherConfig(devices_per_replica=num))
+
+
+@pytest.mark.parametrize("variable", devices.LOCAL_RANKS)
 def test_every_rank_has_devices_of_its_own(eight_gpus, monkeypatch, variable):
     for rank in range(9):
         monkeypatch.setenv(variable, str(rank))
-        assert replica_devices(1) == [CUDA[rank % 8]]
-        assert replica_devices(2) == CUDA[rank % 4 * 2 :][:2]
-        assert replica_devices(3) == CUDA[rank % 2 * 3 :][:3]  # two devices stay idle
-        assert replica_devices(8) == CUDA
+        assert replica(1) == [CUDA[rank % 8]]
+        assert replica(2) == CUDA[rank % 4 * 2 :][:2]
+        assert replica(3) == CUDA[rank % 2 * 3 :][:3]  # two devices stay idle
+        assert replica(8) == CUDA
 
 
 def test_without_a_rank_the_first_devices_are_used(eight_gpus):
-    assert replica_devices(2) == CUDA[:2]
+    assert replica(2) == CUDA[:2]
 
 
 def test_more_devices_than_there_are_is_an_error(eight_gpus, monkeypatch):
-    with pytest.raises(ConfigError, match=r"devices_per_replica = 9: this machine has 8 accelerators"):
-        replica_devices(9)
+    with pytest.raises(ConfigError, match=r"devices_per_replica, .*: 9 devices are asked for, and this machine has 8"):
+        replica(9)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
-    assert replica_devices(1) == [torch.device("cpu")]
-    with pytest.raises(ConfigError, match=r"devices_per_replica = 2: this machine has 0 accelerators"):
-        replica_devices(2)
+    assert replica(1) == [torch.device("cpu")]
+    with pytest.raises(ConfigError, match=r"devices_per_replica, teacher.device = 'auto': this machine has cpu"):
+        replica(2)
 
 
 @pytest.mark.parametrize(("name", "num"), [("llada2", 2), ("llada2", 3), ("wedlm-8b", 4), ("llada", 2)])

@@ -1,0 +1,92 @@
+"""The devices of this machine, asked for in one place.
+
+`train.device`, `teacher.device` and `decoding.device` -> the devices that this process gets. PyPI's torch is a CUDA
+build on every Linux machine and names `cuda` as its accelerator where there is none: whether one is usable right now is
+another question, and the only one that counts. `CUDA_VISIBLE_DEVICES` decides which ones torch sees, and their numbers.
+"""
+
+import os
+
+import torch
+
+from .errors import ConfigError
+
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
+CPU = torch.device("cpu")
+
+
+def accelerators() -> list[torch.device]:
+    """Every accelerator that can be used now, in order; [] on a machine that has the CPU alone."""
+    kind = torch.accelerator.current_accelerator()
+    if kind is None or not torch.accelerator.is_available():
+        return []
+    return [torch.device(kind.type, number) for number in range(torch.accelerator.device_count())]
+
+
+def local_rank() -> int:
+    """This process's number on its machine; 0 where nothing says otherwise."""
+    return int(next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name, "").isdigit()), "0"))
+
+
+def process_devices(wanted: str, setting: str, *, count: int = 1) -> list[torch.device]:
+    """The devices that this process computes on.
+
+    Args:
+        wanted: `auto`: accelerators by the process's number on its machine, or the CPU; `cpu`; a kind (`cuda`, `mps`):
+            the same among these alone; a kind with a number (`cuda:1`): this one.
+        setting: its name, for messages.
+        count: accelerators that the process needs; the CPU is one.
+    Raises: ConfigError: what is asked for is not here, or not so often.
+    """
+    there = accelerators()
+    if wanted == "cpu" or (wanted == "auto" and not there and count == 1):
+        if count > 1:
+            raise ConfigError(f"{setting} = 'cpu': {count} devices are asked for, and the CPU is one; ask for 1")
+        return [CPU]
+    kind, _, number = wanted.partition(":")
+    usable = [device for device in there if kind in ("auto", device.type)]
+    if number and not any(device.index == int(number) for device in usable):
+        usable = []
+    if not usable:
+        raise ConfigError(
+            f"{setting} = {wanted!r}: this machine has {_listed(there)}{_why_not(kind)}. Ask for one of these, or for "
+            "auto, which takes an accelerator where there is one"
+        )
+    if number:
+        if count > 1:
+            raise ConfigError(f"{setting} = {wanted!r} names one device, and {count} are asked for; ask for {kind!r}")
+        return [torch.device(kind, int(number))]
+    if count > len(usable):
+        raise ConfigError(
+            f"{setting} = {wanted!r}: {count} devices are asked for, and this machine has {len(usable)} of that kind; "
+            "give fewer, or use a machine with more"
+        )
+    first = local_rank() % (len(usable) // count) * count
+    return usable[first : first + count]
+
+
+def process_device(wanted: str, setting: str) -> torch.device:
+    """The one device that this process computes on. Raises: see `process_devices`."""
+    return process_devices(wanted, setting)[0]
+
+
+def require_shareable(wanted: str, setting: str, num_processes: int) -> None:
+    """Raises: ConfigError: one device by its number, for several processes."""
+    if num_processes > 1 and ":" in wanted:
+        raise ConfigError(
+            f"{setting} = {wanted!r} names one device, and {num_processes} processes would share it; ask for "
+            f"{wanted.partition(':')[0]!r}, and choose devices with CUDA_VISIBLE_DEVICES"
+        )
+
+
+def _listed(devices: list[torch.device]) -> str:
+    return ", ".join(["cpu", *map(str, devices)])
+
+
+def _why_not(kind: str) -> str:
+    """What hides devices of a kind, as far as that is known."""
+    if kind == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
+        return f" (CUDA_VISIBLE_DEVICES = {os.environ['CUDA_VISIBLE_DEVICES']!r} decides which GPUs torch sees)"
+    if kind == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        return f" (torch {torch.__version__} is built without CUDA)"
+    return ""
