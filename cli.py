@@ -40,7 +40,7 @@ for command in (
     dump.plan, dump.dump_teacher, dump.status, students.train_student, students.convert, ablation.ablate,
     writing.generate, writing.chat, caches.inspect_cache, caches.verify_cache, sharing.push_cache, sharing.pull_cache,
     sharing.push_student, caches.repair_cache, caches.merge_caches, caches.cache_to_datasets, machine.doctor,
-    machine.demo,
+    machine.models, machine.demo,
 ):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluation.evaluate)

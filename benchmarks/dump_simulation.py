@@ -179,7 +179,7 @@ def planned(num_shards: int) -> tuple[Plan, Pairing]:
         f"shards.samples_per_shard={SAMPLES_PER_SHARD}",
     ]
     plan, pairing = make_plan(load_config(overrides=settings))
-    samples = tuple(PlannedSample(0, i, f"{i:016x}") for i in range(num_shards * SAMPLES_PER_SHARD))
+    samples = tuple(PlannedSample(0, i, f"{i:016x}", "0" * 8) for i in range(num_shards * SAMPLES_PER_SHARD))
     return dataclasses.replace(plan, samples=samples), pairing
 
 

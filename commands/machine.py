@@ -1,4 +1,4 @@
-"""Commands about this machine: doctor, demo."""
+"""Commands about this machine and what tide knows: doctor, models, demo."""
 
 import json
 from pathlib import Path
@@ -28,6 +28,21 @@ def doctor(
         print_text(report(health))
     if not health["ok"]:
         raise typer.Exit(Unavailable.exit_code)
+
+
+def models(as_json: JsonOption = False) -> None:
+    """List the teachers and students that tide has native classes for, and how each is asked."""
+    from ..shared.models.specs import families
+
+    rows = families()
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        typer.echo(row["model_type"])
+        for name, value in row.items():
+            if value and name != "model_type":
+                typer.echo(f"    {name:12}{value}")
 
 
 def demo(

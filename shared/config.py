@@ -6,10 +6,12 @@ What changes a byte of the cache (data, student tokenizer, teacher, noise, signa
 plan and the manifest; training reads it from there, never from its own configuration.
 """
 
+import copy
+import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -23,6 +25,8 @@ __all__ = [
     "RunConfig", "ShardCacheConfig", "ShardConfig", "SignalConfig", "StudentConfig", "TeacherConfig", "TidalConfig",
     "TrainConfig", "WorkersConfig", "from_tree", "load_config", "recipe_names", "to_tree",
 ]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 EPS_T = 1e-3
 """Smallest diffusion time (math.md: t in [eps, 1])."""
@@ -78,7 +82,7 @@ class StudentConfig:
     revision: str | None = None
     block_size: int = 32
     mask_token: str | None = None
-    """Token used as [MASK]; None: the tokenizer's mask token."""
+    """Token used as [MASK]; None: what the checkpoint publishes, or else `<|mask|>`, added behind the vocabulary."""
     eos_token: str | None = None
     """Token that pads a sample to a block multiple and is learnt; None: the tokenizer's eos token."""
     template: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
@@ -101,7 +105,7 @@ class TeacherConfig:
     """The model that is asked once, in stage one only."""
 
     path: str = ""
-    """Checkpoint folder or hub id; empty: no teacher, the cache holds clean samples only (for recipe `ce`)."""
+    """Checkpoint folder or hub id; empty, `none` or null: no teacher, the cache holds clean samples only (for `ce`)."""
     tokenizer: str | None = None
     revision: str | None = None
     attention: Literal["native", "paper"] = "native"
@@ -117,9 +121,15 @@ class TeacherConfig:
     """Accelerators that one copy of the teacher is spread over; decides no byte of the cache."""
     see: Literal["own", "student"] = "own"
     """`own`: the teacher reads its own chat template and tokens; `student`: the student's ids (shared vocabulary)."""
+    diffusion: bool = False
+    """The checkpoint is a masked-diffusion model although nothing in it says so (its files are those of an
+    autoregressive one, which tide refuses to ask)."""
     mask_token: str | None = None
+    """A token of its tokenizer; None: what the checkpoint publishes, which may not be contradicted."""
     eos_token: str | None = None
+    """The same; it fills up the last block."""
     template: Mapping[str, Any] = field(default_factory=dict)
+    """Extra arguments of its chat template."""
     licence: str | None = None
     """Of the teacher, for the manifest; None: what the README.md of its checkpoint declares."""
     tokens_per_batch: int = 8192
@@ -535,27 +545,98 @@ def recipe_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
-def load_config(recipe: str | None = None, path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    recipe: str | None = None, path: str | Path | None = None, overrides: Sequence[str] = (), *,
+    tell: Callable[[str], None] = _log.warning,
+) -> RunConfig:  # fmt: skip
     """Merge a recipe, a YAML file and `a.b=c` overrides, in this order, into one checked configuration.
+
+    A recipe's settings of its own teacher and student (`OF_MODEL`) hold for these two alone: where another one is
+    named they are dropped, unless the file or an override gives them again, and `tell` says which.
 
     Args:
         recipe: a name of `recipe_names()`.
         path: a YAML file with the same sections as a recipe.
         overrides: strings `section.setting=value`, the value as in a YAML file; list items by index
             (`losses.0.weight=2`).
+        tell: called with a sentence about what was dropped.
     Raises: ConfigError: unknown recipe, file, section or setting; a value of the wrong type or out of range.
     """
     tree: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if recipe is not None:
         if recipe not in recipe_names():
             raise ConfigError(f"no recipe {recipe!r}{suggest(recipe, recipe_names())}")
         merge(tree, read_yaml(resources.files("tide.recipes").joinpath(f"{recipe}.yaml").read_text(), recipe))
+    of_recipe = copy.deepcopy(tree)
     if path is not None:
         try:
             text = Path(path).read_text()
         except OSError as error:
             raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); give a YAML file") from error
-        merge(tree, read_yaml(text, str(path)))
+        given = read_yaml(text, str(path))
+        merge(tree, copy.deepcopy(given))
     for item in overrides:
         override(tree, item)
+    teacher = tree.get("teacher")
+    if isinstance(teacher, dict) and "path" in teacher and teacher["path"] in (None, "none"):
+        teacher["path"] = ""  # a folder of this name is ./none
+    named = {*_leaf_names(given), *(item.partition("=")[0].strip() for item in overrides)}
+    for side in OF_MODEL:
+        _drop_of_another_model(side, tree, of_recipe, named, recipe or "", tell)
     return from_tree(RunConfig, tree)
+
+
+OF_MODEL = {
+    "teacher": (
+        "teacher.tokenizer", "teacher.revision", "teacher.attention", "teacher.see", "teacher.mask_token",
+        "teacher.eos_token", "teacher.template", "teacher.licence", "signal.support", "data.teacher_max_length",
+    ),
+    "student": (
+        "student.tokenizer", "student.revision", "student.mask_token", "student.eos_token", "student.template",
+    ),
+}  # fmt: skip
+"""Settings of a recipe that say something of the one model it names, and nothing of another."""
+
+
+def _drop_of_another_model(
+    side: str, tree: dict[str, Any], of_recipe: Mapping[str, Any], named: set[str], recipe: str,
+    tell: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Take a recipe's settings of its own teacher or student out of the tree if the run has another one."""
+    sections = (one.get(side) for one in (of_recipe, tree))
+    own, path = (section.get("path") if isinstance(section, dict) else None for section in sections)
+    if not own or not isinstance(path, str) or not path or is_same_model(path, own):
+        return
+    dropped = []
+    for name in OF_MODEL[side]:
+        section, setting = name.split(".")
+        known = of_recipe.get(section, {})
+        if setting in known and not any(one == name or one.startswith(f"{name}.") for one in named):
+            del tree[section][setting]
+            if known[setting] != _default(section, setting):
+                dropped.append(f"{name} = {known[setting]}")
+    if dropped:
+        tell(
+            f"recipe {recipe} is made for the {side} {own}; for {path} its settings of that one are not used "
+            f"({', '.join(dropped)}): what the checkpoint publishes holds. --set gives others"
+        )
+
+
+def _default(section: str, setting: str) -> Any:
+    return getattr(getattr(RunConfig(), section), setting)
+
+
+def is_same_model(path: str, hub_id: str) -> bool:
+    """Is a path this Hub model: its id, a local folder of its name, or its place in the Hub client's cache?"""
+    parts = Path(path).parts
+    return path == hub_id or f"models--{hub_id.replace('/', '--')}" in parts or parts[-1:] == (hub_id.split("/")[-1],)
+
+
+def _leaf_names(tree: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        full = f"{where}.{name}" if where else str(name)
+        if isinstance(value, Mapping) and value:
+            yield from _leaf_names(value, full)
+        else:
+            yield full

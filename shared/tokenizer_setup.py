@@ -6,11 +6,15 @@ Folder or hub id -> a fast tokenizer with a chat template; tokenizer and setting
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DataError
 from .token_bytes import tokenizer_label
+
+DEFAULT_MASK_TOKEN = "<|mask|>"
+"""What a student's mask is called where nothing says otherwise, as in the paper's student."""
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_template: str | None = None) -> Any:
@@ -97,6 +101,42 @@ def with_mask(tokenizer: Any, mask_token: str | None, mask_id: int | None) -> tu
             "Expected an added token or an id beyond the vocabulary"
         )
     return tokenizer, found
+
+
+def published_mask(tokenizer: Any, config: Mapping[str, Any], where: str) -> int | None:
+    """The mask id that a checkpoint names itself, in config.json or by its tokenizer's mask token; None: nowhere.
+
+    Raises: ConfigError: the two disagree, or config.json names no id.
+    """
+    stated, named = config.get("mask_token_id"), tokenizer.mask_token_id
+    if stated is not None and (type(stated) is not int or stated < 0):
+        raise ConfigError(f"{where}/config.json: mask_token_id = {stated!r}: expected a token id; correct the file")
+    if stated is not None and named is not None and stated != named:
+        raise ConfigError(
+            f"{where}: config.json says mask_token_id = {stated}, and the tokenizer's mask token "
+            f"{tokenizer.mask_token!r} has id {named}; correct whichever is wrong before anything is computed with it"
+        )
+    return named if stated is None else stated
+
+
+def student_mask(
+    tokenizer: Any, config: Mapping[str, Any], mask_token: str | None, where: str
+) -> tuple[str | None, int | None]:
+    """`mask_token` and `mask_id` of a student's `TextEncoder`: as asked, as published, or a token that is to be added.
+
+    Raises: ConfigError: see `published_mask`; what is asked for is not what the checkpoint was trained with.
+    """
+    published = published_mask(tokenizer, config, where)
+    if mask_token is None:
+        return (DEFAULT_MASK_TOKEN, None) if published is None else (None, published)
+    stated = config.get("mask_token_id")
+    known = tokenizer.backend_tokenizer.token_to_id(mask_token)
+    if stated is not None and known is not None and known != stated:
+        raise ConfigError(
+            f"student.mask_token = {mask_token!r} has id {known}, and {where}/config.json says mask_token_id = "
+            f"{stated}, which the student was trained with; leave the setting out"
+        )
+    return mask_token, None if known is not None or stated is None else stated
 
 
 def find_eos(tokenizer: Any, eos_token: str | None) -> int:

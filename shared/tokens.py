@@ -17,7 +17,15 @@ import numpy as np
 from .chunks import align_chunks
 from .errors import ConfigError, DataError
 from .token_bytes import ByteTable, TokenPlaces, byte_table, student_ids_of_teacher, tokenizer_label
-from .tokenizer_setup import find_eos, load_tokenizer, require_template, tokenizer_fingerprint, with_mask
+from .tokenizer_setup import (
+    find_eos,
+    load_tokenizer,
+    published_mask,
+    require_template,
+    student_mask,
+    tokenizer_fingerprint,
+    with_mask,
+)
 
 __all__ = [
     "Dropped",
@@ -27,7 +35,9 @@ __all__ = [
     "TextEncoder",
     "load_tokenizer",
     "pair",
+    "published_mask",
     "student_ids_of_teacher",
+    "student_mask",
 ]
 
 Messages = Sequence[Mapping[str, Any]]

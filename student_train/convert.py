@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from ..shared.errors import ConfigError, DataError
 from ..shared.licences import folder_licence
 from ..shared.models.loading import load_model, local_folder, read_config
+from ..shared.tokenizer_setup import DEFAULT_MASK_TOKEN
 from ..shared.tokens import TextEncoder, load_tokenizer
 from .checkpoint import replacing
 from .open_student import vocabulary_weights
 
 CONVERTIBLE = ("llama", "qwen2", "qwen3")
 """Model types of autoregressive checkpoints whose network a student class computes."""
-DEFAULT_MASK_TOKEN = "<|mask|>"
 EMBEDDING_MULTIPLE = 64
 """New embedding rows are added in multiples of this, for the tensor cores' sake."""
 

@@ -15,7 +15,7 @@ from ..shared.devices import process_device, require_shareable
 from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import load_model, local_folder, read_config
 from ..shared.models.specs import BIDIRECTIONAL, family_of
-from ..shared.tokens import TextEncoder, load_tokenizer
+from ..shared.tokens import TextEncoder, load_tokenizer, published_mask
 from .answer_text import AnswerReader
 from .sampling import Decoder
 
@@ -47,10 +47,12 @@ def open_writer(config: RunConfig) -> Writer:
             "student that tide trained, or an a2d checkpoint"
         )
     block_size = _number(described, "block_size", str(folder)) or student.block_size
+    tokenizer = load_tokenizer(student.tokenizer or folder)
+    mask_token = student.mask_token
+    mask_id = published_mask(tokenizer, described, str(folder)) if mask_token is None else None
     encoder = TextEncoder(
-        load_tokenizer(student.tokenizer or folder), block_size=block_size, max_length=block_size,
-        mask_token=student.mask_token, eos_token=student.eos_token, template=student.template,
-        mask_id=None if student.mask_token else _number(described, "mask_token_id", str(folder)),
+        tokenizer, block_size=block_size, max_length=block_size, mask_token=mask_token, mask_id=mask_id,
+        eos_token=student.eos_token, template=student.template,
     )  # fmt: skip
     require_shareable(config.decoding.device, "decoding.device", int(os.environ.get("WORLD_SIZE", "1")))
     device = process_device(config.decoding.device, "decoding.device")

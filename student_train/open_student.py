@@ -5,15 +5,16 @@ Never the teacher: everything about it that training needs is in the cache.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..shared.cache import Cache
-from ..shared.config import RunConfig, to_tree
+from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import CacheMismatch, ConfigError
-from ..shared.models.loading import load_model
-from ..shared.tokens import TextEncoder, load_tokenizer
+from ..shared.models.loading import load_model, local_folder, read_config
+from ..shared.tokens import TextEncoder, load_tokenizer, student_mask
 from .objective import loss_name
 
 
@@ -25,10 +26,11 @@ def open_encoder(config: RunConfig, cache: Cache) -> TextEncoder:
     student, manifest = config.student, cache.manifest
     if not student.path:
         raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id")
+    tokenizer = load_tokenizer(student.tokenizer or student.path, student.revision)
+    mask_token, mask_id = student_mask(tokenizer, _described(student), student.mask_token, student.path)
     encoder = TextEncoder(
-        load_tokenizer(student.tokenizer or student.path, student.revision), block_size=student.block_size,
-        max_length=student.block_size, mask_token=student.mask_token, eos_token=student.eos_token,
-        template=student.template,
+        tokenizer, block_size=student.block_size, max_length=student.block_size, mask_token=mask_token,
+        mask_id=mask_id, eos_token=student.eos_token, template=student.template,
     )  # fmt: skip
     cache.require_student(encoder.fingerprint["tokenizer"], encoder.fingerprint["chat_template"])
     for setting, ours, theirs in (
@@ -43,6 +45,11 @@ def open_encoder(config: RunConfig, cache: Cache) -> TextEncoder:
                 "use the cache's, or dump again"
             )
     return encoder
+
+
+def _described(student: StudentConfig) -> dict[str, Any]:
+    """config.json of the student's start."""
+    return read_config(local_folder(student.path, student.revision, weights=False))
 
 
 def open_model(config: RunConfig, cache: Cache, checkpoint: Path | None) -> PreTrainedModel:

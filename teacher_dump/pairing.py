@@ -5,6 +5,7 @@ itself and has no chunks.
 """
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..shared.config import RunConfig
+from ..shared.config import RunConfig, TeacherConfig
 from ..shared.conversations import Conversation
 from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import local_folder, read_config, snapshot_revision
@@ -20,11 +21,21 @@ from ..shared.models.specs import (
     TeacherSpec,
     family_of,
     published_mask_id,
+    require_diffusion,
     require_published_ids,
     teacher_block_size,
     teacher_spec,
 )
-from ..shared.tokens import Dropped, PairedSample, TextEncoder, load_tokenizer, pair, student_ids_of_teacher
+from ..shared.tokens import (
+    Dropped,
+    PairedSample,
+    TextEncoder,
+    load_tokenizer,
+    pair,
+    published_mask,
+    student_ids_of_teacher,
+    student_mask,
+)
 
 _NO_CHUNKS = np.zeros((0, 4), np.int32)
 
@@ -125,11 +136,7 @@ def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> P
     student = config.student
     if not (student.tokenizer or student.path):
         raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id (or student.tokenizer)")
-    student_encoder = TextEncoder(
-        load_tokenizer(student.tokenizer or student.path, student.revision), block_size=student.block_size,
-        max_length=config.data.max_length, mask_token=student.mask_token, eos_token=student.eos_token,
-        template=student.template,
-    )  # fmt: skip
+    student_encoder = _open_student(config)
     if not config.teacher.path:
         return Pairing(config, student_encoder, None, None, None)
     folder = local_folder(config.teacher.path, teacher_revision or config.teacher.revision, weights=False)
@@ -148,22 +155,49 @@ def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> P
     return pairing
 
 
+def _open_student(config: RunConfig) -> TextEncoder:
+    """The student's side; its mask may be a new token, which training is about to teach it."""
+    student = config.student
+    tokenizer = load_tokenizer(student.tokenizer or student.path, student.revision)
+    folder = local_folder(student.path, student.revision, weights=False) if student.path else Path()
+    described = read_config(folder) if (folder / "config.json").is_file() else {}
+    where = student.path or str(student.tokenizer)
+    mask_token, mask_id = student_mask(tokenizer, described, student.mask_token, where)
+    encoder = TextEncoder(
+        tokenizer, block_size=student.block_size, max_length=config.data.max_length, mask_token=mask_token,
+        mask_id=mask_id, eos_token=student.eos_token, template=student.template,
+    )  # fmt: skip
+    rows = described.get("vocab_size")
+    if type(rows) is int and encoder.mask_id >= rows:
+        raise ConfigError(
+            f"{where}: its tokenizer has no mask token, one that is added gets id {encoder.mask_id}, and the model has "
+            f"embeddings for {rows} tokens; make a student with room for it: tide convert {where} --out NEW"
+        )
+    if mask_token is not None and student.mask_token is None:
+        warnings.warn(
+            f"{where} publishes no mask token: {mask_token} is added as id {encoder.mask_id}, which the model has "
+            "never seen; training will teach it (tide convert makes a student that names its mask)", stacklevel=2,
+        )  # fmt: skip
+    return encoder
+
+
 def _open_teacher(config: RunConfig, folder: Path) -> tuple[TextEncoder, TeacherSpec]:
     teacher, where = config.teacher, str(folder)
     described = read_config(folder)
     block_size = teacher_block_size(
         described, run_block_size=config.student.block_size, attention=teacher.attention, where=where
     )
+    tokenizer = load_tokenizer(teacher.tokenizer or where, teacher.revision if teacher.tokenizer else None)
+    if not teacher.diffusion:
+        require_diffusion(described, where, has_mask=tokenizer.mask_token_id is not None)
+    mask_id = _teacher_mask(teacher, tokenizer, described, where)
     encoder = TextEncoder(
-        load_tokenizer(teacher.tokenizer or where, teacher.revision if teacher.tokenizer else None),
-        block_size=block_size or 1, max_length=config.data.teacher_max_length or config.data.max_length,
-        mask_token=teacher.mask_token, eos_token=teacher.eos_token, template=teacher.template,
-        mask_id=None if teacher.mask_token else published_mask_id(described, where),
+        tokenizer, block_size=block_size or 1, max_length=config.data.teacher_max_length or config.data.max_length,
+        eos_token=teacher.eos_token, template=teacher.template, mask_id=mask_id,
     )  # fmt: skip
-    tokenizer = encoder.tokenizer
     require_published_ids(
-        described, where, mask_id=None if teacher.mask_token else tokenizer.mask_token_id,
-        eos_id=None if teacher.eos_token else encoder.eos_id, pad_id=tokenizer.pad_token_id,
+        described, where, mask_id=None, eos_id=None if teacher.eos_token else encoder.eos_id,
+        pad_id=tokenizer.pad_token_id,
     )  # fmt: skip
     known = (tokenizer.backend_tokenizer.token_to_id(token) for token in family_of(described, where).drop_tokens)
     spec = teacher_spec(
@@ -176,3 +210,37 @@ def _open_teacher(config: RunConfig, folder: Path) -> tuple[TextEncoder, Teacher
             f"{spec.vocab_size}; the tokenizer belongs to another model"
         )
     return encoder, spec
+
+
+def _teacher_mask(teacher: TeacherConfig, tokenizer: Any, described: dict[str, Any], where: str) -> int | None:
+    """The id that the teacher was trained to read as a mask: what its checkpoint publishes, in this order: config.json,
+    the published id of its family, the tokenizer's mask token. A token is never added: it would be read untrained.
+
+    Raises: ConfigError: `teacher.mask_token` is no token of the tokenizer, or another one than is published; two of the
+        three disagree.
+    """
+    asked = teacher.mask_token
+    of_family = published_mask_id(described, where)
+    stated = described.get("mask_token_id")
+    if asked is None:
+        named = published_mask(tokenizer, described, where)
+        if stated is None:
+            require_published_ids(described, where, mask_id=named, eos_id=None, pad_id=None)
+        return of_family if stated is None and of_family is not None else named
+    found = tokenizer.backend_tokenizer.token_to_id(asked)
+    published = of_family if stated is None else stated
+    if published is None and found is None:
+        published = tokenizer.mask_token_id
+    name = None if published is None else tokenizer.backend_tokenizer.id_to_token(published)
+    remedy = "leave teacher.mask_token out" if published is not None else "name the token that it was trained with"
+    publishes = (
+        "" if published is None else f"; the checkpoint publishes id {published} ({name or 'not a token of text'})"
+    )
+    if found is None:
+        raise ConfigError(
+            f"teacher.mask_token = {asked!r}: the tokenizer of {where} has no such token, and a new one would be read "
+            f"by an embedding that was never trained{publishes}: {remedy}"
+        )
+    if published is not None and found != published:
+        raise ConfigError(f"teacher.mask_token = {asked!r} has id {found} in {where}{publishes}: {remedy}")
+    return found

@@ -6,6 +6,7 @@ ordered samples. Shards do not depend on the number of workers, nor the plan on 
 from an existing plan is refused by name.
 """
 
+import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,17 +36,25 @@ from ..shared.licences import folder_licence
 from ..shared.models.loading import read_config
 from ..shared.models.specs import outside_recommended_t
 from ..shared.noising import keyed_generator
-from ..shared.tokens import Dropped
+from ..shared.tokens import Dropped, PairedSample
 from .pairing import Pairing, open_pairing
 from .portable import find_sources, planned_settings, portable_sources
 
 
 class PlannedSample(NamedTuple):
-    """Where a sample stands in the data: number of the source, row in it, and the id it had."""
+    """Where a sample stands in the data: number of the source, row in it, the id it had, and `digest` of its tokens."""
 
     source: int
     row: int
     sample_id: str
+    digest: str
+
+
+def digest(sample: PairedSample) -> str:
+    """8 hex digits over both sides' tokens, prompt lengths and chunks: templates may render another date tomorrow."""
+    sides = [(side.x_0.tobytes(), side.prompt_tokens) for side in (sample.student, sample.teacher)]
+    parts = [part for tokens, prompt in sides for part in (tokens, str(prompt).encode())]
+    return hashlib.sha256(b"|".join([*parts, sample.chunks.tobytes()])).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Plan:
             "student": dict(self.student),
             "teacher": None if self.teacher is None else dict(self.teacher),
             "teacher_licence": self.teacher_licence,
-            "samples": [f"{source}:{row}:{sample_id}" for source, row, sample_id in self.samples],
+            "samples": [":".join(map(str, sample)) for sample in self.samples],
             "dropped": dict(self.dropped),
             "frequent_ids": list(self.frequent_ids),
             "totals": dict(self.totals),
@@ -176,7 +185,7 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         except Dropped as reason:
             dropped[str(reason)] += 1
             continue
-        samples.append(PlannedSample(*conversations.place(row), conversation.sample_id))
+        samples.append(PlannedSample(*conversations.place(row), conversation.sample_id, digest(sample)))
         for prefix, side in (("", sample.student), ("teacher_", sample.teacher)):
             counts[f"{prefix}tokens"] += len(side.x_0)
             counts[f"{prefix}maskable"] += len(side.x_0) - side.prompt_tokens
@@ -280,8 +289,8 @@ def require_same_settings(plan: Plan, config: RunConfig, root: Path | Store) -> 
 
 
 def _sample(text: str) -> PlannedSample:
-    source, row, sample_id = text.split(":")
-    return PlannedSample(int(source), int(row), sample_id)
+    source, row, sample_id, tokens = text.split(":")
+    return PlannedSample(int(source), int(row), sample_id, tokens)
 
 
 def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:

@@ -21,10 +21,10 @@ import numpy as np
 from ..shared.cache import Receipt, shard_name, write_receipt, write_shard
 from ..shared.cache.audit import audit_name, write_audit
 from ..shared.conversations import ConversationReader
-from ..shared.errors import DataError
+from ..shared.errors import CacheMismatch, DataError
 from ..shared.tokens import PairedSample
 from .pairing import Pairing
-from .plan import Plan, PlannedSample
+from .plan import Plan, PlannedSample, digest
 from .teacher import Context, Pass, Teacher
 from .views import SKIP, NotNumbers, Sample, View, draw_views, smallest_logp
 
@@ -79,7 +79,7 @@ class ShardTask:
         Args:
             first: position of the first one in the plan.
             left_out: reasons by sample id; gains those that `data.skip_bad` lets pass.
-        Raises: DataError: the data changed since the plan was made.
+        Raises: DataError: the data changed since the plan was made. CacheMismatch: what templates make of them did.
         """
         plan = self.plan
         signal = None if plan.signal_kind == "none" else plan.config.signal
@@ -93,7 +93,7 @@ class ShardTask:
     def _samples(self, first: int, planned: Sequence[PlannedSample], left_out: dict[str, str]) -> list[Sample]:
         samples = []
         for index, one in enumerate(planned, start=first):
-            conversation = self.conversations.read(*one)
+            conversation = self.conversations.read(one.source, one.row, one.sample_id)
             try:
                 paired = self.pairing.encode(conversation)
             except Exception as error:  # tokenizers and chat templates are other people's code
@@ -102,6 +102,13 @@ class ShardTask:
                     f"since the plan was made; restore them, or dump into another folder. {SKIP}"
                 ), error)  # fmt: skip
                 continue
+            if digest(paired) != one.digest:
+                raise CacheMismatch(
+                    f"sample {one.sample_id} was planned as other tokens than its chat templates and tokenizers give "
+                    "now: does a template write the date, or something else that changes? Pin it with an argument of "
+                    "the template, for example student.template.date_string or teacher.template.date_string, and give "
+                    "another --out; or restore what changed"
+                )
             samples.append(Sample(one.sample_id, index, paired, self._is_target(paired)))
         return samples
 

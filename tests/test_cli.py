@@ -16,7 +16,7 @@ from tide.shared.progress import dump_progress, train_progress
 COMMANDS = [
     "plan", "dump-teacher", "train-student", "inspect-cache", "verify-cache", "repair-cache", "merge-caches",
     "push-cache", "pull-cache", "push-student", "ablate", "generate", "status",
-    "cache-to-datasets", "demo", "doctor",
+    "cache-to-datasets", "demo", "doctor", "models",
 ]  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "tokenizers", "pyarrow", "matplotlib"}
 

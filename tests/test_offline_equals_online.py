@@ -59,7 +59,7 @@ def online_views(config: RunConfig, cache_path: Path, rows: list) -> tuple[list[
     """Ask the teacher, loaded from its checkpoint, about the given cache rows' views."""
     plan = read_plan(cache_path).at(config, cache_path)
     conversations, pairing = open_samples(plan)
-    samples = {planned.sample_id: pairing.encode(conversations.read(*planned)) for planned in plan.samples}
+    samples = {planned.sample_id: pairing.encode(conversations.read(*planned[:3])) for planned in plan.samples}
     teacher = load_model(config.teacher.path).eval()
     views = []
     for row in rows:

@@ -37,9 +37,11 @@ FLOAT16 = 2.0**-11
 """Relative rounding of the log-probabilities in a cache (signal.logp_dtype of the recipes)."""
 TRAINED_T = {"noise.t_min": 0.3, "noise.t_max": 0.8}
 """Diffusion times that LLaDA2 was trained on; a plan warns of others."""
+LLADA2, WEDLM, STUDENT = "LLaDA2.0-mini", "WeDLM-8B-Instruct", "Qwen3-0.6B-diffusion-bd3lm-v0.1"
+"""Folders named as the recipes' own models, whose settings therefore hold."""
 TEACHERS = {  # architecture, vocabulary, tokenizer
-    "LLaDA2": ("llada2", 157_184, "llada2-shaped"),
-    "WeDLM": ("wedlm-8b", 151_936, "qwen3"),
+    LLADA2: ("llada2", 157_184, "llada2-shaped"),
+    WEDLM: ("wedlm-8b", 151_936, "qwen3"),
 }
 
 
@@ -58,7 +60,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = json.loads((folder / "config.json").read_text())
         del config["block_size"]  # the official files name none: both were trained with 32
         (folder / "config.json").write_text(json.dumps(config | {"mask_token_id": None}))  # so WeDLM's reads
-    student = root / "student"
+    student = root / STUDENT
     student.mkdir()
     (student / "config.json").write_text(json.dumps({**CONFIGS["bd3lm"], "vocab_size": 151_936, "block_size": 32}))
     add_tokenizer(student, "qwen3")
@@ -71,10 +73,10 @@ def of_recipe(root: Path, name: str, **more: object) -> RunConfig:
     published = load_config(name).teacher.path
     family = next((family for family in TEACHERS if family in published), None)
     values = {
-        "data.source": str(root / "gsm8k.jsonl"), "data.max_length": 256, "student.path": str(root / "student"),
+        "data.source": str(root / "gsm8k.jsonl"), "data.max_length": 256, "student.path": str(root / STUDENT),
         "noise.views": 2, "train.batch_size": 4, "train.steps": 2, "train.log_every": 1, "train.precision": "fp32",
         **({"teacher.path": str(root / family), "teacher.dtype": "float32"} if family else {}),
-        **(TRAINED_T if family == "LLaDA2" else {}), **more,
+        **(TRAINED_T if family == LLADA2 else {}), **more,
     }  # fmt: skip
     return load_config(name, overrides=[f"{name}={json.dumps(value)}" for name, value in values.items()])
 
@@ -97,7 +99,10 @@ def test_a_recipe_runs_at_the_real_vocabularies(root: Path, tmp_path: Path, name
         spec = described["teacher"]["spec"]
         family = Path(config.teacher.path).name
         assert spec["block_size"] == 32
-        assert (spec["mask_id"], spec["causal"]) == {"LLaDA2": (156895, False), "WeDLM": (151665, True)}[family]
+        assert (spec["mask_id"], spec["causal"]) == {
+            LLADA2: (156895, False),
+            WEDLM: (151665, True),
+        }[family]
     train_student(config, str(cache), tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [1, 2]
@@ -111,7 +116,7 @@ def test_a_shared_vocabulary_cache_holds_what_one_naive_forward_says(root: Path)
     """WeDLM as trained: x_0 causal, x_t causal by rank; the recipe `kl` asks in one pass per view, here in the
     student's own ids."""
     cache = open_cache(cache_of(root, of_recipe(root, "kl", **{"teacher.see": "student"})))
-    folder = root / "WeDLM"
+    folder = root / WEDLM
     spec, model = spec_of(folder, "native", mask_id=151665, eos_id=151645), load_model(folder)
     assert spec.block_size == 32
     assert spec.attention.causal
@@ -133,13 +138,13 @@ def test_a_shared_vocabulary_cache_holds_what_one_naive_forward_says(root: Path)
 @pytest.mark.parametrize("family", TEACHERS)
 def test_asking_as_the_paper_does_is_another_cache(root: Path, family: str) -> None:
     """LLaDA2 without blocks, WeDLM bidirectional inside blocks: both differ from what the model was trained on."""
-    name = {"LLaDA2": "tide-cross", "WeDLM": "kl"}[family]
+    name = {LLADA2: "tide-cross", WEDLM: "kl"}[family]
     native, paper = (
         open_cache(cache_of(root, of_recipe(root, name, **{"teacher.attention": attention})))
         for attention in ("native", "paper")
     )
     spec = paper.manifest.teacher.spec if paper.manifest.teacher else {}
-    assert (spec["block_size"], spec["causal"]) == {"LLaDA2": (None, False), "WeDLM": (32, False)}[family]
+    assert (spec["block_size"], spec["causal"]) == {LLADA2: (None, False), WEDLM: (32, False)}[family]
     for one, other in zip(native, paper, strict=True):
         assert np.array_equal(one.masked, other.masked)
         assert np.array_equal(one.chunk_start, other.chunk_start)
@@ -154,10 +159,10 @@ def test_wedlm_without_a_mask_token_takes_the_published_one(root: Path) -> None:
 
 
 def test_a_tokenizer_with_another_mask_id_is_refused(root: Path, tmp_path: Path) -> None:
-    for file in (root / "LLaDA2").iterdir():
+    for file in (root / LLADA2).iterdir():
         if file.name != "tokenizer_config.json":
             (tmp_path / file.name).symlink_to(file)
-    described = json.loads((root / "LLaDA2" / "tokenizer_config.json").read_text())
+    described = json.loads((root / LLADA2 / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(described | {"mask_token": "<|role_end|>"}))
     config = of_recipe(root, "tide-cross", **{"teacher.path": str(tmp_path), "teacher.mask_token": None})
     with pytest.raises(ConfigError, match=r"mask id is \d+, published llada2_moe checkpoints have 156895"):
@@ -171,16 +176,16 @@ def test_times_that_llada2_was_not_trained_on_are_warned_of(root: Path) -> None:
 
 def test_edit_controls_of_a_tokenizer_are_dropped_before_caching(root: Path, tmp_path: Path) -> None:
     """LLaDA2.2 may answer "delete"; here that is the id of one of the tokenizer's unused special tokens."""
-    for file in (root / "LLaDA2").iterdir():
+    for file in (root / LLADA2).iterdir():
         if file.name != "tokenizer.json":
             (tmp_path / file.name).symlink_to(file)
-    tokenizer = json.loads((root / "LLaDA2" / "tokenizer.json").read_text())
+    tokenizer = json.loads((root / LLADA2 / "tokenizer.json").read_text())
     control = next(token for token in tokenizer["added_tokens"] if "reserved" in token["content"])
     unused = control["content"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer).replace(json.dumps(unused), '"<|delete|>"'))
     plain, edits = (
         open_pairing(of_recipe(root, "tide-cross", **{"teacher.path": str(folder)}))
-        for folder in (root / "LLaDA2", tmp_path)
+        for folder in (root / LLADA2, tmp_path)
     )
     assert plain.spec.drop_ids == ()
     assert edits.spec.drop_ids == (control["id"],)

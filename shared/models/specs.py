@@ -24,6 +24,8 @@ class Family:
     model_class: str
     """`module:class` below tide.shared.models."""
     config_class: str
+    examples: str
+    """Published checkpoints of this kind, for `tide models`."""
     only_if: tuple[str, Any] | None = None
     """A field of config.json and its value that tell this row from others of the same model type."""
     native: AttentionPattern = BIDIRECTIONAL
@@ -41,28 +43,32 @@ class Family:
     pad_id: int | None = None
     drop_tokens: tuple[str, ...] = ()
     """Control tokens a teacher may say and a student never should; those the tokenizer has are dropped."""
+    is_autoregressive: bool = False
+    """Plain autoregressive checkpoints have this model type too; converted ones say what they are."""
     recommended_t: tuple[float, float] = (0.0, 1.0)
     """Diffusion times the model was trained on; outside, a plan warns."""
     required: tuple[str, ...] = ("vocab_size", "hidden_size", "num_hidden_layers")
     """Fields that config.json must have; the rest may fall back to the class's defaults."""
 
 
-def _bd3lm(name: str) -> tuple[Family, ...]:
+def _bd3lm(name: str, examples: str, *, is_autoregressive: bool = False) -> tuple[Family, ...]:
     """Anybody's conversion of such a model, with any tokenizer: there are no published ids to compare with."""
-    return (Family(f"a2d:A2D{name}LMHeadModel", f"a2d:A2D{name}Config", paper_blocks=False),)
+    classes = f"a2d:A2D{name}LMHeadModel", f"a2d:A2D{name}Config"
+    return (Family(*classes, examples, paper_blocks=False, is_autoregressive=is_autoregressive),)
 
 
 FAMILIES: dict[str, tuple[Family, ...]] = {
-    "a2d-qwen3": _bd3lm("Qwen3"),
-    "a2d-qwen2": _bd3lm("Qwen2"),
-    "a2d-llama": _bd3lm("Llama"),
+    "a2d-qwen3": _bd3lm("Qwen3", "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1, what tide convert and train-student write"),
+    "a2d-qwen2": _bd3lm("Qwen2", "dLLM's conversions of Qwen2 and Qwen2.5, what tide convert writes"),
+    "a2d-llama": _bd3lm("Llama", "dLLM's conversions of Llama and SmolLM2, what tide convert writes"),
     # Checkpoints that kept their model type: trained as a masked-diffusion model, or about to be converted.
-    "qwen3": _bd3lm("Qwen3"),
-    "qwen2": _bd3lm("Qwen2"),
-    "llama": _bd3lm("Llama"),
+    "qwen3": _bd3lm("Qwen3", "masked-diffusion models that kept this model type", is_autoregressive=True),
+    "qwen2": _bd3lm("Qwen2", "masked-diffusion models that kept this model type", is_autoregressive=True),
+    "llama": _bd3lm("Llama", "masked-diffusion models that kept this model type", is_autoregressive=True),
     "llada2_moe": (
         Family(
-            "llada2:LLaDA2MoeModelLM", "llada2:LLaDA2Config", block_size=32, paper_blocks=False,
+            "llada2:LLaDA2MoeModelLM", "llada2:LLaDA2Config", "inclusionAI/LLaDA2.0-mini, -flash, 2.1, 2.2",
+            block_size=32, paper_blocks=False,
             mask_id=156895, eos_id=156892, pad_id=156892, recommended_t=(0.3, 0.8),
             # LLaDA2.2 edits text; the names of its two control tokens are an assumption (models.md: by reading only)
             drop_tokens=("<|delete|>", "<|insert|>"),
@@ -70,36 +76,38 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     ),
     "wedlm": (
         Family(
-            "qwen_teachers:WeDLMQwen2ForCausalLM", "qwen_teachers:WeDLMQwen2Config", only_if=("qk_norm", False),
-            native=CAUSAL, block_size=32, mask_id=151665, pad_id=151643,
+            "qwen_teachers:WeDLMQwen2ForCausalLM", "qwen_teachers:WeDLMQwen2Config", "WeDLM-7B",
+            only_if=("qk_norm", False), native=CAUSAL, block_size=32, mask_id=151665, pad_id=151643,
         ),
         Family(
-            "qwen_teachers:WeDLMForCausalLM", "qwen_teachers:WeDLMConfig",
+            "qwen_teachers:WeDLMForCausalLM", "qwen_teachers:WeDLMConfig", "tencent/WeDLM-8B-Instruct",
             native=CAUSAL, block_size=32, mask_id=151665, pad_id=151643,
         ),
     ),
     "sdar": (
         Family(
-            "qwen_teachers:SDARForCausalLM", "qwen_teachers:SDARConfig", block_size=4, mask_id=151669, pad_id=151643,
+            "qwen_teachers:SDARForCausalLM", "qwen_teachers:SDARConfig", "SDAR, TraDo",
+            block_size=4, mask_id=151669, pad_id=151643,
         ),
     ),
     "Dream": (
         Family(
-            "qwen_teachers:DreamModel", "qwen_teachers:DreamConfig", block_size=None, logit_shift=1,
-            mask_id=151666, pad_id=151643,
+            "qwen_teachers:DreamModel", "qwen_teachers:DreamConfig", "Dream, Dream-Coder, DiffuCoder",
+            block_size=None, logit_shift=1, mask_id=151666, pad_id=151643,
         ),
     ),
     "Fast_dLLM_Qwen": (
         # Its training shifts the logits of the whole x_t half by one, so a block's first token is answered by the last
         # of the block before, noised as that is; its decoder reads the same place after that block is finished.
         Family(
-            "qwen_teachers:FastDLLMForCausalLM", "qwen_teachers:FastDLLMConfig", block_size=32, block_field="bd_size",
-            logit_shift=1, mask_id=151665, eos_id=151645,
+            "qwen_teachers:FastDLLMForCausalLM", "qwen_teachers:FastDLLMConfig", "Fast-dLLM v2",
+            block_size=32, block_field="bd_size", logit_shift=1, mask_id=151665, eos_id=151645,
         ),
     ),
     "llada": (
         Family(
-            "llada:LLaDAModelLM", "llada:LLaDAConfig", block_size=None, mask_id=126336, eos_id=126081,
+            "llada:LLaDAModelLM", "llada:LLaDAConfig", "GSAI-ML/LLaDA-8B-Base, -Instruct, 1.5",
+            block_size=None, mask_id=126336, eos_id=126081,
             required=("vocab_size", "d_model", "n_layers", "n_heads"),
         ),
     ),
@@ -144,8 +152,8 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     if model_type not in FAMILIES:
         raise DataError(
             f"{where}/config.json: model_type {model_type!r} has no native class in tide; known: "
-            f"{', '.join(sorted(FAMILIES))}. tide never runs a checkpoint's own code, so another architecture needs a "
-            "row in shared/models/specs.py"
+            f"{', '.join(sorted(FAMILIES))} (tide models tells more). tide never runs a checkpoint's own code, so "
+            "another architecture needs a row in shared/models/specs.py"
         )
     rows = FAMILIES[model_type]
     family = next((row for row in rows if row.only_if and config.get(row.only_if[0]) == row.only_if[1]), rows[-1])
@@ -155,10 +163,59 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
     return family
 
 
+def families() -> list[dict[str, str]]:
+    """What `tide models` and docs/teachers.md show: a row for each kind of checkpoint, in words."""
+    return [
+        _described(model_type + (f" ({family.only_if[0]}: {family.only_if[1]})" if family.only_if else ""), family)
+        for model_type, kinds in FAMILIES.items()
+        for family in kinds
+    ]
+
+
+def _described(name: str, family: Family) -> dict[str, str]:
+    blocks = "the run's" if family.block_size == "run" else str(family.block_size)
+    paper = _in_words(family.paper) + ("" if family.paper_blocks else ", no blocks")
+    low, high = family.recommended_t
+    return {
+        "model_type": name,
+        "for example": family.examples,
+        "serves as": "teacher and student" if family.model_class.startswith("a2d:") else "teacher",
+        "blocks": "none" if family.block_size is None else f"{blocks}, or {family.block_field} of its config.json",
+        "attention": f"{_in_words(family.native)}; paper: {paper}",
+        "mask id": "its own" if family.mask_id is None else str(family.mask_id),
+        "logits": "one position earlier" if family.logit_shift else "same position",
+        "t": "any" if (low, high) == (0.0, 1.0) else f"{low:g} to {high:g}",
+        "note": "must say that it is no plain autoregressive model" if family.is_autoregressive else "",
+    }
+
+
+def _in_words(pattern: AttentionPattern) -> str:
+    return "causal" if pattern.causal else "bidirectional"
+
+
 def published_mask_id(config: dict[str, Any], where: str) -> int | None:
     """The mask id of the family's published checkpoints, if this one's vocabulary holds it; else None."""
     family = family_of(config, where)
     return family.mask_id if family.mask_id is not None and family.mask_id < config["vocab_size"] else None
+
+
+def require_diffusion(config: Mapping[str, Any], where: str, *, has_mask: bool) -> None:
+    """Refuse a plain autoregressive checkpoint as a teacher: its files and a converted model's may be alike.
+
+    Args: has_mask: its tokenizer has a mask token.
+    Raises: DataError: nothing in the checkpoint says that it is a masked-diffusion model.
+    """
+    made_by = config.get("architectures") or []
+    declared = isinstance(made_by, list) and any(str(name).startswith(("A2D", "BD3LM")) for name in made_by)
+    says_so = declared or has_mask or config.get("mask_token_id") is not None
+    if says_so or not family_of(config, where).is_autoregressive:
+        return
+    raise DataError(
+        f"{where}: a plain autoregressive checkpoint ({config['model_type']}, {made_by}): it knows no mask, in "
+        "config.json (mask_token_id) or its tokenizer, and predicts each token from those before it. Expected a "
+        "masked-diffusion model (tide models lists them). If this is one that merely does not say so, set "
+        "teacher.diffusion=true and teacher.mask_token"
+    )
 
 
 def require_published_ids(

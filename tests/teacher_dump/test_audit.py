@@ -79,7 +79,7 @@ def test_audited_distributions_are_those_of_a_naive_teacher_at_the_drawn_targets
     conversations, pairing = open_samples(plan)
     model, noise = load_model(config.teacher.path), plan.config.noise
     teacher_ids = cache.vocabulary().teacher_id[cache.vocabulary().teacher_id >= 0]
-    samples = {p.sample_id: pairing.encode(conversations.read(*p)) for p in plan.samples}
+    samples = {p.sample_id: pairing.encode(conversations.read(*p[:3])) for p in plan.samples}
     rows, expected = iter(audit_rows(root)), 0
     for view in cache:
         sample = samples[view.sample_id]

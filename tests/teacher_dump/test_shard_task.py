@@ -56,7 +56,7 @@ def twin_rows(plan: Plan, dense: dict[tuple[str, int, int], np.ndarray] | None =
     model, student_of = load_model(config.teacher.path), shared_tokens(pairing)
     support = sorted(student_of)
     for index, planned in enumerate(plan.samples):
-        sample, sample_id = pairing.encode(conversations.read(*planned)), planned.sample_id
+        sample, sample_id = pairing.encode(conversations.read(*planned[:3])), planned.sample_id
         student, teacher = sample.student, sample.teacher
         units = masking_units(
             sample.chunks, len(student.x_0), student.prompt_tokens, len(teacher.x_0), teacher.prompt_tokens
@@ -248,7 +248,7 @@ def test_progress_reports_every_token_forward(tiny_root, tmp_path):
         task.run(tmp_path / "cache", shard)
     assert sum(shards for shards, _ in reports) == plan.num_shards
     assert sum(tokens for _, tokens in reports) == task.teacher.num_token_forwards <= plan.expected_forwards
-    lengths = [len(task.pairing.encode(task.conversations.read(*one)).teacher.x_0) for one in plan.samples]
+    lengths = [len(task.pairing.encode(task.conversations.read(*one[:3])).teacher.x_0) for one in plan.samples]
     assert task.teacher.num_token_forwards < 0.5 * 4 * sum(lengths) * config.noise.views
 
 

@@ -44,7 +44,7 @@ def poison(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Afterwards the teacher's embedding of a token that one sample alone holds is NaN, and flows through the model."""
     plan = prepare_plan(config, tmp_path / "planned")
     conversations, pairing = open_samples(plan)
-    said = [set(pairing.encode(conversations.read(*one)).teacher.x_0.tolist()) for one in plan.samples]
+    said = [set(pairing.encode(conversations.read(*one[:3])).teacher.x_0.tolist()) for one in plan.samples]
     own = said[POISONED] - set().union(*(ids for i, ids in enumerate(said) if i != POISONED)) - {0}  # 0 pads
     assert own
 
