@@ -4,19 +4,16 @@ Mask, block size and special tokens come from the checkpoint; the settings of a 
 checkpoint (of another project) does not.
 """
 
-import os
 from dataclasses import replace
 from typing import NamedTuple
 
-from accelerate import PartialState
-
 from ..shared.config import DecodingConfig, RunConfig
-from ..shared.devices import process_device, require_shareable
 from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import load_model, local_folder, read_config
 from ..shared.models.specs import BIDIRECTIONAL, family_of
 from ..shared.tokens import TextEncoder, load_tokenizer
 from .answer_text import AnswerReader
+from .processes import join, own_device
 from .sampling import Decoder
 
 
@@ -32,8 +29,8 @@ class Writer(NamedTuple):
 def open_writer(config: RunConfig) -> Writer:
     """Load a student for decoding, onto this process's device.
 
-    Raises: ConfigError: no student named; no mask token, or no embedding for it. DataError: not a student's
-        architecture, damaged files. Unavailable: hub, or too little memory.
+    Raises: ConfigError: no student named; no mask token, or no embedding for it; see `own_device`, `join`.
+        DataError: not a student's architecture, damaged files. Unavailable: hub, or too little memory.
     """
     student = config.student
     if not student.path:
@@ -52,9 +49,8 @@ def open_writer(config: RunConfig) -> Writer:
         mask_token=student.mask_token, eos_token=student.eos_token, template=student.template,
         mask_id=None if student.mask_token else _number(described, "mask_token_id", str(folder)),
     )  # fmt: skip
-    require_shareable(config.decoding.device, "decoding.device", int(os.environ.get("WORLD_SIZE", "1")))
-    device = process_device(config.decoding.device, "decoding.device")
-    PartialState(cpu=device.type == "cpu").device = device  # the processes of an evaluation meet there
+    device = own_device(config.decoding.device, "decoding.device")
+    join(device)  # the processes of an evaluation meet there
     model = load_model(folder, device_map=None if device.type == "cpu" else {"": device})
     settings = replace(config.decoding, block_size=config.decoding.block_size or block_size)
     return Writer(encoder, Decoder(model, AnswerReader.of(encoder), block_size), settings)
