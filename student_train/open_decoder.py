@@ -35,6 +35,7 @@ def open_writer(config: RunConfig) -> Writer:
     student = config.student
     if not student.path:
         raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id")
+    device = own_device(config.decoding.device, "decoding.device")
     folder = local_folder(student.path, student.revision)
     described = read_config(folder)
     family = family_of(described, str(folder))
@@ -49,7 +50,6 @@ def open_writer(config: RunConfig) -> Writer:
         mask_token=student.mask_token, eos_token=student.eos_token, template=student.template,
         mask_id=None if student.mask_token else _number(described, "mask_token_id", str(folder)),
     )  # fmt: skip
-    device = own_device(config.decoding.device, "decoding.device")
     join(device)  # the processes of an evaluation meet there
     model = load_model(folder, device_map=None if device.type == "cpu" else {"": device})
     settings = replace(config.decoding, block_size=config.decoding.block_size or block_size)
