@@ -446,7 +446,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How a student writes (student_train/sampling.py); every field changes the answer, none the speed alone."""
+    """How a student writes (student_train/sampling.py); every field but `device` changes the answer."""
 
     max_new_tokens: int = 256
     steps: int | None = None
@@ -469,7 +469,8 @@ class DecodingConfig:
     precision: Literal["fp32", "bf16"] | None = None
     """Of the forward passes, under autocast; None: bf16 on accelerators, fp32 on the CPU."""
     device: str = "auto"
-    """Where it runs: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """Where it writes, and `tide eval` asks: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`,
+    `mps`; in no key of a result."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "steps", "block_size"):

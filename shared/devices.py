@@ -12,6 +12,7 @@ import torch
 from .errors import ConfigError
 
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
+LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 CPU = torch.device("cpu")
 
 
@@ -25,7 +26,12 @@ def accelerators() -> list[torch.device]:
 
 def local_rank() -> int:
     """This process's number on its machine; 0 where nothing says otherwise."""
-    return int(next((os.environ[name] for name in LOCAL_RANKS if os.environ.get(name, "").isdigit()), "0"))
+    return _number(LOCAL_RANKS)
+
+
+def _number(variables: tuple[str, ...]) -> int:
+    """The first of these variables of the environment that holds a number; 0: none does."""
+    return int(next((os.environ[name] for name in variables if os.environ.get(name, "").isdigit()), "0"))
 
 
 def process_devices(wanted: str, setting: str, *, count: int = 1) -> list[torch.device]:
@@ -36,7 +42,8 @@ def process_devices(wanted: str, setting: str, *, count: int = 1) -> list[torch.
             the same among these alone; a kind with a number (`cuda:1`): this one.
         setting: its name, for messages.
         count: accelerators that the process needs; the CPU is one.
-    Raises: ConfigError: what is asked for is not here, or not so often.
+    Raises: ConfigError: what is asked for is not here, or not so often; it has a number, and other processes of this
+        machine would ask for the same.
     """
     there = accelerators()
     if wanted == "cpu" or (wanted == "auto" and not there and count == 1):
@@ -55,6 +62,7 @@ def process_devices(wanted: str, setting: str, *, count: int = 1) -> list[torch.
     if number:
         if count > 1:
             raise ConfigError(f"{setting} = {wanted!r} names one device, and {count} are asked for; ask for {kind!r}")
+        require_shareable(wanted, setting, max(local_rank() + 1, _number(LOCAL_SIZES)))
         return [torch.device(kind, int(number))]
     if count > len(usable):
         raise ConfigError(

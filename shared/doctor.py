@@ -27,6 +27,7 @@ DISTRIBUTION = "tide-distill"
 WRITE_TEST_BYTES = 8 << 20
 LOW_DISK_BYTES = 10 * 10**9
 LOW_MEMORY_BYTES = 4 * 10**9
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _TRUE = {"1", "on", "yes", "true"}
 
 
@@ -72,6 +73,8 @@ def report(health: Mapping[str, Any]) -> Text:
     """The answer of `examine` as lines for a terminal, findings last."""
     machine, disk, hub = health["machine"], health["disk"], health["hub"]
     devices = [f"{d['name']}{_gigabytes(d['memory_bytes'], ', ')}" for d in machine["devices"]]
+    built_for = machine["torch"].get("built_for")
+    torch_build = f"for {built_for}" if built_for else "for the CPU alone"
     free_memory = _gigabytes(machine["memory_available_bytes"], ", available ")
     speed = disk["write_bytes_per_s"]
     rows = [(name, version or "not installed") for name, version in health["versions"].items()]
@@ -79,6 +82,7 @@ def report(health: Mapping[str, Any]) -> Text:
         ("system", machine["system"]),
         ("CPU cores", str(machine["cpu_cores"])),
         ("memory", (_gigabytes(machine["memory_bytes"]) or "unknown") + free_memory),
+        ("torch build", torch_build),
         ("devices", "; ".join(devices) or "CPU only"),
         ("disk", f"{disk['folder']}{_gigabytes(disk['free_bytes'], ', free ')}"),
         ("write test", disk["error"] or f"ok, {speed / 1e6:,.0f} MB/s"),
@@ -95,6 +99,8 @@ def report(health: Mapping[str, Any]) -> Text:
             Text("  do   ", "dim").append(finding["fix"]),
         ]
     verdict = "everything tide needs is here" if health["ok"] else "something tide needs is missing: see the errors"
+    if health["ok"] and any(finding["level"] == "warning" for finding in health["findings"]):
+        verdict += "; mind the warnings"
     return Text("\n").join([*lines, Text(), Text(verdict, "bold")])
 
 
@@ -195,7 +201,8 @@ def _machine() -> dict[str, Any]:
 
 
 def _hardware() -> dict[str, Any]:
-    return {"torch": _build(), "devices": _devices()}
+    build = _build()  # first: a driver that is too old is told once
+    return {"torch": build, "devices": _devices()}
 
 
 def _memory() -> dict[str, int | None]:
@@ -220,19 +227,24 @@ def _devices() -> list[dict[str, Any]]:
         usable = importlib.import_module("tide.shared.devices").accelerators()
     except (ImportError, OSError):
         return []
-    unknown = {"memory_bytes": None, "bf16": True}
-    return [
-        {"name": str(one), **unknown, **_described(torch, one), "error": _tried(torch, one)} for one in usable
-    ]  # fmt: skip
+    return [_described(torch, one) for one in usable]
 
 
 def _described(torch: Any, device: Any) -> dict[str, Any]:
-    """What CUDA and ROCm say of a device."""
-    if device.type != "cuda":
-        return {}
-    info = torch.cuda.get_device_properties(device.index)
-    bf16 = torch.cuda.get_device_capability(device.index) >= (8, 0) or torch.version.hip is not None
-    return {"name": f"{device} {info.name}", "memory_bytes": info.total_memory, "bf16": bf16}
+    """Name, memory and bfloat16, as far as CUDA and ROCm say, and what is wrong with the device."""
+    described = {"name": str(device), "memory_bytes": None, "bf16": True}
+    with warnings.catch_warnings(record=True) as said:  # of a GPU that this build has no code for
+        warnings.simplefilter("always")
+        try:
+            if device.type == "cuda":
+                info = torch.cuda.get_device_properties(device.index)
+                bf16 = torch.cuda.get_device_capability(device.index) >= (8, 0) or torch.version.hip is not None
+                described |= {"name": f"{device} {info.name}", "memory_bytes": info.total_memory, "bf16": bf16}
+            error = _tried(torch, device)
+        except Exception as met:  # drivers raise whatever they raise
+            error = f"{type(met).__name__}: {met}"[:300]
+    words = " ".join(str(one.message) for one in said)[:400]
+    return {**described, "error": f"{error}. torch says: {words}" if error and words else error}
 
 
 def _tried(torch: Any, device: Any) -> str | None:
@@ -240,13 +252,16 @@ def _tried(torch: Any, device: Any) -> str | None:
     try:
         one = torch.arange(64.0).reshape(8, 8)
         found = (one.to(device) @ one.to(device)).cpu()
-    except Exception as error:  # drivers raise whatever they raise
+    except Exception as error:
         return f"{type(error).__name__}: {error}"[:300]
     return None if torch.allclose(found, one @ one, rtol=1e-2) else "the product of two matrices is wrong"
 
 
 def _build() -> dict[str, Any]:
-    """What torch was built for, and what it says when it is asked for a device; {} without torch."""
+    """What torch was built for, what it says when it is asked for a device, and whether the CPU computes; {} without.
+
+    `driver`: the system has NVIDIA's loaded.
+    """
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError):
@@ -255,7 +270,10 @@ def _build() -> dict[str, Any]:
         warnings.simplefilter("always")
         torch.accelerator.is_available()
     kind = torch.accelerator.current_accelerator()
-    return {"built_for": None if kind is None else kind.type, "said": " ".join(str(one.message) for one in said)[:400]}
+    return {
+        "built_for": None if kind is None else kind.type, "said": " ".join(str(one.message) for one in said)[:400],
+        "version": torch.__version__, "driver": NVIDIA_DRIVER.exists(), "cpu_error": _tried(torch, torch.device("cpu")),
+    }  # fmt: skip
 
 
 def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
@@ -263,14 +281,22 @@ def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
     if not machine["devices"]:
         kind = build.get("built_for")
         builds = f"; this torch is built for {kind}, and no such device can be used" if kind else ""
+        unused = not kind and build.get("driver")
+        builds += "; an NVIDIA driver is here, and this torch is a build without CUDA" if unused else ""
         yield Finding(
-            "warning" if build.get("said") else "hint", "no accelerator: torch sees the CPU alone" + builds,
+            "warning" if kind or unused else "hint", "no accelerator: torch sees the CPU alone" + builds,
             "enough for the demo, tests, plans and inspecting caches; a teacher of billions of parameters needs a GPU"
             + (f". torch says: {build['said']}" if build.get("said") else ""),
             "nothing if there is no GPU. If there is one: " + (
-                "look at its driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES" if kind
+                "update its driver (nvidia-smi shows it) or install the torch build for that driver, and look at "
+                f"CUDA_VISIBLE_DEVICES ({_visible()})" if kind
                 else "install the torch build for it, and check CUDA_VISIBLE_DEVICES"
             ),
+        )  # fmt: skip
+    if build.get("cpu_error"):
+        yield Finding(
+            "error", f"the CPU: cannot compute: {build['cpu_error']}", "torch does not work on this machine",
+            "install the tested torch again: pip install -c constraints.txt --force-reinstall torch",
         )  # fmt: skip
     for device in machine["devices"]:
         if device.get("error"):
@@ -293,6 +319,11 @@ def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
             "warning", f"{memory / 1e9:.1f} GB of memory", "checking a cache alone may take 2 GB",
             "use a larger machine, or one worker only",
         )  # fmt: skip
+
+
+def _visible() -> str:
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "which is not set" if value is None else f"which is {value!r}"
 
 
 def _disk(folder: Path) -> dict[str, Any]:

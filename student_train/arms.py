@@ -27,12 +27,12 @@ import torch
 from ..shared.cache import Cache, open_cache, read_manifest
 from ..shared.cache.files import atomic_write, canonical_json, output_errors, readable_json, sha256_bytes
 from ..shared.config import RunConfig
-from ..shared.devices import accelerators, process_device
 from ..shared.errors import TideError, TryAgain
 from ..shared.models.loading import load_model
 from .checkpoint import remove_checkpoints
 from .heldout import T_GRID, evaluate_heldout
 from .open_student import open_encoder
+from .processes import own_device
 from .stop_signal import StopSignal
 from .trainer import run_identity, train_student
 
@@ -103,7 +103,7 @@ def run_job(job: Job, out: Path) -> Scores:
         return done
     folder = job.folder(out)
     student = train_student(job.config, job.cache, folder)
-    device = process_device(job.config.train.device, "train.device")
+    device = own_device(job.config.train.device, "train.device")
     heldout = open_cache(job.heldout)
     mask_id = open_encoder(job.config, heldout).mask_id
     model = load_model(student, device_map=None if device.type == "cpu" else {"": device})
@@ -232,8 +232,13 @@ class _Pool:
         return error or job.scores(self.out) or failure
 
 
-def worker_device(slot: int, visible: str | None, count: int) -> str | None:
-    """CUDA_VISIBLE_DEVICES of the worker in a slot: the machine's devices in turn; None where there is none."""
+def worker_device(slot: int, visible: str | None, count: int, wanted: str = "auto") -> str | None:
+    """CUDA_VISIBLE_DEVICES of the worker in a slot: the machine's devices in turn; None: as it is.
+
+    Args: wanted: `train.device`; what it names by number would have another number in a narrower view.
+    """
+    if wanted not in ("auto", "cuda"):
+        return None
     names = [name for name in visible.split(",") if name] if visible is not None else [str(i) for i in range(count)]
     return names[slot % len(names)] if names else None
 
@@ -244,9 +249,9 @@ def _run(job: Job, out: str, slot: int, messages: Connection) -> None:
         os.setsid()  # Ctrl-C is for the command, which then asks its workers to save
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    device = worker_device(
-        slot, os.environ.get("CUDA_VISIBLE_DEVICES"), sum(one.type == "cuda" for one in accelerators())
-    )
+    # Unlike `accelerators`, this count does not start CUDA, which would not look at the variable again.
+    count, wanted = torch.cuda.device_count(), job.config.train.device
+    device = worker_device(slot, os.environ.get("CUDA_VISIBLE_DEVICES"), count, wanted)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:

@@ -20,7 +20,7 @@ from ..shared.cache import Cache, ViewRow, open_cache
 from ..shared.cache.audit import AuditRow
 from ..shared.cache.manifest import AuditInfo
 from ..shared.cache.verify import audit_is_here
-from ..shared.config import DataConfig, RunConfig, StudentConfig
+from ..shared.config import DataConfig, DecodingConfig, RunConfig, StudentConfig
 from ..shared.devices import process_device
 from ..shared.errors import CacheError
 from .audit_gradients import Answers, places
@@ -92,10 +92,13 @@ class CheckpointStudent:
         return (prepared.to(weight.dtype) @ weight.T).cpu().double(), self.support
 
 
-def describe_audit(root: str | Path, *, student: str | None = None) -> dict[str, Any]:
+def describe_audit(
+    root: str | Path, *, student: str | None = None, device: str = DecodingConfig.device
+) -> dict[str, Any]:
     """Compare what a cache keeps with what it stores in full.
 
     Args: student: checkpoint folder or hub id; None: the stand-ins `unigram` and `halfway`.
+        device: where that student runs, as `decoding.device`.
     Returns: plain JSON: `share`, `targets`, `compared`, `support_tokens`, `bytes`, `bin_edges`, `bin_targets`, and per
         temperature `tail` and `kl`, per student `losses`; a list over bins has None where a bin is empty.
     Raises: CacheError: no audit (with how to get one), or damaged. CacheMismatch, ConfigError: see `open_student`.
@@ -106,7 +109,7 @@ def describe_audit(root: str | Path, *, student: str | None = None) -> dict[str,
     total = sum(entry.rows for entry in info.files)
     step = max(1, -(-total * info.support_tokens // MAX_VALUES))
     chosen = AuditedViews(cache, support, step)
-    students: list[AskedStudent] = [_open_student(cache, student, support)] if student else _stand_ins(chosen)
+    students: list[AskedStudent] = [_open_student(cache, student, support, device)] if student else _stand_ins(chosen)
     sums = AuditSums(cache.manifest.signal.temperatures, [one.name for one in students])
     for group in chosen.groups():
         _compare(group, students, sums, support, cache)
@@ -138,14 +141,14 @@ def _require_audit(cache: Cache) -> AuditInfo:
     return info
 
 
-def _open_student(cache: Cache, path: str, support: np.ndarray) -> CheckpointStudent:
+def _open_student(cache: Cache, path: str, support: np.ndarray, device: str) -> CheckpointStudent:
     block_size = cache.manifest.block_size
     config = RunConfig(
         student=StudentConfig(path=path, block_size=block_size), data=DataConfig(max_length=block_size)
     )  # fmt: skip
     open_encoder(config, cache)
-    device = process_device(config.decoding.device, "decoding.device")
-    model = open_model(config, cache, None).eval().to(device)  # type: ignore[arg-type]
+    here = process_device(device, "decoding.device")
+    model = open_model(config, cache, None).eval().to(here)  # type: ignore[arg-type]
     return CheckpointStudent(Path(path).name or path, Student(model), torch.from_numpy(support))
 
 

@@ -33,6 +33,7 @@ from .code_sandbox import CodeEval, protection
 from .evaluation_report import write_report
 from .lm_eval_tasks import load_tasks, require_lm_eval
 from .processes import on_every_process
+from .sampling import answer_settings
 from .tide8 import SUITE, Benchmark, chosen_benchmarks
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class _Arm:
         """Everything that may change the score."""
         return {
             "task": benchmark.task, "metric": benchmark.metric, "shots": benchmark.shots, "limit": self.run.limit,
-            "student": self.student.fingerprint, "decoding": to_tree(lm.decoding),
+            "student": self.student.fingerprint, "decoding": answer_settings(lm.decoding),
             "evaluation": to_tree(lm.evaluation), "settings_digest": lm.settings_digest,
             "lm_eval": importlib.metadata.version("lm_eval"), "data": _data_digest(self.run.data),
             "batch_size": None if lm.decoder.model.device.type == "cpu" else self.run.batch_size,

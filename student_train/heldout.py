@@ -148,7 +148,7 @@ class HeldoutQuestions:
         )
         where = np.array(place, np.int64).reshape(-1, 2)
         values = np.stack([
-            nll.double().cpu().numpy(), self._bytes_of[gold_ids], np.ones(len(place)), correct.cpu().numpy()
+            nll.cpu().double().numpy(), self._bytes_of[gold_ids], np.ones(len(place)), correct.cpu().numpy()
         ])  # fmt: skip
         for total, value in zip(sums, values, strict=True):
             np.add.at(total, (where[:, 0], where[:, 1]), value)  # pyright: ignore[reportArgumentType]

@@ -124,9 +124,7 @@ class AnswerScorer:
         hidden, _, _ = self._hidden(prompt_ids, ids[:1], masked)
         wanted = torch.tensor(ids, device=hidden.device)
         found: list[float] = []
-        top_logits(
-            hidden, self._head(), wanted[:1], k=0, watch=lambda _, logp: found.extend(logp[0, wanted].double().tolist())
-        )
+        top_logits(hidden, self._head(), wanted[:1], k=0, watch=lambda _, logp: found.extend(logp[0, wanted].tolist()))
         best = int(self._surest(hidden)[0][0])
         return {i: Likelihood(logp, i == best) for i, logp in zip(ids, found, strict=True)}
 
@@ -143,7 +141,7 @@ class AnswerScorer:
             views = slice(start, start + step)
             hidden, view, place = self._hidden(prompt_ids, answer, masks.masked[views])
             wanted = torch.from_numpy(gold[place]).to(hidden.device)
-            logp = top_logits(hidden, self._head(), wanted, k=0).gold_logp.double().cpu().numpy()
+            logp = top_logits(hidden, self._head(), wanted, k=0).gold_logp.cpu().double().numpy()
             total += float((masks.weight[views][view, place] * logp).sum())
             if start == 0:
                 first = block_size - len(prompt_ids) % block_size

@@ -34,7 +34,7 @@ from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import local_folder
 from .likelihood import AnswerScorer
 from .open_decoder import Writer, open_writer
-from .sampling import Decoder, Generation, Request, Snapshot, settings_json
+from .sampling import Decoder, Generation, Request, Snapshot, answer_settings
 
 _LOG = logging.getLogger(__name__)
 THINK_PREFIX = "<think>\n\n</think>\n\n"
@@ -68,7 +68,8 @@ class TideLM(TemplateLM):
     Args:
         pretrained: checkpoint folder or hub id, or a student that is open already.
         batch_size: answers written at a time; a number, or lm-eval's `auto`.
-        max_batch_size, device: for lm-eval's sake; devices are accelerate's business.
+        max_batch_size: for lm-eval's sake.
+        device: `decoding.device`; but `cuda:0`, which lm-eval's command asks for on every machine, means auto.
         max_length: prompt and answer together; None: what the model has positions for.
         config: settings, all of which come before a task's own. None: `arguments` alone do.
         arguments: settings of `decoding` and `evaluation`, and tokenizer, revision, mask_token, eos_token.
@@ -81,9 +82,11 @@ class TideLM(TemplateLM):
         config: RunConfig | None = None, **arguments: Any,
     ) -> None:  # fmt: skip
         super().__init__()
-        self._given = frozenset(f.name for f in fields(DecodingConfig)) if config else frozenset(arguments)
+        names = frozenset(f.name for f in fields(DecodingConfig)) if config else frozenset(arguments)
+        self._given = names - {"device"}  # no task has a say in it, and no answer changes with it
         if config is None:
-            config = _config(pretrained if isinstance(pretrained, str) else "", arguments)
+            asked = {} if device in (None, "cuda:0") else {"device": device}
+            config = _config(pretrained if isinstance(pretrained, str) else "", {**asked, **arguments})
         student = pretrained if isinstance(pretrained, OpenStudent) else open_student(config)
         self.student, self.evaluation = student, config.evaluation
         writer = student.writer
@@ -105,7 +108,7 @@ class TideLM(TemplateLM):
     def settings_digest(self) -> str:
         """Of the student and everything that may change one of its results; 16 hex digits."""
         described = {
-            "student": self.student.fingerprint, "decoding": json.loads(settings_json(self.decoding)),
+            "student": self.student.fingerprint, "decoding": answer_settings(self.decoding),
             "given": sorted(self._given), "evaluation": to_tree(self.evaluation), "max_length": self.max_length,
             "template": dict(self.student.writer.encoder.template), "device": self._device.type,
         }  # fmt: skip
@@ -140,7 +143,7 @@ class TideLM(TemplateLM):
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes beside its results."""
         return {
-            "tide_student": self.student.fingerprint, "tide_decoding": json.loads(settings_json(self.decoding)),
+            "tide_student": self.student.fingerprint, "tide_decoding": answer_settings(self.decoding),
             "tide_evaluation": to_tree(self.evaluation), "tide_truncated": len(self.cut),
         }  # fmt: skip
 

@@ -4,19 +4,16 @@ Mask, block size and special tokens come from the checkpoint; the settings of a 
 checkpoint (of another project) does not.
 """
 
-import os
 from dataclasses import replace
 from typing import NamedTuple
 
-from accelerate import PartialState
-
 from ..shared.config import DecodingConfig, RunConfig
-from ..shared.devices import process_device, require_shareable
 from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import load_model, local_folder, read_config
 from ..shared.models.specs import BIDIRECTIONAL, family_of
 from ..shared.tokens import TextEncoder, load_tokenizer, published_mask
 from .answer_text import AnswerReader
+from .processes import join, own_device
 from .sampling import Decoder
 
 
@@ -32,12 +29,13 @@ class Writer(NamedTuple):
 def open_writer(config: RunConfig) -> Writer:
     """Load a student for decoding, onto this process's device.
 
-    Raises: ConfigError: no student named; no mask token, or no embedding for it. DataError: not a student's
-        architecture, damaged files. Unavailable: hub, or too little memory.
+    Raises: ConfigError: no student named; no mask token, or no embedding for it; see `own_device`, `join`.
+        DataError: not a student's architecture, damaged files. Unavailable: hub, or too little memory.
     """
     student = config.student
     if not student.path:
         raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id")
+    device = own_device(config.decoding.device, "decoding.device")
     folder = local_folder(student.path, student.revision)
     described = read_config(folder)
     family = family_of(described, str(folder))
@@ -54,9 +52,7 @@ def open_writer(config: RunConfig) -> Writer:
         tokenizer, block_size=block_size, max_length=block_size, mask_token=mask_token, mask_id=mask_id,
         eos_token=student.eos_token, template=student.template,
     )  # fmt: skip
-    require_shareable(config.decoding.device, "decoding.device", int(os.environ.get("WORLD_SIZE", "1")))
-    device = process_device(config.decoding.device, "decoding.device")
-    PartialState(cpu=device.type == "cpu").device = device  # the processes of an evaluation meet there
+    join(device)  # the processes of an evaluation meet there
     model = load_model(folder, device_map=None if device.type == "cpu" else {"": device})
     settings = replace(config.decoding, block_size=config.decoding.block_size or block_size)
     return Writer(encoder, Decoder(model, AnswerReader.of(encoder), block_size), settings)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from torch.distributed import DistNetworkError, DistStoreError
 
 from ..shared.config import TrainConfig
@@ -25,6 +25,7 @@ from ..shared.models.loading import quiet_deepspeed
 from .deepspeed_engine import hidden_from_accelerate
 from .engines import sharding_asked_for
 from .metrics import require_trackers
+from .sharding import says_yes
 
 T = TypeVar("T")
 
@@ -33,25 +34,20 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """Join the other processes of this run, if there are any, each on the device that `train.device` gives it.
 
     Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`,
-        `process_device`. Unavailable: a tracker is missing, or DeepSpeed.
+        `own_device`, `join`. Unavailable: a tracker is missing, or DeepSpeed.
     """
-    require_shareable(train.device, "train.device", int(os.environ.get("WORLD_SIZE", "1")))
-    device = process_device(train.device, "train.device")
+    device = own_device(train.device, "train.device")
     require_trackers(train.report_to)
     sharding_asked_for(train)  # refuse before accelerate looks for packages that the refusal is about
-    quiet_deepspeed()
+    quiet_deepspeed(device)
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
         with hidden_from_accelerate():
-            accelerator = Accelerator(
-                # without cpu=True, it overlooks the other processes of torchrun on a machine without accelerators
+            join(device, timeout=limit)
+            return Accelerator(
                 cpu=device.type == "cpu", mixed_precision="bf16" if train.precision == "bf16" else "no",
                 log_with=list(train.report_to) or None, project_dir=str(out),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
             )  # fmt: skip
-            # accelerate's own choice knows no numbers, and is kept for a whole process
-            accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
-            return accelerator
     except RuntimeError as error:  # gloo's own error has no kind of its own
         if not isinstance(error, DistStoreError | DistNetworkError) and "connect" not in str(error):
             raise
@@ -61,6 +57,55 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
             f"not all meet at {place} within train.collective_timeout_s = {train.collective_timeout_s:g} s ({error}). "
             "Did each start, with the same MASTER_ADDR and MASTER_PORT, and can it reach that machine?"
         ) from error
+
+
+def own_device(wanted: str, setting: str) -> torch.device:
+    """The device of this process, among those that a launcher started.
+
+    Raises: ConfigError: see `process_device` and `require_shareable`; the launcher was told otherwise; processes that
+        have no way to exchange anything.
+    """
+    num_processes = int(os.environ.get("WORLD_SIZE") or "1")
+    require_shareable(wanted, setting, num_processes)
+    if says_yes("ACCELERATE_USE_CPU"):
+        if wanted not in ("auto", "cpu"):
+            raise ConfigError(
+                f"{setting} = {wanted!r}, and accelerate was told to use the CPU (--cpu, or use_cpu in its "
+                "configuration): change one of the two"
+            )
+        wanted = "cpu"
+    device = process_device(wanted, setting)
+    if device.type == "mps" and num_processes > 1:
+        raise ConfigError(
+            f"{setting} = {wanted!r}: {num_processes} processes cannot exchange tensors on mps; start one process, or "
+            f"set {setting}=cpu"
+        )
+    return device
+
+
+def join(device: torch.device, **group: Any) -> PartialState:
+    """accelerate's state of this process, for work on `device`; the first call joins the other processes.
+
+    accelerate keeps the device that it chose for the whole process, and its own choice knows neither numbers nor a CPU
+    beside an accelerator.
+
+    Args: group: for torch.distributed.init_process_group, if this call makes a group.
+    Raises: ConfigError: the processes have met already, for another device.
+    """
+    known: Any = PartialState._shared_state
+    if not known or known["distributed_type"] == DistributedType.NO or not torch.distributed.is_initialized():
+        known.clear()  # of one process alone, the device is all that it holds
+        # without cpu=True, it overlooks the other processes of torchrun on a machine without accelerators
+        PartialState(cpu=device.type == "cpu", **group)
+    state: Any = PartialState()
+    if state.distributed_type == DistributedType.NO:
+        state.device = device
+    elif state.device.type != device.type or (device.index or 0) != (state.device.index or 0):
+        raise ConfigError(
+            f"this process exchanges tensors on {state.device}, and {device} is asked for: start it anew for another "
+            "device; under a launcher name no number, and choose devices with CUDA_VISIBLE_DEVICES"
+        )
+    return state
 
 
 def require_equal_shares(train: TrainConfig, accelerator: Accelerator) -> None:
@@ -115,14 +160,18 @@ def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
 def own_accelerator_state() -> Iterator[None]:
     """accelerate keeps one state per process, and refuses a second training with another precision in it.
 
-    While a run lasts it has a state of its own; afterwards the caller's is back. Devices and process groups
+    While a run lasts it has a state of its own; afterwards the caller's is back, its device too. Process groups
     (`PartialState`) are shared.
     """
     state: Any = AcceleratorState._shared_state
-    saved = dict(state)
+    devices: Any = PartialState._shared_state
+    saved, saved_devices = dict(state), dict(devices)
     state.clear()
     try:
         yield
     finally:
         state.clear()
         state.update(saved)
+        if saved_devices and not torch.distributed.is_initialized():
+            devices.clear()
+            devices.update(saved_devices)

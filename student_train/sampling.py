@@ -40,7 +40,7 @@ from .open_student import vocabulary_weights
 from .token_choice import choose_tokens
 
 __all__ = [
-    "Decoder", "DecodingCounts", "Generation", "Request", "Snapshot", "Watch", "settings_json",
+    "Decoder", "DecodingCounts", "Generation", "Request", "Snapshot", "Watch", "answer_settings", "settings_json",
 ]  # fmt: skip
 
 _TOKENS_PER_FORWARD = 8192
@@ -97,10 +97,14 @@ class DecodingCounts:
 
 
 def settings_json(settings: DecodingConfig) -> str:
-    """Every setting that changes an answer, as JSON with sorted keys: for cache keys and result files."""
+    """Every setting, as JSON with sorted keys."""
     tree = to_tree(from_tree(DecodingConfig, to_tree(settings)))  # temperature 1 and 1.0 are one setting
-    del tree["device"]
     return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def answer_settings(settings: DecodingConfig) -> dict[str, object]:
+    """Those that change an answer, as JSON gives them back: for cache keys and result files."""
+    return {name: value for name, value in json.loads(settings_json(settings)).items() if name != "device"}
 
 
 @dataclass

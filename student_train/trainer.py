@@ -96,7 +96,9 @@ def train_student(
             return out / "student"
         run = Run(config, cache, out, checkpoint, accelerator=accelerator, heldout=heldout)
         stack.callback(run.close)
-        stack.enter_context(torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []))
+        has_generators = run.device.type not in ("cpu", "mps")  # torch cannot fork that of mps
+        kind = run.device.type if has_generators else "cuda"
+        stack.enter_context(torch.random.fork_rng([run.device] if has_generators else [], device_type=kind))
         stop = stack.enter_context(StopSignal())
         run.prepare_folder(anew=resume is False)
         _train(run, stop, report)

@@ -43,6 +43,7 @@ def planned_settings(config: RunConfig) -> dict[str, Any]:
 
     `data.skip_bad` permits to go on and decides nothing: without it there is no plan of data with bad rows and no shard
     with a bad sample, so what is there is the same. A dump that met one therefore goes on with it.
+    `teacher.device` is each worker's own affair.
     """
     student, teacher, data = config.student, config.teacher, config.data
     sources = portable_sources(parse_sources(data.source))
@@ -54,10 +55,11 @@ def planned_settings(config: RunConfig) -> dict[str, Any]:
             teacher=replace(
                 teacher, path=portable_name(teacher.path),
                 tokenizer=None if teacher.tokenizer is None else portable_name(teacher.tokenizer),
-                device="auto", devices_per_replica=1,
+                devices_per_replica=1,
             ),
         )
     )  # fmt: skip
+    del tree["teacher"]["device"]
     return {section: tree[section] for section in PLANNED_SECTIONS}
 
 

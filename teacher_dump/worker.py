@@ -21,7 +21,7 @@ from ..shared.cache import Receipt
 from ..shared.cache.receipts import AUDIT_FOLDER, RECEIPTS_FOLDER, SHARD_FOLDER, receipt_name
 from ..shared.cache.store import Store, open_store
 from ..shared.config import RunConfig
-from ..shared.errors import DataError, TideError, Unavailable
+from ..shared.errors import ConfigError, DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
 from ..shared.redaction import redacted
 from ..shared.tails import TailBuckets
@@ -222,7 +222,9 @@ def open_task(root: Path | Store, plan: Plan) -> ShardTask:
     if pairing.teacher_folder is None or pairing.spec is None or plan.teacher is None:
         return ShardTask(plan, conversations, pairing, None)
     folder = local_folder(config.teacher.path, plan.teacher["revision"] or config.teacher.revision)
-    if replica_devices(config.teacher)[0].type == "cpu":
+    device = replica_devices(config.teacher)[0]
+    _require_float64(plan, device)
+    if device.type == "cpu":
         torch.set_num_threads(config.shards.cpu_threads)
     model = open_placed(config.teacher, folder)
     require_same_weights(root, folder)
@@ -235,6 +237,15 @@ def open_task(root: Path | Store, plan: Plan) -> ShardTask:
             buckets = TailBuckets.of_ids(student_id, config.signal.tail_buckets)
     teacher = Teacher(model, pairing.spec, support=support, audit_ids=audit_ids, buckets=buckets)
     return ShardTask(plan, conversations, pairing, teacher)
+
+
+def _require_float64(plan: Plan, device: torch.device) -> None:
+    """Raises: ConfigError: draws from the tail, on a device that cannot add up so many small numbers."""
+    if device.type == "mps" and plan.config.signal.tail_draws:
+        raise ConfigError(
+            f"signal.tail_draws = {plan.config.signal.tail_draws}: tokens are drawn by sums in float64, which mps does "
+            "not have; dump with --set teacher.device=cpu or on another machine, or plan without draws"
+        )
 
 
 def _listed(shards: list[int]) -> str:

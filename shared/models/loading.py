@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..devices import accelerators
 from ..errors import ConfigError, DataError, Unavailable
 from .specs import family_of, resolve
 
@@ -116,9 +117,12 @@ def load_model(
     return model
 
 
-def quiet_deepspeed() -> None:
-    """transformers imports deepspeed, where it is installed, to save a model; without this it reports to stdout."""
-    if not torch.accelerator.is_available():
+def quiet_deepspeed(device: torch.device | None = None) -> None:
+    """transformers imports deepspeed, where it is installed, to save a model; without this it reports to stdout.
+
+    Args: device: of the training; None: the CPU, if there is nothing else.
+    """
+    if not accelerators() if device is None else device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 

@@ -103,7 +103,8 @@ class _Pool:
         import ray
 
         self.ray, self.store, self.config, self.report, self.stop = ray, store, config, report, stop
-        gpus = config.teacher.devices_per_replica if ray.cluster_resources().get("GPU", 0) else 0
+        on_gpus = config.teacher.device != "cpu" and ray.cluster_resources().get("GPU", 0)
+        gpus = config.teacher.devices_per_replica if on_gpus else 0
         self.kind: Any = ray.remote(PoolWorker).options(num_cpus=1, num_gpus=gpus, max_concurrency=3)
         self.members: list[_Member] = []
         self.errors: list[TideError] = []

@@ -59,9 +59,10 @@ def array_script(
     Raises: ConfigError: a text that is no list of options.
     """
     command = [sys.executable, "-m", "tide", "dump-teacher", *arguments, "--launcher", "env"]
+    gpus = [] if config.teacher.device == "cpu" else [f"--gpus={config.teacher.devices_per_replica}"]
     ours = [
         "--job-name=tide-dump", f"--array=0-{num_workers - 1}", "--ntasks=1",
-        f"--gpus={config.teacher.devices_per_replica}", "--requeue", "--open-mode=append",
+        *gpus, "--requeue", "--open-mode=append",
         f"--signal=B:USR1@{math.ceil(config.workers.grace_s) + WARNING_MARGIN_S}",
         f"--chdir={shlex.quote(str(folder))}",
     ]  # fmt: skip

@@ -4,17 +4,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from tide.shared import devices
 from tide.shared.config import load_config
 from tide.shared.devices import accelerators, process_device, process_devices
 from tide.shared.errors import ConfigError
+from tide.student_train import arms
+from tide.student_train.audit import describe_audit
 from tide.student_train.open_decoder import open_writer
-from tide.student_train.trainer import run_identity, train_student
+from tide.student_train.processes import join, own_device
+from tide.student_train.trainer import Run, run_identity, train_student
 from tide.teacher_dump.dump import dump_teacher
+from tide.teacher_dump.plan import make_plan
 from tide.teacher_dump.portable import planned_settings
+from tide.teacher_dump.worker import open_task
 from tiny_runs import make_cache, metrics, tiny_config
 
 CPU = torch.device("cpu")
@@ -30,7 +39,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, kind: str | None, count: int) -> No
     monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
-    for name in devices.LOCAL_RANKS:
+    for name in (*devices.LOCAL_RANKS, *devices.LOCAL_SIZES, "WORLD_SIZE", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -122,6 +131,104 @@ def test_one_numbered_device_for_several_processes_is_refused(tiny_root, tmp_pat
         train_student(config, str(cache), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("LOCAL_RANK", "1"), ("SLURM_LOCALID", "1"), ("LOCAL_WORLD_SIZE", "2")]
+)
+def test_a_rank_beside_others_is_refused_a_numbered_device(monkeypatch, variable, value):
+    pretend(monkeypatch, "cuda", 2)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=r"teacher.device = 'cuda:1' names one device, and 2 processes"):
+        process_device("cuda:1", "teacher.device")
+
+
+def test_a_launcher_that_was_told_the_cpu_is_obeyed_or_contradicted_aloud(monkeypatch):
+    pretend(monkeypatch, "cuda", 2)
+    assert own_device("auto", "train.device") == torch.device("cuda", 0)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert own_device("auto", "train.device") == CPU
+    with pytest.raises(ConfigError, match=r"train.device = 'cuda', and accelerate was told to use the CPU"):
+        own_device("cuda", "train.device")
+
+
+def test_several_processes_on_mps_are_refused_instead_of_training_apart(monkeypatch):
+    pretend(monkeypatch, "mps", 1)
+    assert own_device("auto", "train.device") == torch.device("mps", 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert own_device("cpu", "train.device") == CPU
+    with pytest.raises(ConfigError, match=r"2 processes cannot exchange tensors on mps"):
+        own_device("auto", "train.device")
+
+
+@pytest.fixture
+def accelerate_state():
+    """accelerate keeps the first device of a process; the test leaves it as it was."""
+    state: Any = PartialState._shared_state
+    saved = dict(state)
+    yield state
+    state.clear()
+    state.update(saved)
+
+
+def test_a_run_computes_where_its_setting_says_whatever_accelerate_chose_before(
+    tiny_root, tmp_path, accelerate_state, monkeypatch
+):
+    """`meta` stands for a GPU that an earlier call of the same process used."""
+    there = torch.device("meta")
+    assert join(there).device == there
+    seen = []
+    original = Run.step
+    monkeypatch.setattr(Run, "step", lambda run, *rest: (seen.append(run.device), original(run, *rest))[1])
+    config = tiny_config(tiny_root, "tide-hybrid", train__steps=1, train__device="cpu")
+    cache = make_cache(tiny_root, "hybrid", tiny_config(tiny_root, "tide-hybrid"))
+    student = train_student(config, str(cache), tmp_path / "run")
+    assert seen == [CPU]
+    assert PartialState().device == there, "the caller's is back"
+    overrides = [f"student.path={student}", "decoding.device=cpu"]
+    assert open_writer(load_config(overrides=overrides)).decoder.model.device == CPU
+    assert PartialState().device == CPU
+
+
+def test_processes_that_have_met_keep_their_device(accelerate_state, monkeypatch):
+    join(CPU)
+    accelerate_state["distributed_type"] = DistributedType.MULTI_CPU
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert join(CPU).device == CPU
+    with pytest.raises(ConfigError, match="exchanges tensors on cpu, and cuda:1 is asked for"):
+        join(torch.device("cuda", 1))
+
+
+def test_workers_of_a_comparison_see_one_gpu_each_before_cuda_looks(monkeypatch):
+    """CUDA reads the variable once: whoever asks what is available first leaves all of them on the first GPU."""
+    asked, seen = [], []
+    monkeypatch.delattr(os, "setsid", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: asked.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(arms, "run_job", lambda job, out: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    threads = torch.get_num_threads()
+    for wanted, expected in (("auto", "7"), ("cuda", "7"), ("cpu", "4,7"), ("cuda:1", "4,7")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        job: Any = SimpleNamespace(config=load_config(overrides=[f"train.device={wanted}"]))
+        arms._run(job, "out", 1, cast(Any, None))
+        assert seen.pop() == expected
+    torch.set_num_threads(threads)
+    assert asked == []
+
+
+def test_draws_from_the_tail_are_refused_on_mps_which_has_no_float64(tiny_root, monkeypatch):
+    plan, _ = make_plan(tiny_config(tiny_root, signal__tail_draws=2, teacher__device="mps"))
+    pretend(monkeypatch, "mps", 1)
+    with pytest.raises(ConfigError, match=r"signal.tail_draws = 2: .* float64, which mps does not have"):
+        open_task(tiny_root / "unused", plan)
+
+
+def test_an_audit_asks_its_student_where_it_is_told(tiny_root):
+    cache = make_cache(tiny_root, "audited", tiny_config(tiny_root, "kl", shared=True, signal__audit_share=0.3))
+    with pytest.raises(ConfigError, match=r"decoding.device = 'mps': this machine has cpu"):
+        describe_audit(cache, student=str(tiny_root / "student"), device="mps")
+
+
 @pytest.mark.parametrize("setting", ["train.device", "teacher.device", "decoding.device"])
 @pytest.mark.parametrize("value", ["gpu", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "CUDA", ""])
 def test_what_is_no_device_is_refused_by_name(setting, value):
@@ -135,6 +242,7 @@ def test_a_device_decides_no_byte_of_a_plan_and_no_identity_of_a_run(tiny_root):
         for device in ("auto", "cpu")
     )
     assert planned_settings(here) == planned_settings(there)
+    assert "device" not in planned_settings(here)["teacher"], "plans of earlier builds stay what they are"
     from tide import open_cache
 
     cache = open_cache(make_cache(tiny_root, "hybrid", tiny_config(tiny_root, "tide-hybrid")))

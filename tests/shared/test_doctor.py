@@ -4,10 +4,12 @@ import importlib.metadata
 import json
 import os
 import sys
+import warnings
 
 import pytest
+import torch
 from tide import cli
-from tide.shared import doctor
+from tide.shared import devices, doctor
 
 NOTHING = {"devices": [], "memory_bytes": None}
 
@@ -87,6 +89,49 @@ def test_machines_are_judged():
     assert levels(doctor._machine_findings(old)) == [
         ("warning", "cuda:0 V100: no native bfloat16"), ("warning", "2.0 GB of memory"),
     ]  # fmt: skip
+
+
+def test_a_build_that_does_not_fit_the_machine_is_a_warning_with_its_cure(monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    build = {"built_for": "cuda", "said": "The NVIDIA driver on your system is too old (found version 11040)."}
+    (finding,) = doctor._machine_findings({**NOTHING, "torch": build})
+    assert finding.level == "warning"
+    assert "this torch is built for cuda, and no such device can be used" in finding.what
+    assert "torch says: The NVIDIA driver on your system is too old" in finding.why
+    assert "CUDA_VISIBLE_DEVICES (which is '3')" in finding.fix
+    (finding,) = doctor._machine_findings({**NOTHING, "torch": {"built_for": None, "driver": True}})
+    assert finding.level == "warning"
+    assert "an NVIDIA driver is here, and this torch is a build without CUDA" in finding.what
+    monkeypatch.setattr(doctor, "_build", lambda: build)
+    assert doctor.report(doctor.examine(tmp_path)).plain.endswith("everything tide needs is here; mind the warnings")
+
+
+def test_what_torch_says_while_it_looks_is_kept(monkeypatch):
+    def is_available() -> bool:
+        warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old", stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.accelerator, "is_available", is_available)
+    assert "driver on your system is too old" in doctor._build()["said"]
+
+
+def test_a_device_whose_driver_fails_is_an_error_and_no_traceback(monkeypatch):
+    def fail(index: int):
+        warnings.warn("it is not compatible with the current PyTorch installation", stacklevel=2)
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(devices, "accelerators", lambda: [torch.device("cuda", 0)])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fail)
+    machine = {**NOTHING, "devices": doctor._devices()}
+    ((level, what),) = levels(doctor._machine_findings(machine))
+    assert level == "error"
+    assert "cuda:0: cannot compute: RuntimeError: CUDA error: no kernel image" in what
+    assert "torch says: it is not compatible with the current PyTorch installation" in what
+
+
+def test_a_cpu_that_does_not_compute_is_an_error():
+    found = levels(doctor._machine_findings({**NOTHING, "torch": {"cpu_error": "RuntimeError: x"}}))
+    assert ("error", "the CPU: cannot compute: RuntimeError: x") in found
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):

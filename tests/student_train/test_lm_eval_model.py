@@ -207,3 +207,12 @@ def test_weights_and_tokenizer_make_the_fingerprint(student, tmp_path):
 
 def _fingerprint(folder: Path) -> str:
     return open_student(tiny_config(folder.parent)).fingerprint
+
+
+def test_a_device_is_obeyed_but_for_the_one_that_lm_eval_always_names_and_changes_no_key(student):
+    key = TideLM(student).settings_digest
+    assert TideLM(student, device="cuda:0").settings_digest == key
+    assert TideLM(student, device="cpu").settings_digest == key
+    assert "device" not in TideLM(student, device="cpu").get_model_info()["tide_decoding"]
+    with pytest.raises(ConfigError, match=r"decoding.device = 'mtia': this machine has"):
+        TideLM("unused", device="mtia")

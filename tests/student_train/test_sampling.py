@@ -11,7 +11,7 @@ from tide.shared.errors import ConfigError, DataError
 from tide.shared.models.a2d import A2DLlamaConfig, A2DLlamaLMHeadModel, A2DQwen2Config, A2DQwen2LMHeadModel
 from tide.student_train import block_cache
 from tide.student_train.block_schedule import plan_blocks
-from tide.student_train.sampling import Decoder, Generation, Request, Snapshot, settings_json
+from tide.student_train.sampling import Decoder, Generation, Request, Snapshot, answer_settings, settings_json
 from tiny_caches import MASK, VOCAB
 from tiny_decoders import naive_answer, prompts, tiny_decoder
 
@@ -247,6 +247,8 @@ def test_settings_have_one_stable_json_form_that_names_all_of_them():
     assert json.loads(text)["stop"] == ["\n\n", "ß"]
     assert list(json.loads(text)) == sorted(DecodingConfig.__dataclass_fields__)
     assert text == settings_json(DecodingConfig(stop=("\n\n", "ß")))
+    assert answer_settings(DecodingConfig(device="cpu")) == answer_settings(DecodingConfig())
+    assert answer_settings(DecodingConfig()).keys() == DecodingConfig.__dataclass_fields__.keys() - {"device"}
     assert text != settings_json(DecodingConfig(stop=("\n\n", "ß"), top_p=0.99))
     assert settings_json(DecodingConfig(temperature=1)) == settings_json(DecodingConfig(temperature=1.0))
 

@@ -79,6 +79,8 @@ def test_options_of_the_user_replace_ours(tiny_root, tmp_path):
     script = array_script([], config, num_workers=2, folder=tmp_path)
     assert "--gpus=4" in directives(script)
     assert "--signal=B:USR1@161" in directives(script)
+    on_cpu = tiny_config(tiny_root, teacher__device="cpu")
+    assert "gpus" not in array_script([], on_cpu, num_workers=2, folder=tmp_path)
     sbatch = ["--gpus-per-node=a100:2 --array=0-1%1", "--no-requeue", "-J other"]
     told = directives(array_script([], config, num_workers=2, folder=tmp_path, sbatch=sbatch))
     assert [line for line in told if "gpus" in line] == ["--gpus-per-node=a100:2"]
