@@ -43,7 +43,7 @@ for command in (
     machine.models, machine.demo,
 ):  # fmt: skip
     app.command()(command)
-app.command("eval")(evaluation.evaluate)
+app.command("eval", cls=evaluation.BareFlags)(evaluation.evaluate)
 
 
 @app.callback(invoke_without_command=True)

@@ -3,12 +3,25 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from .options import ConfigOption, JsonOption, RecipeOption, SetOption, StudentOption, run_config
 from .printing import say
+
+
+class BareFlags(TyperCommand):
+    """Gives `--allow-code-execution` its default value where none follows: typer knows no option with and without."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = "--allow-code-execution"
+        given = [
+            f"{bare}=bubblewrap" if item == bare and (not follows or follows[0].startswith("-")) else item
+            for item, follows in ((item, args[i + 1 : i + 2]) for i, item in enumerate(args))
+        ]
+        return super().parse_args(ctx, given)
 
 
 def evaluate(
@@ -28,8 +41,13 @@ def evaluate(
         Path | None, typer.Option(help="Folder with the data sets as local copies; none: the Hub (docs/evaluation.md).")
     ] = None,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="HumanEval and MBPP: run what the student writes, shut in.")
-    ] = False,
+        Literal["bubblewrap", "unsafe-inside-container"] | None,
+        typer.Option(
+            "--allow-code-execution",
+            help="HumanEval and MBPP: run what the student writes; without a value shut in by bubblewrap. "
+            "unsafe-inside-container: not shut in.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 16,
     recipe: RecipeOption = None, config: ConfigOption = None, settings: SetOption = [],  # noqa: B006
     as_json: JsonOption = False,
@@ -48,7 +66,8 @@ def evaluate(
     run = EvaluationRun(
         chosen, compare=compare, overrides=frozenset(given), suite=suite,
         tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()), limit=limit,
-        batch_size=batch_size, allow_code=allow_code_execution, data=data,
+        batch_size=batch_size, allow_code=allow_code_execution is not None,
+        unsafe_code=allow_code_execution == "unsafe-inside-container", data=data,
     )  # fmt: skip
     report = evaluate_students(run, out, say=say)
     if report:

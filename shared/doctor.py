@@ -22,6 +22,7 @@ from typing import Any, Literal
 from rich.text import Text
 
 from .. import __version__
+from .bubblewrap import trouble
 
 DISTRIBUTION = "tide-distill"
 WRITE_TEST_BYTES = 8 << 20
@@ -51,13 +52,13 @@ def examine(folder: str | Path) -> dict[str, Any]:
 
     Args:
         folder: where caches and checkpoints would go; its free space and a written file are tried.
-    Returns: plain JSON: ok (no finding is an error), versions, machine, disk, hub, findings.
+    Returns: plain JSON: ok (no finding is an error), versions, machine, disk, hub, sandbox, findings.
     """
     folder = Path(folder)
-    machine, disk = _machine(), _disk(folder)
+    machine, disk, sandbox = _machine(), _disk(folder), trouble()
     findings = [
         *_package_findings(), *_tokenkit_findings(), *_array_findings(), *_machine_findings(machine),
-        *_disk_findings(disk), *_environment_findings(os.environ),
+        *_disk_findings(disk), *_environment_findings(os.environ), *_sandbox_findings(sandbox),
     ]  # fmt: skip
     return {
         "ok": not any(finding.level == "error" for finding in findings),
@@ -65,6 +66,7 @@ def examine(folder: str | Path) -> dict[str, Any]:
         "machine": machine,
         "disk": disk,
         "hub": {"logged_in": _is_logged_in(os.environ), "offline": _is_offline(os.environ)},
+        "sandbox": {"bubblewrap": sandbox is None},
         "findings": [asdict(finding) for finding in findings],
     }
 
@@ -87,6 +89,7 @@ def report(health: Mapping[str, Any]) -> Text:
         ("disk", f"{disk['folder']}{_gigabytes(disk['free_bytes'], ', free ')}"),
         ("write test", disk["error"] or f"ok, {speed / 1e6:,.0f} MB/s"),
         ("hub login", ("yes" if hub["logged_in"] else "no") + (", offline" if hub["offline"] else "")),
+        ("code sandbox", "bubblewrap" if health["sandbox"]["bubblewrap"] else "none"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [Text(f"{name:{width}}  ", "dim").append(value) for name, value in rows]
@@ -102,6 +105,16 @@ def report(health: Mapping[str, Any]) -> Text:
     if health["ok"] and any(finding["level"] == "warning" for finding in health["findings"]):
         verdict += "; mind the warnings"
     return Text("\n").join([*lines, Text(), Text(verdict, "bold")])
+
+
+def _sandbox_findings(problem: str | None) -> Iterator[Finding]:
+    """HumanEval and MBPP need something that shuts a model's code in."""
+    if problem is not None:
+        what, _, fix = problem.partition(": ")
+        yield Finding(
+            "hint", what, "tide eval --allow-code-execution (HumanEval, MBPP) runs a model's code in bubblewrap alone",
+            fix or "see docs/evaluation.md",
+        )  # fmt: skip
 
 
 def _gigabytes(count: int | None, before: str = "") -> str:

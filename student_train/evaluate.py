@@ -54,6 +54,7 @@ class EvaluationRun:
         overrides: names of settings of `decoding` that come before the protocol's.
         tasks: benchmarks by name; empty: the suite.
         limit: documents per task, and per subject of MMLU and its like; None: all.
+        allow_code: run what students write, shut in. unsafe_code: and not shut in, in a container.
         data: folder with data sets; None: the current one, or the Hub.
     """
 
@@ -65,6 +66,7 @@ class EvaluationRun:
     limit: int | None = None
     batch_size: int = 16
     allow_code: bool = False
+    unsafe_code: bool = False
     data: Path | None = None
 
 
@@ -79,7 +81,9 @@ def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, A
     require_lm_eval()
     run = replace(run, data=run.data.resolve() if run.data else None)
     out = out.resolve()
-    shut_in = protection() if any(b.runs_code for b in benchmarks) else None
+    shut_in = protection(unsafe=run.unsafe_code) if any(b.runs_code for b in benchmarks) else None
+    if shut_in and run.unsafe_code and PartialState().is_main_process:
+        say(f"what the student writes is run, and shut in by {shut_in}")
     students = [run.config.student]
     if run.compare is not None:
         students.append(replace(run.config.student, path=run.compare, revision=None))
@@ -192,8 +196,9 @@ class _Arm:
 
         evaluation = self.config.evaluation
         metric = CodeEval(
-            time_s=evaluation.code_time_s, memory_mb=evaluation.code_memory_mb, allowed=self.run.allow_code
-        )
+            time_s=evaluation.code_time_s, memory_mb=evaluation.code_memory_mb, allowed=self.run.allow_code,
+            unsafe=self.run.unsafe_code,
+        )  # fmt: skip
         try:
             tasks = on_every_process(self.num_processes, lambda: load_tasks(benchmark, self.run.data, metric))
         except TideError as error:

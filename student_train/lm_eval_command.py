@@ -3,7 +3,7 @@
 lm-eval 0.4.13 looks for no plug-ins: its command knows the models of its own package, and nothing on the command line
 makes it import another. So this one registers the model and starts it. Every argument is lm-eval's. Tasks that run code
 get tide's sandbox (code_sandbox.py) in place of the metric that lm-eval would fetch, and want what lm-eval wants:
-`--confirm_run_unsafe_code` and HF_ALLOW_CODE_EVAL=1.
+`--confirm_run_unsafe_code` and HF_ALLOW_CODE_EVAL=1; HF_ALLOW_CODE_EVAL=unsafe-inside-container leaves the sandbox out.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 
 from ..shared.config import EvaluationConfig
 from ..shared.errors import TideError
-from .code_sandbox import CodeEval
+from .code_sandbox import UNSAFE, CodeEval
 from .lm_eval_tasks import own_code_eval, require_lm_eval
 
 
@@ -24,8 +24,11 @@ def main() -> None:
         from . import lm_eval_model  # noqa: F401  (registers the model)
 
         limits = EvaluationConfig()
-        allowed = os.environ.get("HF_ALLOW_CODE_EVAL") == "1"
-        metric = CodeEval(time_s=limits.code_time_s, memory_mb=limits.code_memory_mb, allowed=allowed)
+        leave = os.environ.get("HF_ALLOW_CODE_EVAL")
+        metric = CodeEval(
+            time_s=limits.code_time_s, memory_mb=limits.code_memory_mb, allowed=leave in ("1", UNSAFE),
+            unsafe=leave == UNSAFE,
+        )  # fmt: skip
         with own_code_eval(metric):
             cli_evaluate()
     except TideError as error:

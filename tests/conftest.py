@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_runs.py, which test modules of every folder share
 sys.path.insert(0, str(Path(__file__).parent / "shared" / "cache"))  # parquet_by_hand.py
+sys.path.insert(0, str(Path(__file__).parent / "student_train"))  # hostile_programs.py
 
 SHAPE_CHECKED = (
     "tide.shared.attention",
