@@ -136,7 +136,7 @@ def _readable() -> list[str]:
     paths = [str(python.parent), *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))]
     paths += [f"{prefix}/{name}" for prefix in prefixes for name in ("bin", "lib", "lib64", "pyvenv.cfg")]
     paths += _packages()
-    own = [path for path in dict.fromkeys(paths) if not path.startswith(("/usr/", "/bin", "/lib"))]
+    own = [path for path in dict.fromkeys(paths) if not path.startswith(("/usr/", "/bin/", "/lib/", "/lib64/"))]
     return [path for path in (*_SYSTEM, *own) if os.path.exists(path)]
 
 
@@ -153,10 +153,11 @@ def _binds() -> Iterator[str]:
 
 
 def _view() -> list[str]:
-    size = ["--size", str(_SCRATCH_BYTES), "--perms", "1777", "--tmpfs"]
+    """Python below a scratch folder stays visible: folders in memory come first, in bubblewrap's order."""
+    memory = ["--size", str(_SCRATCH_BYTES), "--perms", "1777", "--tmpfs"]
     return [
-        *_binds(), "--proc", "/proc", "--dev", "/dev", *size, "/dev/shm", "--remount-ro", "/dev", *size, "/tmp",
-        "--symlink", "/tmp", "/var/tmp", "--chdir", "/tmp", "--remount-ro", "/",
+        *memory, "/tmp", *memory, "/var/tmp", *_binds(), "--proc", "/proc", "--dev", "/dev", *memory, "/dev/shm",
+        "--remount-ro", "/dev", "--chdir", "/tmp", "--remount-ro", "/",
     ]  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def harmful_answer(number: int, doc: dict[str, Any]) -> str:
     """A right answer after harm of one of five kinds; each is bounded where nothing stops it."""
     file, port = os.environ["HOSTILE_FILE"], os.environ["HOSTILE_PORT"]
     harm = [
-        "for _ in range(24):\n        os.fork() or os._exit(0)",
+        "for _ in range(200):\n        os.fork() or (time.sleep(20), os._exit(0))",
         f"os.remove({file!r})",
         f"socket.create_connection(('127.0.0.1', {port}), timeout=5).close()",
         "while time.monotonic() < start + 60:\n        pass",

@@ -65,8 +65,8 @@ def test_a_forged_end_does_not_pass(name):
 @shut_in
 def test_what_ended_a_program_is_said():
     channel = (
-        "import os, time\nthere = '/proc/self/fd/'\nopen_ones = [f for f in os.listdir(there) if os.path.exists(there + f)]\n"
-        "channel = max(map(int, open_ones))\n"
+        "import os, time\nthere = '/proc/self/fd/'\n"
+        "open_ones = [f for f in os.listdir(there) if os.path.exists(there + f)]\nchannel = max(map(int, open_ones))\n"
     )
     for program, reason in (
         ("assert 1 == 2, 'why'", "AssertionError: why"),

@@ -1,5 +1,6 @@
 """`tide eval` from end to end: the real lm-eval on real data, its eight benchmarks, and what can go wrong."""
 
+import contextlib
 import json
 import shutil
 import socket
@@ -11,13 +12,18 @@ from typing import NamedTuple
 
 import pytest
 from local_benchmarks import TESTS, environment, lay_out, tide_eval
+from tide.cli import app
+from tide.shared.bubblewrap import trouble
 from tide.shared.errors import ConfigError, Unavailable
-from tide.student_train import lm_eval_tasks
+from tide.student_train import evaluate, lm_eval_command, lm_eval_tasks
 from tide.student_train.evaluate import _read_result
 from tide.student_train.lm_eval_model import open_student
 from tide.student_train.tide8 import BENCHMARKS, PAPER_AVERAGE, PAPER_COLUMNS, chosen_benchmarks
 from tiny_runs import tiny_config, write_model
 from training_ranks import VARIABLES, free_ports, rank_environment
+from typer.testing import CliRunner
+
+needs_bubblewrap = pytest.mark.skipif(trouble() is not None, reason=f"code runs in bubblewrap: {trouble()}")
 
 EIGHT = [b.name for b in BENCHMARKS if b.in_suite]
 
@@ -43,6 +49,7 @@ def result(out: Path, name: str, folder: str = "student") -> dict:
     return json.loads(file.read_text())
 
 
+@needs_bubblewrap
 def test_all_eight_run_offline_on_real_data(place, tmp_path):
     given = ["--student", place.student, "--out", tmp_path, "--data", place.data, "--limit", 1]
     given += ["--allow-code-execution", "--set", "decoding.max_new_tokens=8"]
@@ -63,6 +70,7 @@ def test_all_eight_run_offline_on_real_data(place, tmp_path):
     assert result(tmp_path, "bbh")["settings"]["shots"] == 3
 
 
+@needs_bubblewrap
 def test_right_answers_score_a_hundred_on_all_eight(place, tmp_path):
     given = ["eval", "--student", place.student, "--out", tmp_path, "--data", place.data, "--limit", 1]
     done = tide_eval(
@@ -73,6 +81,7 @@ def test_right_answers_score_a_hundred_on_all_eight(place, tmp_path):
     assert {name: row["score"] for name, row in scores.items()} == dict.fromkeys(EIGHT, 100.0)
 
 
+@needs_bubblewrap
 def test_a_student_that_writes_hostile_code_harms_nothing_and_scores_nothing(place, tmp_path):
     planted = tmp_path / "planted"
     planted.write_text("still here")
@@ -199,6 +208,50 @@ def test_code_runs_with_leave_alone():
     assert [b.name for b in chosen] == EIGHT[:-2]
     assert list(left_out) == EIGHT[-2:]
     assert [b.name for b in chosen_benchmarks("tide8", [], allow_code=True)[0]] == EIGHT
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        ([], (False, False)),
+        (["--allow-code-execution"], (True, False)),
+        (["--allow-code-execution", "--json"], (True, False)),
+        (["--allow-code-execution=bubblewrap"], (True, False)),
+        (["--allow-code-execution=unsafe-inside-container"], (True, True)),
+        (["--allow-code-execution", "unsafe-inside-container"], (True, True)),
+    ],
+)
+def test_leave_to_run_code_is_given_bare_or_with_a_value(given, chosen, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate_students", lambda run, out, say: asked.append(run))
+    done = CliRunner().invoke(app, ["eval", "--student", "x", "--out", str(tmp_path), *given])
+    assert done.exit_code == 0, done.output
+    assert [(run.allow_code, run.unsafe_code) for run in asked] == [chosen]
+
+
+def test_another_way_to_run_code_is_refused(tmp_path):
+    for given in (["--allow-code-execution=yes"], ["--allow-code-execution", "yes"]):
+        done = CliRunner().invoke(app, ["eval", "--student", "x", "--out", str(tmp_path), *given])
+        assert done.exit_code == 2
+        assert "unsafe-inside-container" in done.output
+
+
+@pytest.mark.parametrize(
+    ("leave", "expected"),
+    [(None, (False, False)), ("0", (False, False)), ("1", (True, False)), ("unsafe-inside-container", (True, True))],
+)
+def test_lm_evals_own_command_takes_leave_from_the_environment(leave, expected, monkeypatch):
+    if leave is None:
+        monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    else:
+        monkeypatch.setenv("HF_ALLOW_CODE_EVAL", leave)
+    given = []
+    monkeypatch.setattr(
+        lm_eval_command, "own_code_eval", lambda metric: given.append(metric) or contextlib.nullcontext()
+    )
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: None)
+    lm_eval_command.main()
+    assert [(metric.allowed, metric.unsafe) for metric in given] == [expected]
 
 
 def test_without_lm_eval_the_error_says_how_to_install_it(monkeypatch):
