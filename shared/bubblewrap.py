@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _SWITCHES = {
 
 def trouble() -> str | None:
     """Why bubblewrap cannot be used on this machine, with the cure; None: it can."""
+    if sys.platform != "linux":
+        return f"this is {sys.platform}, and bubblewrap is for Linux: evaluate there what runs code"
     program = shutil.which("bwrap")
     if program is None:
         return f"bubblewrap is not installed: {_INSTALL}"

@@ -103,8 +103,6 @@ def _way() -> tuple[list[str], dict[str, Any]]:
 
     Root becomes nobody. Where nobody may not read the folders of Python, as in /root, a first bubblewrap shows them.
     """
-    if sys.platform != "linux":
-        raise _unprotected(f"it is {sys.platform}, and bubblewrap needs Linux")
     problem = trouble()
     if problem is not None:
         raise _unprotected(problem)

@@ -104,6 +104,8 @@ def _differences(facts: Mapping[str, Any], rows: Sequence[Benchmark], results: R
     if facts["limit"] is not None:
         lines.insert(0, f"a limit of {facts['limit']} documents per task, and per subject of tasks that have subjects")
     lines += [f"{b.title}: not run ({facts['left_out'][b.name]})" for b in rows if b.name in facts["left_out"]]
+    if facts["code_execution"]:
+        lines.append(f"code that a student wrote was shut in by {facts['code_execution']}")
     decoding: dict[str, set[str]] = {}
     for student, found in results.items():
         for row in rows:

@@ -175,3 +175,15 @@ def test_a_missing_essential_ends_with_69(monkeypatch, tmp_path, capsys):
         cli.main()
     assert ended.value.code == 69
     assert "something tide needs is missing" in capsys.readouterr().out
+
+
+def test_doctor_says_whether_bubblewrap_works(monkeypatch, tmp_path):
+    for problem in (None, "bubblewrap is not installed: apt-get install bubblewrap"):
+        monkeypatch.setattr(doctor, "trouble", lambda problem=problem: problem)
+        health = doctor.examine(tmp_path)
+        named = [f for f in health["findings"] if "bubblewrap is not installed" in f["what"]]
+        assert health["ok"], "it is needed for HumanEval and MBPP alone"
+        assert health["sandbox"]["bubblewrap"] == (not named) == (problem is None)
+        assert all(f["fix"] == "apt-get install bubblewrap" for f in named)
+        (line,) = [line for line in doctor.report(health).plain.splitlines() if line.startswith("code sandbox")]
+        assert line.split()[-1] == ("none" if problem else "bubblewrap")

@@ -66,6 +66,7 @@ def test_all_eight_run_offline_on_real_data(place, tmp_path):
     assert "34.20" in text, "beside the paper's"
     assert "decoding.max_new_tokens = 8, not the protocol's" in text
     assert "a limit of 1 documents" in text
+    assert "code that a student wrote was shut in by bubblewrap" in text
     assert result(tmp_path, "mmlu")["documents"] == 57
     assert result(tmp_path, "bbh")["settings"]["shots"] == 3
 
