@@ -102,8 +102,12 @@ def dump_teacher(
 
     with dump_progress(prepare, out) as report:
         manifest = dump(run, out, launcher=launcher, num_workers=workers, verify=verify, report=report)
+    from ..shared.cache.verdict import verdict
+
+    said = verdict(manifest)
     hashes = {"manifest_hash": manifest.hash, "plan_hash": manifest.plan_hash}
-    print_result({"cache": out, **hashes, **vars(manifest.totals)}, as_json)
+    shown = {"verdict": said["sentence"]} if said else {}
+    print_result({"cache": out, **hashes, **vars(manifest.totals), **shown}, as_json)
 
 
 def status(

@@ -132,6 +132,9 @@ class TeacherConfig:
     """Extra arguments of its chat template."""
     licence: str | None = None
     """Of the teacher, for the manifest; None: what the README.md of its checkpoint declares."""
+    check: Literal["refuse", "warn", "off"] = "refuse"
+    """Before the first shard the teacher is asked about some samples: one that knows no more of the text than a unigram
+    model, or answers better when it is asked in another way, is refused; warn: it is said, and the dump goes on."""
     tokens_per_batch: int = 8192
     """Token budget of one teacher forward (x_0 and all noised pieces); part of the plan, never shrunk silently."""
 

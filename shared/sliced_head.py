@@ -98,6 +98,7 @@ def top_logits(
     off_support = support_bias(support, hidden)
     top_ids = gold_ids.new_empty(len(hidden), k)
     gold_logp, top_logp, log_z, tails = _empty_outputs(hidden, top_ids, len(temperatures), buckets)
+    gold_is_top = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
     draw_ids = None if draws is None else top_ids.new_empty(draws.uniform.shape)
     draw_logp = None if draws is None else top_logp.new_empty(draws.uniform.shape)
     scratch = Scratch(hidden, weight)
@@ -106,6 +107,7 @@ def top_logits(
         logits = logits if dropped is None else logits.add_(dropped)
         logp = torch.log_softmax(logits, dim=1, out=scratch("p", len(logits)))
         gold_logp[rows] = logp.gather(1, gold_ids[rows, None])[:, 0]
+        gold_is_top[rows] = gold_logp[rows] >= logp.amax(dim=1)
         if watch is not None:
             watch(rows, logp)
         if k:
@@ -120,8 +122,9 @@ def top_logits(
             draw_logp[rows] = logp.gather(1, draw_ids[rows])
     log_tail, log_buckets = whole_and_parts(tails, buckets)
     return SparseLogits(
-        gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures), draw_ids, draw_logp, log_buckets
-    )
+        gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures), draw_ids, draw_logp, log_buckets,
+        gold_is_top,
+    )  # fmt: skip
 
 
 class _SlicedHead(torch.autograd.Function):

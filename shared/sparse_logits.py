@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .config import SMALLEST_HEAD
@@ -36,6 +36,7 @@ class SparseLogits:
         draw_ids: tokens of the teacher's tail, drawn at the highest temperature with replacement; None: no draws.
         draw_logp: of draw_ids.
         log_buckets: log_tail by range of ids, where the tail is cut into b of them; their masses add up to the tail's.
+        gold_is_top: is the clean token the most likely one of the whole vocabulary; None: nobody asked.
     """
 
     gold_logp: Float[Tensor, " n"]
@@ -47,6 +48,7 @@ class SparseLogits:
     draw_ids: Int[Tensor, "n j"] | None = None
     draw_logp: Float[Tensor, "n j"] | None = None
     log_buckets: Float[Tensor, "n m b"] | None = None
+    gold_is_top: Bool[Tensor, " n"] | None = None
 
     def simplex_logp(self, temperature: float) -> Float[Tensor, "n categories"]:
         """Log-probabilities at `temperature` over the top tokens and, last, the tail: one category or its buckets."""

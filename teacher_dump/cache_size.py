@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from .plan import Plan, PlannedSample, open_samples
 from .shard_task import ShardTask
 from .size_model import CERTAINTY, Content, Piece, encoded_piece, fit, sizes_of, standard_error, total_of
 from .stand_in import MIDDLING, SURE, UNSURE
+from .verdict import examine
 from .views import View
 from .worker import open_task
 
@@ -62,6 +64,8 @@ class SizeEstimate:
     columns: Mapping[str, int]
     shard_bytes: int
     basis: str
+    teacher: Mapping[str, Any] | None = None
+    """What a look at the teacher found (`verdict.Examination`), if it was asked."""
 
 
 def estimate_size(
@@ -128,6 +132,8 @@ def _probed(task: ShardTask, num_probe: int, middling: SizeEstimate, error: floa
     total = sum(len(samples) for _, samples in chosen)
     with tempfile.TemporaryDirectory() as folder:
         task = open_task(Path(folder), plan)
+        looked_at = examine(task)
+        say("probe: the teacher was looked at" if looked_at else "probe: too few samples for a verdict on the teacher")
         for one in chosen:
             views = task.draw(*one)
             MIDDLING.answer(views, _support(task))
@@ -141,10 +147,11 @@ def _probed(task: ShardTask, num_probe: int, middling: SizeEstimate, error: floa
     answers = sum(size for name, size in sizes.items() if found[name] != expected[name]) / sum(sizes.values())
     certainty = CERTAINTY * answers * max(1.0, math.sqrt(GOOD_PROBE / total))
     error = max(certainty, 2 * math.hypot(error, _own_error(plan, _joined(real, 0, plan))))
-    return _estimate(
+    estimate = _estimate(
         plan, sizes, error * math.sqrt(1 - total / len(plan.samples)),
         f"the teacher's answers about {total:,} of {len(plan.samples):,} samples",
     )  # fmt: skip
+    return replace(estimate, teacher=None if looked_at is None else looked_at.to_json())
 
 
 def _joined(stretches: Sequence[Sequence[ViewRow]], num_samples: int, plan: Plan) -> list[Piece]:

@@ -45,6 +45,7 @@ def describe_plan(plan: Plan, size: SizeEstimate, *, tflops: float = ASSUMED_TFL
         "estimated_bytes_per_shard": size.shard_bytes,
         "estimated_bytes_by_column": dict(size.columns),
         "estimated_audit_bytes": audit_bytes(plan),
+        **({"teacher_verdict": dict(size.teacher)} if size.teacher is not None else {}),
         **(teacher_cost(plan, tflops) if plan.teacher is not None else {}),
     }
 

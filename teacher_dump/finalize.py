@@ -47,7 +47,7 @@ from ..shared.cache.vocabulary import VOCABULARY_NAME
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
 from .plan import Plan
-from .weights_record import recorded_fingerprint
+from .weights_record import recorded_doubts, recorded_fingerprint
 from .worker_records import remove_records
 
 MAX_THREADS = 32
@@ -184,5 +184,5 @@ def _teacher(store: Store, plan: Plan) -> TeacherInfo | None:
         weight_fingerprint=recorded_fingerprint(store), dtype=config.dtype, quantization=config.quantization,
         tokenizer_fingerprint=plan.teacher["tokenizer"],
         chat_template_fingerprint=plan.teacher["chat_template"], licence=plan.teacher_licence or UNKNOWN,
-        spec=plan.teacher["spec"],
+        spec=plan.teacher["spec"], doubts=recorded_doubts(store),
     )  # fmt: skip

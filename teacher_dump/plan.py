@@ -39,6 +39,7 @@ from ..shared.noising import keyed_generator
 from ..shared.tokens import Dropped, PairedSample
 from .pairing import Pairing, open_pairing
 from .portable import find_sources, planned_settings, portable_sources
+from .unigram import Unigram, answered_tokens
 
 
 class PlannedSample(NamedTuple):
@@ -69,6 +70,8 @@ class Plan:
         samples: in shard order.
         dropped: samples left out, by reason.
         frequent_ids: student ids by how often the answers hold them, for `signal.codec: compact`; otherwise empty.
+        unigram: what a unigram model of the answers finds of them, `logp` and `accuracy` a token (unigram.py); None:
+            there is no teacher.
         totals: samples, rows, tokens and maskable tokens of either side, and the expected number of masked ones.
         here: the configuration of this machine's command, which says where things lie; not part of the plan.
     """
@@ -82,6 +85,7 @@ class Plan:
     dropped: Mapping[str, int]
     frequent_ids: tuple[int, ...]
     totals: Mapping[str, int]
+    unigram: Mapping[str, float] | None = None
     here: RunConfig | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -121,6 +125,7 @@ class Plan:
             "dropped": dict(self.dropped),
             "frequent_ids": list(self.frequent_ids),
             "totals": dict(self.totals),
+            "unigram": None if self.unigram is None else dict(self.unigram),
         }
 
     @cached_property
@@ -177,7 +182,9 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
     samples, counts = [], Counter()
     ranked = config.signal.codec == "compact" and config.signal.kind == "topk" and pairing.teacher_folder is not None
     occurrences = np.zeros(pairing.student_facts()["vocab_size"] if ranked else 0, np.int64)
-    for row in chosen_rows(len(conversations), config.data):
+    rows = chosen_rows(len(conversations), config.data)
+    unigram = None if pairing.spec is None else Unigram(len(rows), pairing.spec.vocab_size)
+    for row in rows:
         progress()
         conversation = conversations[row]
         try:
@@ -189,6 +196,8 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         for prefix, side in (("", sample.student), ("teacher_", sample.teacher)):
             counts[f"{prefix}tokens"] += len(side.x_0)
             counts[f"{prefix}maskable"] += len(side.x_0) - side.prompt_tokens
+        if unigram is not None:
+            unigram.add(answered_tokens(sample))
         if ranked:
             student = sample.student
             occurrences += np.bincount(student.x_0[student.prompt_tokens :], minlength=len(occurrences))
@@ -213,7 +222,8 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
     plan = Plan(
         settings=planned_settings(config), sources=portable_sources(sources), student=pairing.student_facts(),
         teacher=pairing.teacher_facts(), teacher_licence=_teacher_licence(config, pairing), samples=tuple(samples),
-        dropped=dict(sorted(dropped.items())), frequent_ids=frequent_ids(occurrences), totals=totals, here=config,
+        dropped=dict(sorted(dropped.items())), frequent_ids=frequent_ids(occurrences), totals=totals,
+        unigram=None if unigram is None else unigram.score(), here=config,
     )  # fmt: skip
     return plan, pairing
 
@@ -269,7 +279,7 @@ def read_plan(root: Path | Store) -> Plan:
             settings=tree["settings"], sources=tuple(Source(**_tuples(s)) for s in tree["sources"]),
             student=tree["student"], teacher=tree["teacher"], teacher_licence=tree["teacher_licence"],
             samples=tuple(_sample(text) for text in tree["samples"]), dropped=tree["dropped"], totals=tree["totals"],
-            frequent_ids=tuple(tree["frequent_ids"]),
+            frequent_ids=tuple(tree["frequent_ids"]), unigram=tree["unigram"],
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error

@@ -13,7 +13,7 @@ because micro-batches are cut before anything is answered and one sample's rows 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from ..shared.tokens import PairedSample
 from .pairing import Pairing
 from .plan import Plan, PlannedSample, digest
 from .teacher import Context, Pass, Teacher
+from .verdict import answered_sums
 from .views import SKIP, NotNumbers, Sample, View, draw_views, smallest_logp
 
 Progress = Callable[[int], None]
@@ -56,6 +57,7 @@ class ShardTask:
         name, plan_hash = shard_name(shard, self.plan.num_shards), self.plan.hash
         rows = (view.row() for view in views)
         statistics = write_shard(root / name, rows, self.plan.layout, plan_hash=plan_hash, shard=shard)
+        statistics = replace(statistics, **answered_sums(views, self.plan.unigram))
         audit = self._write_audit(root, shard, views)
         return write_receipt(
             root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit,
@@ -169,6 +171,7 @@ class ShardTask:
             smallest_logp=smallest_logp(signal.min_probability),
         )  # fmt: skip
         gold_logp, targets = answers.gold_logp.cpu().numpy(), answers.targets
+        gold_is_top = answers.gold_is_top.cpu().numpy()
         top_ids = targets.top_ids.cpu().numpy()
         if self._top_k:
             top_ids = self.pairing.student_id[top_ids]
@@ -197,6 +200,7 @@ class ShardTask:
                     None if draw_ids is None else draw_ids[of_pass],
                     None if draw_logp is None else draw_logp[of_pass],
                     None if log_buckets is None else log_buckets[of_pass],
+                    gold_is_top[gold_start:gold_end],
                 )
                 view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
             except NotNumbers as error:

@@ -55,6 +55,7 @@ class Answers(NamedTuple):
     """Answers of a list of passes, pass after pass, by position."""
 
     gold_logp: Tensor  # [n] at `answered`
+    gold_is_top: Tensor  # bool [n] at `answered`: the clean token is the likeliest
     targets: SparseLogits  # [m] at `target`; ids are the teacher's
     dense: np.ndarray  # float32 [a, audit columns] at `audited`
 
@@ -141,7 +142,11 @@ class Teacher:
         others = top_logits(hidden[~is_target], self.head_weight, gold_ids[~is_target], k=0, drop=self.drop)
         gold_logp = targets.gold_logp.new_empty(len(gold_ids))
         gold_logp[is_target], gold_logp[~is_target] = targets.gold_logp, others.gold_logp
-        return Answers(gold_logp, targets, dense.values)
+        assert targets.gold_is_top is not None
+        assert others.gold_is_top is not None
+        gold_is_top = torch.empty_like(is_target)
+        gold_is_top[is_target], gold_is_top[~is_target] = targets.gold_is_top, others.gold_is_top
+        return Answers(gold_logp, gold_is_top, targets, dense.values)
 
     def _draws(self, passes: Sequence[Pass], temperatures: Sequence[float], smallest_logp: float) -> TailDraws | None:
         uniform = [one.uniform for one in passes if one.uniform is not None]

@@ -55,6 +55,7 @@ class View:
         self.targets = active[sample.is_target[masks.active_chunks]] if k else active[:0]  # [n, 4]
         num_targets, num_temperatures = len(self.targets), len(signal.temperatures) if signal and k else 0
         self.gold_logp = np.full(len(sample.paired.teacher.x_0), np.nan, np.float32)
+        self.gold_is_top = np.zeros(len(sample.paired.teacher.x_0), bool)
         self.top_ids = np.full((num_targets, k), -1, np.int32)
         self.top_logp = np.full((num_targets, k), np.nan, np.float32)
         self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
@@ -93,13 +94,14 @@ class View:
     def keep(
         self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray,
         log_tail: np.ndarray, draw_ids: np.ndarray | None = None, draw_logp: np.ndarray | None = None,
-        log_buckets: np.ndarray | None = None,
+        log_buckets: np.ndarray | None = None, gold_is_top: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
 
         Args:
             draw_ids, draw_logp: [m, signal.tail_draws] at `asked.target`; None: there are none.
             log_buckets: [m, #T, buckets] where tails are cut; None: they are not.
+            gold_is_top: bool [n] at `asked.answered`, the clean token is the likeliest.
 
         Raises: NotNumbers: an answer is not a finite number.
         """
@@ -110,6 +112,8 @@ class View:
                 f"{SKIP}"
             )
         self.gold_logp[asked.answered] = gold_logp
+        if gold_is_top is not None:
+            self.gold_is_top[asked.answered] = gold_is_top
         at = self._targets_of(asked.target)
         if draw_ids is not None and draw_logp is not None:
             self.draw_ids[at], self.draw_logp[at] = draw_ids, draw_logp

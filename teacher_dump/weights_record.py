@@ -1,10 +1,12 @@
 """Which weights a cache was begun with: `receipts/teacher.json`, written once, by the first worker that opens them.
+What was doubted about the teacher, and passed over because the user said so: `receipts/doubts.json`.
 
 Two workers with different weights must not fill one cache. Every worker compares its checkpoint with the record before
 it answers anything, and the manifest copies the fingerprint from here.
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..shared.cache.store import Store, open_store
 from ..shared.errors import CacheError, CacheMismatch
 
 RECORD_NAME = f"{RECEIPTS_FOLDER}/teacher.json"
+DOUBTS_NAME = f"{RECEIPTS_FOLDER}/doubts.json"
 MAX_RECORD_BYTES = 1 << 16
 _SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
 
@@ -52,6 +55,23 @@ def require_same_weights(root: Path | Store, folder: Path) -> None:
             f"{folder}: its weights ({fingerprint[:12]}) are not those this cache was begun with ({recorded[:12]}, "
             f"{store.path(RECORD_NAME)}). Use the same checkpoint, or another --out."
         )
+
+
+def record_doubts(root: Path | Store, doubts: Sequence[str]) -> None:
+    """Keep doubts that did not end the dump, for the manifest; the first worker's words count."""
+    if doubts:
+        open_store(root).write_once(DOUBTS_NAME, readable_json(list(doubts)))
+
+
+def recorded_doubts(root: Path | Store) -> tuple[str, ...]:
+    """What `record_doubts` kept; () where nothing was doubted."""
+    store = open_store(root)
+    try:
+        data = store.read(DOUBTS_NAME, max_bytes=MAX_RECORD_BYTES)
+    except FileNotFoundError:
+        return ()
+    found = parse_json(data, store.path(DOUBTS_NAME), max_bytes=MAX_RECORD_BYTES)
+    return tuple(str(doubt) for doubt in found) if isinstance(found, list) else ()
 
 
 def recorded_fingerprint(root: Path | Store) -> str:

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from ..shared.cache import Receipt
-from ..shared.cache.receipts import AUDIT_FOLDER, RECEIPTS_FOLDER, SHARD_FOLDER, receipt_name
+from ..shared.cache.receipts import AUDIT_FOLDER, RECEIPTS_FOLDER, SHARD_FOLDER, listed_receipts, receipt_name
 from ..shared.cache.store import Store, open_store
 from ..shared.config import RunConfig
 from ..shared.errors import ConfigError, DataError, TideError, Unavailable
@@ -33,7 +33,8 @@ from .plan import Plan, open_samples, read_plan
 from .shard_task import ShardTask
 from .stopping import Stop
 from .teacher import Teacher
-from .weights_record import require_same_weights
+from .verdict import require_sound
+from .weights_record import record_doubts, require_same_weights
 from .worker_records import RECORDS_NAME
 
 MIN_WAIT_S, MAX_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0, 60.0
@@ -97,6 +98,7 @@ class Worker:
         if self.task is None:  # before a claim: loading takes long, and others could do the shard meanwhile
             self.board.say("loading")
             self.task = open_task(self.store, self.plan)
+            self._look_at_teacher(self.task)
         with self.board.take_one(free) as shard:
             if shard is None:
                 return False
@@ -116,6 +118,12 @@ class Worker:
                 "are damaged or overflow in teacher.dtype: look at it before you leave out more"
             )
         return True
+
+    def _look_at_teacher(self, task: ShardTask) -> None:
+        """Before the first shard of a cache. Raises: UnsoundTeacher: the teacher is not asked rightly."""
+        if task.teacher is not None and not listed_receipts(self.store):
+            self.board.say("loading")
+            record_doubts(self.store, require_sound(task))
 
     def _attempt(self, task: ShardTask, shard: int, report: Report) -> Receipt:
         """Run the shard; a second time, with all caches cleared, if the device's memory did not suffice."""

@@ -18,6 +18,7 @@ from .files import atomic_write
 from .inert import markdown_text, terminal_text
 from .manifest import DataSource, Manifest
 from .manifest_fields import UNKNOWN
+from .verdict import verdict
 
 if TYPE_CHECKING:
     from .trained_from import TrainedFrom
@@ -101,6 +102,7 @@ def card_text(manifest: Manifest, licences: Licences | None = None, *, repositor
         "# A teacher's answers, cached by tide\n",
         "One row per view (sample x noise draw). docs/cache_format.md of tide-distill describes the columns, and "
         f"`manifest.json` describes this cache completely; any Parquet reader opens it.{shown}\n",
+        f"{markdown_text(said['sentence'])}\n" if (said := verdict(manifest)) else "",
         _USE.replace("OWNER/NAME", repository) if repository else "",
         *(f"## {title}\n\n{table(rows)}\n" for title, rows in _sections(manifest, licences)),
     ]

@@ -110,7 +110,8 @@ def means(description: Mapping[str, Any]) -> Iterator[Section]:
                 "positions": f"{targets['count']:,}, {percent_text(targets['share_of_masked'])} of the masked ones",
                 "kept": f"{number_text(targets['mean_k'])} tokens each",
                 "head mass": f"{percent_text(targets['mean_head_mass'])} of the probability is on them",
-                "entropy": f"{number_text(targets['mean_entropy'])} nats on average, tokens not kept counted as one",
+                "entropy": f"between {number_text(targets['mean_entropy'])} and "
+                f"{number_text(targets['mean_entropy_most'])} nats on average, as tokens not kept share their mass",
                 "clean token": f"log-probability {number_text(targets['mean_gold_logp'])} nats on average",
             },
         )

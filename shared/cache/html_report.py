@@ -23,6 +23,7 @@ from .reader import open_cache
 from .svg import draw_svg
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+MAX_VERDICT_CHARS = 2000
 MAX_VALUE_CHARS = 1000
 
 
@@ -59,7 +60,7 @@ def report_html(description: Mapping[str, Any], views: Sequence[Mapping[str, Any
 <body>
 <header>
 <h1>{name}</h1>
-<p class="lead">{_lead(d)}</p>
+<p class="lead">{_lead(d)}</p>{_verdict(d)}
 <div class="tiles">{"".join(_tiles(d))}</div>
 <section class="card"><dl>{_lines(_glance(d))}</dl></section>
 </header>
@@ -90,6 +91,15 @@ def _lead(d: Mapping[str, Any]) -> str:
         says = f"What {teacher['id']} (licence {teacher['licence']}) says about"
     sources = " + ".join(f"{source['source']} (licence {source['licence']})" for source in d["sources"]) or "no data"
     return html_text(f"{says} {sources}; signal {d['signal']['kind']}", max_chars=MAX_VALUE_CHARS)
+
+
+def _verdict(d: Mapping[str, Any]) -> str:
+    """What the teacher's answers are worth, in one sentence; "" where nobody counted."""
+    said = d["verdict"]
+    if not said:
+        return ""
+    text = html_text(said["sentence"], max_chars=MAX_VERDICT_CHARS)
+    return f'\n<p class="lead">{text if said["sound"] else f"<b>{text}</b>"}</p>'
 
 
 def _tiles(d: Mapping[str, Any]) -> Iterator[str]:

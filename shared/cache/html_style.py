@@ -62,6 +62,7 @@ svg .rule { stroke: var(--grid); stroke-width: 1; }
 .hit { fill: transparent; }
 .bar, .dot { fill: var(--ink); }
 .line { fill: none; stroke: var(--ink); stroke-width: 2; stroke-linejoin: round; }
+.dashed { stroke-width: 1.4; stroke-dasharray: 5 4; }
 .mark:hover .hit { fill: #eef1f5; }
 .mark:hover .bar, .mark:hover .dot, .mark:hover .part { filter: brightness(0.8); }
 """

@@ -5,6 +5,7 @@ sample is one decoded view (decoded_views.py). Neither the student's tokenizer n
 answer into lines for a terminal, html_report.py into a page.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .decoded_views import sample_view
 from .manifest import Manifest
 from .reader import open_cache
 from .statistics import NUM_BINS, ShardStatistics
+from .verdict import verdict
 
 _LISTS = ("shards", "totals", "statistics", "vocabulary", "audit")
 """Fields of the manifest that a description leaves out or tells in its own words."""
@@ -26,7 +28,7 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
     """What a cache holds: where it comes from, sizes, distributions and one decoded view.
 
     Returns: plain JSON: cache, manifest_hash, the manifest's fields but for its lists of files, and size, t, chunks,
-        targets, sample; `teacher`, `chunks`, `targets` and `sample` are None where the cache has none.
+        targets, verdict, sample; of these and `teacher`, what the cache has not is None.
         Log-probabilities and entropies are nats at temperature 1.
     Raises: CacheError: not a cache, incomplete (with the shards done so far) or damaged. OutputError: not readable.
     """
@@ -51,7 +53,8 @@ def describe_cache(path: str | Path) -> dict[str, Any]:
             "mask_ratio_views": list(statistics.mask_ratio_histogram),
         },
         "chunks": _chunks(statistics) if manifest.signal.kind != "none" else None,
-        "targets": _targets(statistics) if manifest.signal.kind == "topk" else None,
+        "targets": _targets(statistics, manifest.student.vocab_size) if manifest.signal.kind == "topk" else None,
+        "verdict": verdict(manifest),
         "sample": sample_view(cache),
     }
 
@@ -78,9 +81,18 @@ def _chunks(statistics: ShardStatistics) -> dict[str, Any]:
     }
 
 
-def _targets(statistics: ShardStatistics) -> dict[str, Any]:
-    """Positions with a token-level target; head mass and entropy by bin of t, None where a bin is empty."""
+def _targets(statistics: ShardStatistics, vocab_size: int) -> dict[str, Any]:
+    """Positions with a token-level target; head mass and entropy by bin of t, None where a bin is empty.
+
+    How the tokens that were not kept share their mass is unknown: `entropy` counts them as one, which is the least it
+    can be, `entropy_most` spreads them evenly over the vocabulary.
+    """
     count, by_t = statistics.targets, statistics.t_targets
+    spread = math.log(vocab_size)
+    most = [
+        entropy + max(0.0, number - mass) * spread
+        for entropy, mass, number in zip(statistics.t_entropy, statistics.t_head_mass, by_t, strict=True)
+    ]
     return {
         "count": count,
         "share_of_masked": _mean(count, statistics.masked_positions),
@@ -89,10 +101,12 @@ def _targets(statistics: ShardStatistics) -> dict[str, Any]:
         "k_counts": list(statistics.num_top_counts),
         "mean_head_mass": _mean(sum(statistics.t_head_mass), count),
         "mean_entropy": _mean(sum(statistics.t_entropy), count),
+        "mean_entropy_most": _mean(sum(most), count),
         "by_t": {
             "targets": list(by_t),
             "head_mass": [_mean(*pair) for pair in zip(statistics.t_head_mass, by_t, strict=True)],
             "entropy": [_mean(*pair) for pair in zip(statistics.t_entropy, by_t, strict=True)],
+            "entropy_most": [_mean(*pair) for pair in zip(most, by_t, strict=True)],
         },
     }
 

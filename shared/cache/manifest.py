@@ -180,6 +180,9 @@ class Manifest:
         for name, (got, expected) in sums.items():
             if got != expected:
                 raise CacheError(f"{where}: {name} is {got}, the rest of the manifest gives {expected}; fetch it again")
+        for name in ("t_answered", "t_correct", "t_clean_logp"):
+            if len(getattr(self.statistics, name)) not in (0, NUM_BINS):
+                raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers, or none")
         for name in ("t_histogram", "mask_ratio_histogram", "t_targets", "t_head_mass", "t_entropy"):
             if len(getattr(self.statistics, name)) != NUM_BINS:
                 raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers")

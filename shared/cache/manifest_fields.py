@@ -46,6 +46,7 @@ class TeacherInfo:
     Args:
         dtype: of weights and arithmetic.
         quantization: "nf4" or "fp4": 4-bit weights; None: as stored.
+        doubts: what a look at the teacher found before the dump, which went on because its owner said so.
     """
 
     id: str
@@ -57,6 +58,7 @@ class TeacherInfo:
     chat_template_fingerprint: str
     licence: str
     spec: Mapping[str, Any]
+    doubts: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:

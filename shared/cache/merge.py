@@ -34,6 +34,7 @@ from .manifest_fields import UNKNOWN
 from .reader import Cache, open_cache
 from .receipts import Receipt, write_receipt
 from .schema import ViewRow, shard_name
+from .statistics import WRITER_ONLY
 from .statistics import merge as merge_statistics
 from .trust import keep_note, trust_note
 from .vocabulary import VOCABULARY_NAME
@@ -246,7 +247,7 @@ def _manifest(
     meant = merge_statistics([manifest.statistics for manifest in manifests])  # what rounding cost, writers alone know
     described = manifest_parts(receipts)
     described["statistics"] = dataclasses.replace(
-        described["statistics"], codec_kl=meant.codec_kl, codec_kl_counts=meant.codec_kl_counts
+        described["statistics"], **{name: getattr(meant, name) for name in WRITER_ONLY}
     )
     error = summary(meant.codec_kl, meant.codec_kl_counts, meant.targets, first.signal.temperatures)
     dropped: dict[str, int] = {}

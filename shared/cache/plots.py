@@ -42,6 +42,7 @@ class Plot:
         labels, values, shown: one each per mark: what it is about, how much (None: nothing known), how much in words.
         ticks: places on the x axis, in columns from the left edge; y_ticks: ascending, its ends are the axis' ends.
         cells: of "rows": a heading, then one tuple each of what stands beside a bar.
+        others: of "line": further lines, dashed, each with its name and values.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Plot:
     ticks: tuple[tuple[float, str], ...] = ()
     y_ticks: tuple[tuple[float, str], ...] = ()
     cells: tuple[tuple[str, ...], ...] = ()
+    others: tuple[tuple[str, tuple[float | None, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,15 @@ def _all_plots(d: Mapping[str, Any]) -> Iterator[Plot | Absent]:
     yield _histogram(
         "mask_ratio", "Views by mask ratio", d["t"]["mask_ratio_views"], edges, "masked share of the response", "ratio"
     )
+    if d["verdict"]:
+        yield from _clean_tokens(d["verdict"], edges)
     for name, title, what, unit in (
-        ("entropy", "Entropy of the teacher by t", "Mean over targets; all tokens not kept count as one.", " nats"),
+        (
+            "entropy",
+            "Entropy of the teacher by t",
+            "Mean over targets, somewhere between the lines: how the tokens not kept share their mass is unknown.",
+            " nats",
+        ),
         ("head_mass", "Head mass by t", "Probability of the tokens kept, mean over targets.", ""),
     ):
         if targets and any(value is not None for value in targets["by_t"][name]):
@@ -135,7 +144,8 @@ def _by_t(
 ) -> Plot:
     """A mean over targets by bin of t; the axis of a probability ends at 1 and need not begin at 0."""
     values = _drawn(by_t[name])
-    known = [value for value in values if value is not None]
+    others = (("at most", _drawn(by_t["entropy_most"])),) if name == "entropy" else ()
+    known = [value for value in (*values, *(v for _, more in others for v in more)) if value is not None]
     low, high = (0.0, max(known)) if unit else (min(FLATTEST_AXIS, *known), max(1.0, *known))
     return Plot(
         name, title, note, "teacher", "line",
@@ -146,8 +156,27 @@ def _by_t(
             for value, count in zip(values, by_t["targets"], strict=True)
         ),
         x_label="diffusion time t", y_label=unit.strip() or "probability", ticks=_edge_ticks(edges),
-        y_ticks=axis_ticks(low, high),
+        y_ticks=axis_ticks(low, high), others=others,
     )  # fmt: skip
+
+
+def _clean_tokens(said: Mapping[str, Any], edges: Sequence[float]) -> Iterator[Plot]:
+    """How well the teacher knows the clean tokens, by t, beside a unigram model of the text."""
+    by_t, counts = said["by_t"], said["by_t"]["answered"]
+    loss = [None if value is None else -value for value in by_t["logp"]]
+    for name, title, values, unigram, y_label in (
+        ("accuracy", "Clean tokens found, by t", by_t["accuracy"], said["unigram_accuracy"], "top-1 accuracy"),
+        ("clean_nll", "Negative log-likelihood of clean tokens by t", loss, -said["unigram_logp"], "nats a token"),
+    ):
+        values, line = _drawn(values), _drawn([unigram] * len(values))
+        yield Plot(
+            name, title, "Mean over the teacher's tokens; dashed: a unigram model of the text.", "teacher", "line",
+            labels=_bin_names(edges, "t"), values=values,
+            shown=tuple(f"{number_text(v)} over {n:,} tokens" for v, n in zip(values, counts, strict=True)),
+            x_label="diffusion time t", y_label=y_label, ticks=_edge_ticks(edges),
+            y_ticks=axis_ticks(0.0, max(0.01, *(v for v in (*values, *line) if v is not None))),
+            others=(("unigram", line),),
+        )  # fmt: skip
 
 
 def _distribution(name: str, title: str, note: str, counts: Sequence[int], x_label: str, unit: str) -> Plot:

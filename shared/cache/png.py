@@ -66,6 +66,11 @@ def _line(axes: "Axes", plot: Plot) -> None:
     places = [place + 0.5 for place in range(len(plot.values))]
     values = [float("nan") if value is None else value for value in plot.values]
     axes.plot(places, values, "o-", color=COLOURS[plot.theme], markersize=4, linewidth=1.6, clip_on=False, zorder=3)
+    for name, more in plot.others:
+        dashed = [float("nan") if value is None else value for value in more]
+        axes.plot(places, dashed, "--", color=COLOURS[plot.theme], linewidth=1.2, clip_on=False, label=name)
+    if plot.others:
+        axes.legend(frameon=False, fontsize=9)
     _name_axes(axes, plot)
 
 

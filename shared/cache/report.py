@@ -15,6 +15,7 @@ from .number_text import bytes_text, number_text
 BAR_WIDTH = 24
 MAX_VALUE_CHARS = 200
 MAX_DISTRIBUTION_LINES = 16
+MAX_VERDICT_CHARS = 2000
 _STYLES = {"prompt": "dim", "clean": "", "chunk": "bold cyan", "masked": "bold yellow"}
 _MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
 
@@ -22,6 +23,10 @@ _MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
 def report(description: Mapping[str, Any]) -> Text:
     """The report of `describe_cache`'s answer, one section after another."""
     lines = [line for title, rows in origin(description) for line in _section(title, rows)][1:]
+    if description["verdict"]:
+        sound = description["verdict"]["sound"]
+        said = terminal_text(description["verdict"]["sentence"], max_chars=MAX_VERDICT_CHARS)
+        lines = [Text(said.replace("\n", " "), "bold" if sound else "bold red"), Text(), *lines]
     lines += [*_numbers(description), *_by_t(description)]
     chunks, targets = description["chunks"], description["targets"]
     if chunks:

@@ -28,6 +28,9 @@ class ShardStatistics:
         num_top_counts, chunk_len_counts: how often each value 0, 1, 2, ... occurs.
         t_targets: targets by bin of t; t_head_mass, t_entropy: sums over these targets of the kept probability and of
             the entropy at temperature 1 with all tokens outside the kept ones as one (a lower bound of the entropy).
+        t_answered, t_correct, t_clean_logp: by bin of t, the teacher's answered tokens, how many of them it holds for
+            the likeliest, and the sum of the clean tokens' log-probabilities; only the dump knows.
+        unigram_logp, unigram_correct: the same sums over all answered tokens for a unigram model of the text.
         codec_kl, codec_kl_counts: what rounding cost, by temperature and bin (codec_error.py); only the writer knows.
         column_bytes: compressed bytes on disk by column.
     """
@@ -52,6 +55,11 @@ class ShardStatistics:
     codec_kl: tuple[float, ...]
     codec_kl_counts: tuple[int, ...]
     column_bytes: dict[str, int]
+    t_answered: tuple[int, ...] = ()
+    t_correct: tuple[int, ...] = ()
+    t_clean_logp: tuple[float, ...] = ()
+    unigram_logp: float = 0.0
+    unigram_correct: float = 0.0
 
     @classmethod
     def empty(cls) -> "ShardStatistics":
@@ -70,6 +78,12 @@ class ShardStatistics:
             else:
                 values[name] = mine + theirs
         return ShardStatistics(**values)
+
+
+WRITER_ONLY = (
+    "codec_kl", "codec_kl_counts", "t_answered", "t_correct", "t_clean_logp", "unigram_logp", "unigram_correct",
+)  # fmt: skip
+"""Fields that no reader can compute again from the shards: what was meant, and answers on the teacher's own tokens."""
 
 
 def _add_lists(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:

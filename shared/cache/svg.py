@@ -48,6 +48,12 @@ def _line(plot: Plot) -> tuple[list[str], int, int]:
         hit = _rect("hit", x - step / 2, TOP, step, HEIGHT - TOP - BOTTOM)
         points.append(_mark(plot, place, f'{hit}<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>'))
     marks += [f'<polyline class="line" points="{" ".join(piece)}"/>' for piece in pieces if len(piece) > 1]
+    for name, values in plot.others:
+        places = [(LEFT + (i + 0.5) * step, _y(plot, value)) for i, value in enumerate(values) if value is not None]
+        if places:
+            dashed = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            marks.append(f'<polyline class="line dashed" points="{dashed}"/>')
+            marks.append(_text("tick", places[-1][0], places[-1][1] - 6, name, "end"))
     return marks + points, WIDTH, HEIGHT
 
 
