@@ -55,6 +55,8 @@ def plan(
 
     require_probe(probe)
     made = prepare_plan(run, out) if out else make_plan(run)[0]
+    for line in made.sentences():
+        say(line)
     size = estimate_size(made, num_probe=probe, root=out, say=say)
     warn_of_shard_sizes(made, size)
     print_result(describe_plan(made, size, tflops=tflops or ASSUMED_TFLOPS), as_json)
@@ -98,15 +100,20 @@ def dump_teacher(
     from ..teacher_dump.dump import prepare_plan
 
     def prepare() -> int:
-        return prepare_plan(run, out, launcher=launcher).num_shards
+        plan = prepare_plan(run, out, launcher=launcher)
+        for line in plan.sentences():
+            say(line)
+        return plan.num_shards
 
     with dump_progress(prepare, out) as report:
         manifest = dump(run, out, launcher=launcher, num_workers=workers, verify=verify, report=report)
+    from ..shared.cache.coverage import left_out
     from ..shared.cache.verdict import verdict
 
     said = verdict(manifest)
     hashes = {"manifest_hash": manifest.hash, "plan_hash": manifest.plan_hash}
-    shown = {"verdict": said["sentence"]} if said else {}
+    shown = {"left_out": left_out(manifest.dropped, manifest.totals.samples) or "nothing"}
+    shown |= {"verdict": said["sentence"]} if said else {}
     print_result({"cache": out, **hashes, **vars(manifest.totals), **shown}, as_json)
 
 

@@ -61,6 +61,8 @@ class DataConfig:
     """Student tokens a sample may have, prompt included; a multiple of `student.block_size`."""
     teacher_max_length: int | None = None
     """The same for the teacher's tokens; None: `max_length`."""
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
+    """A sample longer than one of these: its end is cut off, it is left out, or it ends the plan; each is counted."""
     licence: str | None = None
     """Of the data, for the manifest; None: what the data sets' cards declare."""
 

@@ -85,6 +85,8 @@ class EncodedSample:
     """The span's token bytes are the text's UTF-8. False: a normaliser changed the text; no chunks."""
     token_bytes: tuple[bytes, ...]
     """Bytes of the tokens in `content`."""
+    cut_tokens: int = 0
+    """Tokens beyond max_length, which were cut off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +252,8 @@ class TextEncoder:
             raise Dropped("contains the mask token")
         first, last = min(first, len(x_0)), min(last, len(x_0))
         spelt = tuple(places.spelt[first:last])
-        return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt)
+        cut = max(0, len(ids) - self.max_length)
+        return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cut)
 
     def _apply(self, messages: Messages, **options: Any) -> str:
         try:

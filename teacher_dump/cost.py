@@ -34,6 +34,8 @@ def describe_plan(plan: Plan, size: SizeEstimate, *, tflops: float = ASSUMED_TFL
         "signal": plan.signal_kind,
         "samples": totals["samples"],
         "dropped": ", ".join(f"{reason}: {count}" for reason, count in plan.dropped.items()) or "none",
+        "coverage": dict(plan.coverage),
+        "left_out_or_cut": plan.sentences() or "nothing",
         "tokens": totals["tokens"],
         "views": totals["rows"],
         "expected_masked_positions": totals["expected_masked"],

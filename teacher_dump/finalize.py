@@ -91,6 +91,7 @@ def finalize(
         vocabulary=file_entry(root, VOCABULARY_NAME),
         dropped=dict(sorted(sum((Counter(r.left_out) for r in receipts), Counter(plan.dropped)).items())),
         audit=_audit(plan, pairing, receipts),
+        coverage=dict(plan.coverage),
         **parts,
     )  # fmt: skip
     note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written

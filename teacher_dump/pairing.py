@@ -168,7 +168,8 @@ def _open_student(config: RunConfig) -> TextEncoder:
         mask_id=mask_id, eos_token=student.eos_token, template=student.template,
     )  # fmt: skip
     rows = described.get("vocab_size")
-    if type(rows) is int and encoder.mask_id >= rows:
+    # A tokenizer that is larger by itself belongs to weights that are elsewhere: training compares the two.
+    if type(rows) is int and len(tokenizer) <= rows <= encoder.mask_id:
         raise ConfigError(
             f"{where}: its tokenizer has no mask token, one that is added gets id {encoder.mask_id}, and the model has "
             f"embeddings for {rows} tokens; make a student with room for it: tide convert {where} --out NEW"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..shared.cache.compact import frequent_ids
+from ..shared.cache.coverage import COVERAGE, coverage_lines, left_out
 from ..shared.cache.files import canonical_json, parse_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Layout, Signal
@@ -73,6 +74,7 @@ class Plan:
         unigram: what a unigram model of the answers finds of them, `logp` and `accuracy` a token (unigram.py); None:
             there is no teacher.
         totals: samples, rows, tokens and maskable tokens of either side, and the expected number of masked ones.
+        coverage: what was cut off, and what no chunk covers (shared/cache/coverage.py).
         here: the configuration of this machine's command, which says where things lie; not part of the plan.
     """
 
@@ -86,6 +88,7 @@ class Plan:
     frequent_ids: tuple[int, ...]
     totals: Mapping[str, int]
     unigram: Mapping[str, float] | None = None
+    coverage: Mapping[str, int] = field(default_factory=dict)
     here: RunConfig | None = field(default=None, compare=False, repr=False)
 
     @cached_property
@@ -100,6 +103,12 @@ class Plan:
         """
         require_same_settings(self, config, root)
         return replace(self, here=config)
+
+    def sentences(self) -> list[str]:
+        """What is left out, cut off, or has no teacher's word, for people; [] where all is whole."""
+        out = left_out(self.dropped, len(self.samples))
+        lines = coverage_lines(self.coverage, len(self.samples), has_teacher=self.teacher is not None)
+        return [*([out] if out else []), *lines]
 
     @property
     def num_shards(self) -> int:
@@ -126,6 +135,7 @@ class Plan:
             "frequent_ids": list(self.frequent_ids),
             "totals": dict(self.totals),
             "unigram": None if self.unigram is None else dict(self.unigram),
+            "coverage": dict(self.coverage),
         }
 
     @cached_property
@@ -179,6 +189,7 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
     if pairing.teacher_folder is not None:
         _warn_of_unusual_times(config, pairing.teacher_folder)
     dropped: Counter[str] = Counter()
+    coverage: Counter[str] = Counter(dict.fromkeys(COVERAGE, 0))
     samples, counts = [], Counter()
     ranked = config.signal.codec == "compact" and config.signal.kind == "topk" and pairing.teacher_folder is not None
     occurrences = np.zeros(pairing.student_facts()["vocab_size"] if ranked else 0, np.int64)
@@ -192,6 +203,13 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         except Dropped as reason:
             dropped[str(reason)] += 1
             continue
+        cut = sample.student.cut_tokens, sample.teacher.cut_tokens
+        if any(cut) and config.data.too_long != "truncate":
+            if config.data.too_long == "error":
+                raise _too_long(config, conversation.sample_id, sample)
+            dropped["longer than max length"] += 1
+            continue
+        _cover(coverage, sample, has_teacher=pairing.spec is not None)
         samples.append(PlannedSample(*conversations.place(row), conversation.sample_id, digest(sample)))
         for prefix, side in (("", sample.student), ("teacher_", sample.teacher)):
             counts[f"{prefix}tokens"] += len(side.x_0)
@@ -223,9 +241,29 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         settings=planned_settings(config), sources=portable_sources(sources), student=pairing.student_facts(),
         teacher=pairing.teacher_facts(), teacher_licence=_teacher_licence(config, pairing), samples=tuple(samples),
         dropped=dict(sorted(dropped.items())), frequent_ids=frequent_ids(occurrences), totals=totals,
-        unigram=None if unigram is None else unigram.score(), here=config,
+        unigram=None if unigram is None else unigram.score(), coverage=dict(coverage), here=config,
     )  # fmt: skip
     return plan, pairing
+
+
+def _cover(coverage: Counter[str], sample: PairedSample, *, has_teacher: bool) -> None:
+    """Count what of a sample was cut off, and what of its answer chunks cover."""
+    for prefix, side in (("", sample.student), ("teacher_", sample.teacher))[: 2 if has_teacher else 1]:
+        coverage[f"{prefix}cut_samples"] += side.cut_tokens > 0
+        coverage[f"{prefix}cut_tokens"] += side.cut_tokens
+    signal = int((sample.chunks[:, 3] - sample.chunks[:, 2]).sum())
+    coverage["response_tokens"] += len(sample.student.x_0) - sample.student.prompt_tokens
+    coverage["signal_tokens"] += signal
+    coverage["samples_without_signal"] += has_teacher and signal == 0
+
+
+def _too_long(config: RunConfig, sample_id: str, sample: PairedSample) -> DataError:
+    side, of = (sample.student, "student") if sample.student.cut_tokens else (sample.teacher, "teacher")
+    setting = "data.max_length" if of == "student" else "data.teacher_max_length"
+    return DataError(
+        f"sample {sample_id}: {len(side.x_0) + side.cut_tokens:,} {of} tokens, and {setting} permits {len(side.x_0):,} "
+        "(data.too_long=error). Raise it, or set data.too_long to drop or truncate"
+    )
 
 
 def _warn_of_unusual_times(config: RunConfig, folder: Path) -> None:
@@ -280,6 +318,7 @@ def read_plan(root: Path | Store) -> Plan:
             student=tree["student"], teacher=tree["teacher"], teacher_licence=tree["teacher_licence"],
             samples=tuple(_sample(text) for text in tree["samples"]), dropped=tree["dropped"], totals=tree["totals"],
             frequent_ids=tuple(tree["frequent_ids"]), unigram=tree["unigram"],
+            coverage=tree["coverage"],
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error

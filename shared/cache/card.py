@@ -14,6 +14,7 @@ import yaml
 
 from ..errors import ConfigError
 from ..licences import hub_fields
+from .coverage import coverage_lines, left_out
 from .files import atomic_write
 from .inert import markdown_text, terminal_text
 from .manifest import DataSource, Manifest
@@ -156,7 +157,10 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
         }  # fmt: skip
     sources = zip(manifest.sources, licences.data, strict=True)
     data_rows = {f"Source {number}": _source(*pair) for number, pair in enumerate(sources, 1)}
-    data_rows["Left out"] = settings_text(manifest.dropped) or "nothing"
+    samples = manifest.totals.samples
+    data_rows["Left out"] = left_out(manifest.dropped, samples) or "nothing"
+    notes = coverage_lines(manifest.coverage, samples, has_teacher=manifest.teacher is not None)
+    data_rows |= {f"Note {number}" if len(notes) > 1 else "Note": text for number, text in enumerate(notes, 1)}
     step = f", top tokens in steps of {signal.logp_step:g} nats" if signal.logp_step else ""
     signal_rows = {
         "Kind": signal.kind, "Codec": f"{signal.codec}, {signal.logp_dtype}{step}",

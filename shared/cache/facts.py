@@ -6,6 +6,7 @@ Values hold what a stranger wrote: whoever shows them makes them inert (inert.py
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .coverage import coverage_lines, left_out
 from .number_text import bytes_text, number_text, percent_text
 
 Section = tuple[str, dict[str, str]]
@@ -49,12 +50,14 @@ def origin(description: Mapping[str, Any]) -> Iterator[Section]:
             "block size": str(d["block_size"]),
         },
     )
+    notes = coverage_lines(d["coverage"], d["size"]["samples"], has_teacher=teacher is not None)
     sources = [f"{s['source']}, revision {s['revision']}, licence {s['licence']}" for s in d["sources"]]
     yield (
         "Data",
         {
             **{f"source {number}" if len(sources) > 1 else "source": text for number, text in enumerate(sources, 1)},
-            "left out": ", ".join(f"{count:,} ({reason})" for reason, count in d["dropped"].items()) or "nothing",
+            "left out": left_out(d["dropped"], d["size"]["samples"]) or "nothing",
+            **{f"note {number}" if len(notes) > 1 else "note": text for number, text in enumerate(notes, 1)},
         },
     )
     yield "Noise", {"settings": _settings(noise)}

@@ -6,7 +6,7 @@ Codec and noise settings are read from here, never from the training configurati
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Manifest:
         dropped: samples left out, by reason.
         parts: what a merged cache was put together from; () for a cache that was dumped.
         audit: None: the cache was made without one.
+        coverage: what was cut off, and what no chunk covers (coverage.py); {}: nobody counted.
     """
 
     schema_version: int
@@ -88,6 +89,7 @@ class Manifest:
     dropped: dict[str, int]
     parts: tuple[PartInfo, ...] = ()
     audit: AuditInfo | None = None
+    coverage: dict[str, int] = field(default_factory=dict)
 
     @property
     def audit_of(self) -> dict[int, AuditEntry]:

@@ -17,6 +17,7 @@ import dataclasses
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,7 @@ def _family(manifest: Manifest) -> Iterator[tuple[str, Any]]:
     tree = manifest.to_json()
     ignored = {
         "signal": ("codec", "codec_error", "frequent_ids"),
-        "teacher": ("id", "revision", "licence"),
+        "teacher": ("id", "revision", "licence", "doubts"),
         "noise": ("seed", "views"),
     }
     for section in ("signal", "teacher", "student", "noise"):
@@ -250,9 +251,10 @@ def _manifest(
         described["statistics"], **{name: getattr(meant, name) for name in WRITER_ONLY}
     )
     error = summary(meant.codec_kl, meant.codec_kl_counts, meant.targets, first.signal.temperatures)
-    dropped: dict[str, int] = {}
-    for reason, count in (item for manifest in manifests for item in manifest.dropped.items()):
-        dropped[reason] = dropped.get(reason, 0) + count
+    counted = _one_of_each(parts)
+    dropped = sum((Counter(manifest.dropped) for manifest in counted), Counter())
+    coverage = sum((Counter(manifest.coverage) for manifest in counted), Counter())
+    is_known = all(manifest.coverage for manifest in counted)
     return dataclasses.replace(
         first,
         tide_version=__version__,
@@ -262,10 +264,19 @@ def _manifest(
         noise={**first.noise, "views": views, "seed": first.noise["seed"] if len(seeds) == 1 else None},
         sources=_distinct([source for manifest in manifests for source in manifest.sources]),
         dropped=dict(sorted(dropped.items())),
+        coverage={name: coverage[name] for name in first.coverage} if is_known else {},
         parts=tuple(infos),
         audit=None,
         **described,
     )
+
+
+def _one_of_each(parts: Sequence[Part]) -> list[Manifest]:
+    """Of parts that hold further views of the same samples, the first: what was left out there is the same."""
+    seen: dict[frozenset[str], Manifest] = {}
+    for part in parts:
+        seen.setdefault(frozenset(part.first_row), part.manifest)
+    return list(seen.values())
 
 
 def _teacher(teachers: Sequence[TeacherInfo]) -> TeacherInfo | None:
@@ -273,7 +284,8 @@ def _teacher(teachers: Sequence[TeacherInfo]) -> TeacherInfo | None:
     if not teachers:
         return None
     licences = [name for name in dict.fromkeys(teacher.licence for teacher in teachers) if name != UNKNOWN]
-    return dataclasses.replace(teachers[0], licence=", ".join(licences) or UNKNOWN)
+    doubts = tuple(dict.fromkeys(doubt for teacher in teachers for doubt in teacher.doubts))
+    return dataclasses.replace(teachers[0], licence=", ".join(licences) or UNKNOWN, doubts=doubts)
 
 
 def _distinct(sources: Sequence[DataSource]) -> tuple[DataSource, ...]:

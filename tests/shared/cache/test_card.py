@@ -80,7 +80,7 @@ def test_a_card_says_all_that_the_manifest_must(manifest):
     assert said["Views (rows)"] == "30"
     assert said["Source 1"] == "stdlib at 1 (licence: odc-by)"
     assert said["seed"] == "0"
-    assert said["Left out"] == "too long = 2"
+    assert said["Left out"] == "2 of 12 samples are left out (too long: 2)"
     assert cells.count("1f3a" * 16) == 1
 
 
