@@ -14,7 +14,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -102,7 +102,9 @@ def run_job(job: Job, out: Path) -> Scores:
     if done is not None:
         return done
     folder = job.folder(out)
-    student = train_student(job.config, job.cache, folder)
+    comp_demo = bool(open_cache(job.cache).manifest.noise.get("comp_demo"))  # a matrix chooses the cache it means
+    config = replace(job.config, noise=replace(job.config.noise, comp_demo=comp_demo))
+    student = train_student(config, job.cache, folder)
     device = own_device(job.config.train.device, "train.device")
     heldout = open_cache(job.heldout)
     mask_id = open_encoder(job.config, heldout).mask_id

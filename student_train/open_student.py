@@ -80,11 +80,18 @@ def vocabulary_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return model.get_input_embeddings().weight, model.get_output_embeddings().weight  # type: ignore[union-attr, return-value]
 
 
-def refuse_own_input(config: RunConfig, out: Path) -> None:
-    """A run replaces folders below `out`, so the checkpoint it starts from must not lie there.
+def refuse_own_input(config: RunConfig, out: Path, cache: Cache) -> None:
+    """A run replaces folders below `out`, so neither the checkpoint it starts from nor its cache may lie there, and a
+    cache's folder holds nothing but the cache.
 
-    Raises: ConfigError: it does.
+    Raises: ConfigError: they do.
     """
+    here, there = out.expanduser().resolve(), Path(cache.root).resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise ConfigError(
+            f"--out {out} and the cache {cache.root} lie in each other: a training there would spoil the cache, and "
+            "any check of it; give a folder beside it"
+        )
     if not config.student.path:
         return
     student = Path(config.student.path).expanduser().resolve()

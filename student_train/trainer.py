@@ -11,6 +11,7 @@ step.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -29,6 +30,7 @@ from ..shared.cache.trained_from import trained_from
 from ..shared.config import RunConfig, TrainConfig, to_tree
 from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
+from .agreement import require_agreement
 from .batches import Batch, GlobalCounts, Item, ViewOrder, collate, views_of
 from .checkpoint import (
     Checkpoint,
@@ -52,6 +54,7 @@ from .processes import join_processes, on_any_process, on_main, own_accelerator_
 from .stop_signal import StopSignal
 from .student import Student
 
+_log = logging.getLogger(__name__)
 Report = Callable[[dict[str, float]], None]
 _NOT_IDENTITY = {
     "log_every", "save_every", "keep_checkpoints", "report_to", "micro_batch_size", "gradient_checkpointing",
@@ -90,7 +93,7 @@ def train_student(
         if cache is None:
             cache = open_cache(cache_path, shard_cache=config.shard_cache)
         identity = run_identity(config, cache)
-        refuse_own_input(config, out)
+        refuse_own_input(config, out, cache)
         finished, checkpoint = on_main(accelerator, lambda: _find_start(out, identity, resume))
         if finished:
             return out / "student"
@@ -165,6 +168,9 @@ class Run:
             temperatures=manifest.signal.temperatures,
             tail_draws=manifest.signal.tail_draws,
         )
+        for said in require_agreement(config, manifest):
+            if os.environ.get("RANK", "0") == "0":
+                _log.warning(said)
         self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
         self.order = ViewOrder(cache, train, fresh_ratio=_fresh_ratio(train, self.objective))

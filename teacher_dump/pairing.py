@@ -117,7 +117,8 @@ class Pairing:
         spec = {
             "architecture": self.spec.architecture, "vocab_size": self.spec.vocab_size,
             "mask_id": self.spec.mask_id, "eos_id": self.spec.eos_id, "block_size": self.spec.block_size,
-            "causal": self.spec.attention.causal, "logit_shift": self.spec.logit_shift,
+            "attention": self.config.teacher.attention, "causal": self.spec.attention.causal,
+            "logit_shift": self.spec.logit_shift,
             "drop_ids": list(self.spec.drop_ids),
         }  # fmt: skip
         return {

@@ -1,7 +1,7 @@
 """What did not get into a cache, or only in part, in sentences.
 
-Counts of samples left out by reason, and `coverage`: answers cut at a length, and what no chunk covers -> what people are
-told wherever data are planned, dumped or shown: the same words serve a plan (before the dump) and a manifest (after it).
+Counts of samples left out by reason, and `coverage`: answers cut at a length, and what no chunk covers -> what people
+are told wherever data are planned, dumped or shown: the same words for a plan (before the dump) and a manifest (after).
 """
 
 from collections.abc import Mapping
