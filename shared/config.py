@@ -51,6 +51,8 @@ class DataConfig:
     source: str = "stdlib"
     columns: Mapping[str, str] = field(default_factory=dict)
     """`{messages: NAME}` or `{prompt: NAME, response: NAME}`; empty: recognised from the column names."""
+    turns: Literal["last", "each"] = "last"
+    """What is learnt of a conversation of several answers: the last one, or each, with what comes before as prompt."""
     skip_bad: bool = False
     """Leave out and count rows without a usable answer, and samples that the teacher cannot answer; False: an error."""
     limit: int | None = None

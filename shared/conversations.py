@@ -2,7 +2,7 @@
 
 `data.source` joins sources with `+`; filters in brackets follow a name, in one pair or each in its own:
     stdlib                functions of the running Python (stdlib_source.py); splits train, heldout
-    chat.jsonl            a local file (.jsonl, .jsonl.zst, .json, .parquet); split train
+    chat.jsonl            a local file (.jsonl, .jsonl.zst, .json, .parquet, .csv, .tsv); split train
     ./folder              a local folder, as `datasets` loads it
     owner/name            a Hub data set (data files only: code from the Hub never runs)
     x[train]  x[all]      a split or a config: looked up in the data set; what could be both is the split
@@ -25,9 +25,9 @@ import json
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,23 +40,44 @@ __all__ = [
     "parse_sources", "pin_sources",
 ]  # fmt: skip
 
-MESSAGES_COLUMNS = ("messages", "conversations")
+MESSAGES_COLUMNS = ("messages", "conversations", "conversation")
 PAIR_COLUMNS = (
     ("prompt", "response"), ("question", "answer"), ("instruction", "output"), ("prompt", "completion"),
+    ("instruction", "response"),
 )  # fmt: skip
+SYSTEM_COLUMNS = ("system", "system_prompt")
+CONTEXT_COLUMNS = ("input", "context")
+"""What an instruction or question is about (Alpaca, Dolly, SQuAD): part of the prompt, after a blank line."""
+HISTORY_COLUMN, TOOLS_COLUMN = "history", "tools"
+PROMPT_LIKE = ("choices", "options", "passage", "document", "documents", "images", "image", "audio", "video")
+"""Columns that often decide an answer and that tide does not read: named in a warning, never passed over in silence."""
 ROLES = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "human": "user", "gpt": "assistant", "function": "tool", "observation": "tool",  # ShareGPT
 }  # fmt: skip
-_CONTEXT_COLUMN = "input"  # Alpaca: what an instruction is about
+KNOWN_COLUMNS = frozenset(
+    [*MESSAGES_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair), *SYSTEM_COLUMNS, *CONTEXT_COLUMNS,
+     HISTORY_COLUMN, TOOLS_COLUMN]
+)  # fmt: skip
+_TURN_FIELDS = ("role", "from", "content", "value")
+
+Turns = Literal["last", "each"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; role is one of system, user, assistant, tool."""
+    """One turn; role is one of system, user, assistant, tool.
+
+    Args: more: what else stands in it (tool_calls, reasoning_content, name, ...), for the chat template.
+    """
 
     role: str
     content: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a chat template reads."""
+        return {"content": self.content, "role": self.role, **self.more}
 
 
 @dataclass(frozen=True)
@@ -66,13 +87,19 @@ class Conversation:
     sample_id: str
     """First 16 hex digits of the SHA-256 of the messages' canonical JSON."""
     messages: tuple[Message, ...]
+    tools: tuple[Any, ...] = ()
+    """Descriptions of the functions that the assistant may call, for the chat template."""
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> "Conversation":
-        """The conversation with its id: [{"content": …, "role": …}, …] as UTF-8 JSON without blanks."""
-        turns = [{"content": message.content, "role": message.role} for message in messages]
-        canonical = json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode()
-        return cls(hashlib.sha256(canonical).hexdigest()[:16], tuple(messages))
+    def of(cls, messages: Sequence[Message], tools: Sequence[Any] = ()) -> "Conversation":
+        """The conversation with its id: [{"content": …, "role": …}, …] as UTF-8 JSON without blanks.
+
+        Further fields follow these two by name; with tools it is {"messages": …, "tools": …}.
+        """
+        turns: Any = [{**message.to_json(), **dict(sorted(message.more.items()))} for message in messages]
+        tree = {"messages": turns, "tools": list(tools)} if tools else turns
+        canonical = json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
+        return cls(hashlib.sha256(canonical).hexdigest()[:16], tuple(messages), tuple(tools))
 
 
 class _BadRow(Exception):
@@ -84,31 +111,56 @@ class _BadRow(Exception):
 
 
 class _Reading(NamedTuple):
-    """Which columns of a source hold the conversation: the messages, or prompt and response."""
+    """Which columns of a row hold the conversation: the messages, or prompt and response; and what else is read."""
 
     messages: str | None
     prompt: str = ""
     response: str = ""
     context: str | None = None
+    extras: bool = True
+    """Are system prompts, history and tools looked for, too? Not where `data.columns` names what is meant."""
 
-    def of(self, row: Mapping[str, Any]) -> Conversation:
-        """The conversation of a row up to its last answer; _BadRow where there is none."""
+    def all_of(self, row: Mapping[str, Any], turns: Turns) -> list[Conversation]:
+        """The conversation of a row up to its last answer, or one for each answer; _BadRow where there is none."""
         try:
-            if self.messages is not None:
-                turns = _turns(row[self.messages])
-            else:
-                context = row.get(self.context) if self.context else None
-                prompt = _text(row[self.prompt], "prompt") + (f"\n\n{_text(context, 'context')}" if context else "")
-                turns = [Message("user", prompt), Message("assistant", _text(row[self.response], "response"))]
+            found = self._turns(row)
+            tools = _tools(row.get(TOOLS_COLUMN)) if self.extras else ()
         except KeyError as error:
             raise _BadRow("missing column", f"no column {error}") from None
-        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and turn.content.strip()]
+        answers = [i for i, turn in enumerate(found) if turn.role == "assistant" and turn.content.strip()]
         if not answers:
             raise _BadRow("no answer", "no assistant turn with text")
-        turns = turns[: answers[-1] + 1]
-        if not any(turn.role == "user" and turn.content.strip() for turn in turns):
+        asked = next((i for i, turn in enumerate(found) if turn.role == "user" and turn.content.strip()), len(found))
+        answered = [i for i in answers if i > asked]
+        if not answered or (turns == "last" and answers[-1] < asked):
             raise _BadRow("no prompt", "no user turn with text before the answer")
-        return Conversation.of(turns)
+        ends = answered[-1:] if turns == "last" else answered
+        return [Conversation.of(found[: end + 1], tools) for end in ends]
+
+    def _turns(self, row: Mapping[str, Any]) -> list[Message]:
+        if self.messages is not None:
+            turns = _turns(row[self.messages])
+        else:
+            prompt, response = row[self.prompt], row[self.response]
+            if isinstance(prompt, list) and isinstance(response, list):  # TRL's conversational prompt and completion
+                turns = [*_turns(prompt), *_turns(response)]
+            else:
+                context = row.get(self.context) if self.context else None
+                asked = _text(prompt, "prompt") + (f"\n\n{_text(context, 'context')}" if context else "")
+                turns = [Message("user", asked), Message("assistant", _text(response, "response"))]
+        if not self.extras:
+            return turns
+        if row.get(HISTORY_COLUMN):
+            turns = [*_history(row[HISTORY_COLUMN]), *turns]
+        for name in SYSTEM_COLUMNS:
+            said = _text(row[name], name) if row.get(name) else ""
+            if not said.strip():
+                continue
+            own = turns[0].content if turns and turns[0].role == "system" else None
+            if own not in (None, said):
+                raise _BadRow("two system prompts", f"the column {name} and the first message differ")
+            turns = turns if own is not None else [Message("system", said), *turns]
+        return turns
 
 
 def _turns(value: Any) -> list[Message]:
@@ -124,8 +176,70 @@ def _turns(value: Any) -> list[Message]:
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if not isinstance(role, str) or role not in ROLES:
             raise _BadRow("malformed messages", f"message {i}: role {role!r}; expected one of {', '.join(ROLES)}")
-        turns.append(Message(ROLES[role], _text(content, f"message {i}")))
+        more = {name: v for name, v in turn.items() if name not in _TURN_FIELDS and v not in (None, [], {}, "")}
+        if "tool_calls" in more:
+            _check_calls(more["tool_calls"], i)
+            content = "" if content is None else content
+        turns.append(Message(ROLES[role], _content(content, f"message {i}"), _checked(more, f"message {i}")))
     return turns
+
+
+def _content(value: Any, what: str) -> str:
+    """Text, or parts that are all text."""
+    if not isinstance(value, list):
+        return _text(value, what)
+    texts = []
+    for part in value:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise _BadRow("content that is not text", f"{what}: a part of type {kind!r:.40}; only text is read")
+        texts.append(_text(part.get("text"), what))
+    return "".join(texts)
+
+
+def _check_calls(calls: Any, i: int) -> None:
+    for call in calls if isinstance(calls, list) else [None]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise _BadRow("malformed tool calls", f"message {i}: expected function and name, got {call!r:.60}")
+
+
+def _tools(value: Any) -> tuple[Any, ...]:
+    """Descriptions of tools, as a list or as its JSON text."""
+    if not value:
+        return ()
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        raise _BadRow("malformed tools", f"expected a list, or its JSON, got {value!r:.60}") from None
+    if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
+        raise _BadRow("malformed tools", f"expected a list of descriptions, got {found!r:.60}")
+    return tuple(_checked(dict(enumerate(found)), "tools").values())
+
+
+def _history(value: Any) -> list[Message]:
+    """Earlier turns: pairs of question and answer, or messages."""
+    if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
+        return _turns(value)
+    turns = []
+    for pair in value if isinstance(value, list) else [None]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise _BadRow("malformed history", f"expected pairs of question and answer, got {pair!r:.60}")
+        turns += [Message("user", _text(pair[0], "history")), Message("assistant", _text(pair[1], "history"))]
+    return turns
+
+
+def _checked(tree: Any, what: str) -> Any:
+    """A tree of JSON whose texts every tokenizer can read, without the None that Arrow fills in."""
+    if isinstance(tree, Mapping):
+        return {name: _checked(value, what) for name, value in tree.items() if value is not None}
+    if isinstance(tree, list | tuple):
+        return [_checked(value, what) for value in tree]
+    if isinstance(tree, str):
+        return _text(tree, what)
+    if tree is not None and not isinstance(tree, bool | int | float):
+        raise _BadRow("malformed messages", f"{what}: {type(tree).__name__} is not JSON")
+    return tree
 
 
 def _text(value: Any, what: str) -> str:
@@ -138,22 +252,25 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _reading(source: Source, present: Sequence[str], columns: Mapping[str, str]) -> _Reading:
-    """The mapping `data.columns` where its columns are present, else what the column names say."""
+def _reading(present: Collection[str], columns: Mapping[str, str]) -> _Reading | None:
+    """The mapping `data.columns` where its columns are present, else what the column names say; None: nothing known."""
     if columns and set(columns.values()) <= set(present):
-        return _Reading(columns.get("messages"), columns.get("prompt", ""), columns.get("response", ""))
+        return _Reading(columns.get("messages"), columns.get("prompt", ""), columns.get("response", ""), extras=False)
     for name in MESSAGES_COLUMNS:
         if name in present:
             return _Reading(name)
     for prompt, response in PAIR_COLUMNS:
         if prompt in present and response in present:
-            context = _CONTEXT_COLUMN if prompt == "instruction" and _CONTEXT_COLUMN in present else None
+            context = next((name for name in CONTEXT_COLUMNS if name in present), None)
             return _Reading(None, prompt, response, context)
+    return None
+
+
+def _unreadable(present: Sequence[str]) -> str:
     pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
-    raise DataError(
-        f"source {source.title}: no conversation in the columns {listed(present)}; expected "
-        f"{' or '.join(MESSAGES_COLUMNS)}, or {pairs}; name them with data.columns, as {{messages: NAME}} or "
-        "{prompt: NAME, response: NAME}"
+    return (
+        f"no conversation in the columns {listed(present)}; expected {' or '.join(MESSAGES_COLUMNS)}, or {pairs}; name "
+        "them with data.columns, as {messages: NAME} or {prompt: NAME, response: NAME}"
     )
 
 
@@ -168,12 +285,33 @@ def _passes(row: Mapping[str, Any], column: str, values: set[str]) -> bool:
 class ConversationReader:
     """The conversations of pinned sources by source and row number; opening reads no row."""
 
-    def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str]):
+    def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str], turns: Turns = "last"):
         self.sources = tuple(sources)
-        self.parts = [open_rows(source) for source in self.sources]
+        self.turns: Turns = turns
+        self._columns = columns
+        self.parts = [
+            open_rows(source, KNOWN_COLUMNS | {*columns.values(), *(name for name, _ in source.where), "lang"})
+            for source in self.sources
+        ]
         if columns and not any(set(columns.values()) <= set(part.columns) for part in self.parts):
             raise DataError(f"data.columns = {dict(columns)}: no source has these columns; correct the names")
-        self.readings = [_reading(s, p.columns, columns) for s, p in zip(self.sources, self.parts, strict=True)]
+        for source, part in zip(self.sources, self.parts, strict=True):
+            if (part.is_table or not len(part)) and _reading(part.columns, columns) is None:
+                raise DataError(f"source {source.title}: {_unreadable(part.columns)}")
+        self._readings: dict[frozenset[str], _Reading | None] = {}
+
+    def conversations(self, row: Mapping[str, Any]) -> list[Conversation]:
+        """Those of a row, read by the columns that it has itself: optional ones may be missing from others.
+
+        Raises: _BadRow: there is none.
+        """
+        present = frozenset(name for name, value in row.items() if value is not None)
+        if present not in self._readings:
+            self._readings[present] = _reading(present, self._columns) or _reading(row, self._columns)
+        reading = self._readings[present]
+        if reading is None:
+            raise _BadRow("missing column", _unreadable(list(row)))
+        return reading.all_of(row, self.turns)
 
     def read(self, source: int, row: int, sample_id: str) -> Conversation:
         """The conversation of one row.
@@ -182,12 +320,13 @@ class ConversationReader:
         Raises: DataError: it is another one now, or gone.
         """
         try:
-            conversation = self.readings[source].of(self.parts[source][row])
+            found = self.conversations(self.parts[source][row])
         except (_BadRow, IndexError) as error:
             raise self._changed(source, row, sample_id, f"{error}") from None
-        if conversation.sample_id != sample_id:
-            raise self._changed(source, row, sample_id, f"sample {conversation.sample_id}")
-        return conversation
+        wanted = next((one for one in found if one.sample_id == sample_id), None)
+        if wanted is None:
+            raise self._changed(source, row, sample_id, f"sample {found[-1].sample_id}")
+        return wanted
 
     def _changed(self, source: int, row: int, sample_id: str, found: str) -> DataError:
         return DataError(
@@ -199,10 +338,12 @@ class ConversationReader:
 class Conversations:
     """The conversations of pinned sources joined in order, after filters and without repeated samples."""
 
-    def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str], skip_bad: bool):
+    def __init__(
+        self, sources: Sequence[Source], *, columns: Mapping[str, str], skip_bad: bool, turns: Turns = "last"
+    ) -> None:
         self.dropped: Counter[str] = Counter()
         """Rows left out, by reason; what a filter refused is not counted."""
-        self._reader = ConversationReader(sources, columns=columns)
+        self._reader = ConversationReader(sources, columns=columns, turns=turns)
         self.sources = self._reader.sources
         part_of, row_of, ids = array("Q"), array("Q"), array("Q")
         num_found = Counter({source.path: 0 for source in self.sources})
@@ -225,7 +366,8 @@ class Conversations:
 
     def _scan(self, part: int, skip_bad: bool) -> Iterator[tuple[int, str]]:
         """Row number and sample id of every sound row that the filters let through."""
-        source, rows, reading = self.sources[part], self._reader.parts[part], self._reader.readings[part]
+        source, rows = self.sources[part], self._reader.parts[part]
+        unread: set[str] = set()
         where: dict[str, set[str]] = {}
         for column, value in source.where:
             where.setdefault(column, set()).add(value)
@@ -234,8 +376,9 @@ class Conversations:
             unseen -= row.keys()
             if not all(_passes(row, column, values) for column, values in where.items()):
                 continue
+            unread.update(name for name in PROMPT_LIKE if row.get(name) not in (None, "", []))
             try:
-                conversation = reading.of(row)
+                found = self._reader.conversations(row)
             except _BadRow as bad:
                 if not skip_bad:
                     raise DataError(
@@ -244,9 +387,17 @@ class Conversations:
                     ) from None
                 self.dropped[bad.reason] += 1
                 continue
-            answer = conversation.messages[-1].content
-            if "lang" not in where or "lang" in row or any(value in answer for value in where["lang"]):
-                yield i, conversation.sample_id
+            for conversation in found:
+                answer = conversation.messages[-1].content
+                if "lang" not in where or "lang" in row or any(value in answer for value in where["lang"]):
+                    yield i, conversation.sample_id
+        unread |= {name for name in PROMPT_LIKE if name in rows.columns}
+        if unread:
+            warnings.warn(
+                f"source {source.title}: the columns {listed(sorted(unread))} are not part of any prompt; if answers "
+                "depend on them, write them into the prompt or the messages",
+                stacklevel=2,
+            )
         if "lang" in unseen and len(rows):
             unseen.discard("lang")
             warnings.warn(
@@ -279,27 +430,34 @@ class Conversations:
 
 
 def open_conversations(
-    sources: Sequence[Source], *, columns: Mapping[str, str] | None = None, skip_bad: bool = False
+    sources: Sequence[Source],
+    *,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    turns: Turns = "last",
 ) -> Conversations:
     """Pin the sources if they are not, read every row once, and give the conversations in order.
 
     Args:
         columns: `data.columns`; used for the sources that have these columns, the others are recognised by name.
+        turns: the last answer of a row is a sample, or each of its answers with all that comes before.
         skip_bad: leave out rows without a conversation and count them in `.dropped`; broken JSON stays an error.
     Raises:
         ConfigError: `columns` is not {messages: …} or {prompt: …, response: …}.
         DataError: no such data, a bad row without `skip_bad`, no conversation left of some source, a column is missing.
         Unavailable: the Hub cannot be reached.
     """
-    return Conversations(pin_sources(sources), columns=_checked_columns(columns), skip_bad=skip_bad)
+    return Conversations(pin_sources(sources), columns=_checked_columns(columns), skip_bad=skip_bad, turns=turns)
 
 
-def open_reader(sources: Sequence[Source], *, columns: Mapping[str, str] | None = None) -> ConversationReader:
+def open_reader(
+    sources: Sequence[Source], *, columns: Mapping[str, str] | None = None, turns: Turns = "last"
+) -> ConversationReader:
     """Open sources that a plan has pinned, without reading a row: what a worker does.
 
     Raises: DataError: a source has changed since it was pinned; a column is missing. Unavailable, ConfigError.
     """
-    return ConversationReader(pin_sources(sources), columns=_checked_columns(columns))
+    return ConversationReader(pin_sources(sources), columns=_checked_columns(columns), turns=turns)
 
 
 def _checked_columns(columns: Mapping[str, str] | None) -> Mapping[str, str]:

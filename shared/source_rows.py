@@ -3,15 +3,18 @@
 Nothing is written for local files, and every error names the source and the line or row.
 """
 
+import csv
 import json
 import mmap
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import DataError
-from .sources import Source, address, loading, source_kind
+from .sources import FILE_SUFFIXES, Source, address, loading, source_kind
 from .stdlib_source import StdlibPair, stdlib_pairs
 
 
@@ -19,6 +22,8 @@ class Rows(Protocol):
     """The rows of one source, read one at a time."""
 
     columns: Sequence[str]
+    """Of a table; else of the first row, and others may have others."""
+    is_table: bool
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
@@ -30,6 +35,8 @@ class Rows(Protocol):
 
 class _JsonLines:
     """Rows of JSON lines, found by byte offset in a memory map or in the unpacked bytes of a file."""
+
+    is_table = False
 
     def __init__(self, data: mmap.mmap | bytes, name: str):
         self._data, self._name = data, name
@@ -71,8 +78,8 @@ class _JsonLines:
 class _RowList:
     """Rows that are in memory already, or in an Arrow table that `datasets` reads."""
 
-    def __init__(self, rows: Any, columns: Sequence[str]):
-        self._rows, self.columns = rows, columns
+    def __init__(self, rows: Any, columns: Sequence[str], *, is_table: bool = True):
+        self._rows, self.columns, self.is_table = rows, columns, is_table
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,29 +94,79 @@ class _RowList:
         return f"row {i} (the first is 0)"
 
 
-def open_rows(source: Source) -> Rows:
-    """The rows of a pinned source."""
+class _Chain:
+    """The rows of several files, one after the other."""
+
+    is_table = False
+
+    def __init__(self, parts: Sequence[Rows]):
+        self._parts, self._ends = parts, list(accumulate(len(part) for part in parts))
+        self.columns: Sequence[str] = list(dict.fromkeys(name for part in parts for name in part.columns))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return chain.from_iterable(self._parts)
+
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        part, row = self._find(i)
+        return part[row]
+
+    def place(self, i: int) -> str:
+        part, row = self._find(i)
+        return f"file {self._parts.index(part) + 1}, {part.place(row)}"
+
+    def _find(self, i: int) -> tuple[Rows, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        number = bisect_right(self._ends, i)
+        return self._parts[number], i - (self._ends[number - 1] if number else 0)
+
+
+def open_rows(source: Source, wanted: Collection[str]) -> Rows:
+    """The rows of a pinned source.
+
+    Args: wanted: columns that somebody may look at; others are not decoded where the file tells columns apart.
+    """
     kind = source_kind(source)
     if kind == "stdlib":
         rows = [pair._asdict() for pair in stdlib_pairs(source.split or "train")]
         return _RowList(rows, list(StdlibPair._fields))
     if kind == "file":
-        return _open_file(Path(source.path).expanduser(), source)
+        return _open_file(Path(source.path).expanduser(), source, wanted)
     import datasets
 
+    files = _local_files(source) if kind == "folder" else []
+    if files and all(file.name.endswith(FILE_SUFFIXES) for file in files):
+        parts = [_open_file(file, source, wanted) for file in files]
+        return parts[0] if len(parts) == 1 else _Chain(parts)
     with loading(source):
         dataset = datasets.load_dataset(**address(source), name=source.config, split=source.split)
     assert isinstance(dataset, datasets.Dataset)
-    return _RowList(dataset, dataset.column_names)
+    present = [name for name in dataset.column_names if name in wanted]
+    return _RowList(dataset.select_columns(present), dataset.column_names)
 
 
-def _open_file(path: Path, source: Source) -> Rows:
+def _local_files(source: Source) -> list[Path]:
+    """The files of a folder that `datasets` finds for this config and split; read one by one, columns may differ."""
+    import datasets
+
+    with loading(source):
+        builder = datasets.load_dataset_builder(**address(source), name=source.config)
+    found = (builder.config.data_files or {}).get(source.split or "train", [])
+    return [Path(file) for file in found if Path(file).is_file()]
+
+
+def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
     """The rows of a local file, without writing anything."""
     try:
         if path.stat().st_size == 0:
             raise DataError(f"source {source.path}: the file is empty")
         if path.name.endswith(".parquet"):
-            return _open_parquet(path)
+            return _open_parquet(path, wanted)
+        if path.name.endswith((".csv", ".tsv")):
+            return _open_csv(path)
         if path.name.endswith(".zst"):
             return _JsonLines(_unpack_zst(path), str(path))
         with path.open("rb") as file:
@@ -119,19 +176,58 @@ def _open_file(path: Path, source: Source) -> Rows:
             bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
             if bad is not None:
                 raise DataError(f"source {source.path}, row {bad} (the first is 0): expected an object with columns")
-            return _RowList(rows, list(rows[0]) if rows else [])
+            return _RowList(rows, list(rows[0]) if rows else [], is_table=False)
         return _JsonLines(data, str(path))
     except (ValueError, OSError) as error:  # pyarrow's own errors are among these
         raise DataError(f"source {source.path}: cannot be read ({error}); write or fetch the file again") from error
 
 
-def _open_parquet(path: Path) -> Rows:
-    import datasets
+def _open_parquet(path: Path, wanted: Collection[str]) -> Rows:
+    """Columns of images or sound may hold anything: only those that are wanted are read."""
     import pyarrow.parquet
-    from datasets.table import InMemoryTable
 
-    dataset = datasets.Dataset(InMemoryTable(pyarrow.parquet.read_table(path)))
-    return _RowList(dataset, dataset.column_names)
+    names = pyarrow.parquet.read_schema(path).names
+    table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in wanted])
+    return _RowList(_ArrowRows(table), names)
+
+
+class _ArrowRows:
+    """Rows of an Arrow table as plain Python values."""
+
+    def __init__(self, table: Any):
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for batch in self._table.to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
+
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self._table.slice(i, 1).to_pylist()[0]
+
+
+def _open_csv(path: Path) -> Rows:
+    """Rows of a table with a header, comma- or tab-separated; an empty cell is an empty text."""
+    csv.field_size_limit(1 << 30)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t" if path.name.endswith(".tsv") else ",", strict=True)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {reader.line_num}: not a table ({error}); quote cells with line breaks"
+            ) from error
+    wide = next((number for number, row in enumerate(rows) if None in row or None in row.values()), None)
+    if wide is not None:
+        raise DataError(
+            f"{path}, row {wide} (the first is 0): another number of cells than the header's "
+            f"{len(reader.fieldnames or ())}; quote cells that hold the separator"
+        )
+    return _RowList(rows, list(reader.fieldnames or ()))
 
 
 def _unpack_zst(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from .errors import ConfigError, DataError, Unavailable
 from .licences import folder_licence
 from .stdlib_source import STDLIB_LICENCE, STDLIB_SPLITS, stdlib_version
 
-FILE_SUFFIXES = (".jsonl", ".jsonl.zst", ".json", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".jsonl.zst", ".json", ".parquet", ".csv", ".tsv")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -52,7 +52,42 @@ def parse_sources(text: str) -> tuple[Source, ...]:
 
     Raises: ConfigError: an empty name, unbalanced brackets, an unknown or repeated setting.
     """
-    return tuple(_parse_source(part.strip(), text) for part in re.split(r"\+(?![^\[\]]*\])", text))
+    found, rest = [], text
+    while rest:
+        path, filters, more = _existing(rest)
+        if path is None:
+            part, rest = _next_part(rest)
+            found.append(_parse_source(part.strip(), text))
+            continue
+        named = _parse_source(f"x{filters}", text)
+        found.append(replace(named, path=path))
+        rest = more
+    if not found or text.endswith("+"):
+        raise ConfigError(f"data.source = {text!r}: cannot read {text!r}; expected name[filter,…] joined by +")
+    return tuple(found)
+
+
+def _next_part(text: str) -> tuple[str, str]:
+    """A text up to the next + outside brackets, and what follows it."""
+    parts = re.split(r"\+(?![^\[\]]*\])", text, maxsplit=1)
+    return parts[0], parts[1] if len(parts) > 1 else ""
+
+
+def _existing(text: str) -> tuple[str | None, str, str]:
+    """The longest beginning of a text that is a file or folder here, whatever its characters: path, filters, the rest.
+
+    Only names with characters of the syntax need it; None: the text begins with no such path.
+    """
+    if not re.search(r"[+\[\]]", text):
+        return None, "", ""
+    ends = [i for i in range(len(text), 0, -1) if i == len(text) or text[i] in "+["]
+    for end in ends:
+        path = text[:end].strip()
+        filters = re.match(r"(?:\s*\[[^\[\]]+\])*\s*", text[end:])
+        after = text[end + (filters.end() if filters else 0) :]
+        if path and (not after or after[0] == "+") and Path(path).expanduser().exists():
+            return path, filters[0].strip() if filters else "", after[1:]
+    return None, "", ""
 
 
 def _parse_source(part: str, text: str) -> Source:
@@ -134,12 +169,18 @@ def source_kind(source: Source) -> str:
         if not path.name.endswith(FILE_SUFFIXES):
             raise DataError(f"source {source.path}: cannot read this kind of file; expected {', '.join(FILE_SUFFIXES)}")
         return "file"
-    if path.name.endswith(FILE_SUFFIXES) or _HUB_ID.fullmatch(source.path) is None or source.path.startswith("."):
+    if path.name.endswith(FILE_SUFFIXES) or _HUB_ID.fullmatch(source.path) is None or is_local(source.path):
         raise DataError(
             f"source {source.path}: no such file or folder (seen from {Path.cwd()}), nor a Hub id (owner/name); "
             "correct data.source"
         )
     return "hub"
+
+
+def is_local(path: str) -> bool:
+    """Does a path that does not exist mean this machine all the same? `./x`, `/x`, `~/x`, `data/x` where data/ is."""
+    first, slash, _ = path.partition("/")
+    return path.startswith((".", "/", "~")) or "\\" in path or bool(slash and Path(first).is_dir())
 
 
 def content_hash(source: Source) -> str:
@@ -255,6 +296,10 @@ def loading(source: Source) -> Iterator[None]:
     try:
         yield
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError, DatasetsError) as error:
+        if Path(source.path).expanduser().is_dir():
+            raise DataError(f"source {source.title}: the folder cannot be loaded ({_causes(error)})") from error
+        if isinstance(error, DatasetsError) and error.__cause__ is not None:
+            raise DataError(f"source {source.title}: its files cannot be read ({_causes(error)})") from error
         raise DataError(
             f"source {source.title}: cannot be opened ({first_line(error)}); check the name, the revision and, for "
             "private or gated data sets, the access token (HF_TOKEN)"
@@ -275,6 +320,16 @@ def _http_error() -> type[Exception]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+
+
+def _causes(error: BaseException) -> str:
+    """What went wrong, and what that came from."""
+    said: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(said) < 4:
+        said.append(" ".join(str(cause).split())[:300] or type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    return "; because: ".join(dict.fromkeys(said))
 
 
 def first_line(error: Exception) -> str:

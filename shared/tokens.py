@@ -42,6 +42,8 @@ __all__ = [
 
 Messages = Sequence[Mapping[str, Any]]
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message in which data sets keep what was thought before the answer."""
 SENTINEL = "\ue000tide answer\ue001"
 """Stands for the answer in a probe of the chat template; private-use characters, so no data holds it."""
 
@@ -161,12 +163,13 @@ class TextEncoder:
         """SHA-256 hex digests `tokenizer` and `chat_template` (see `tokenizer_fingerprint`)."""
         return tokenizer_fingerprint(self.tokenizer, self.mask_id)
 
-    def encode(self, messages: Messages) -> EncodedSample:
+    def encode(self, messages: Messages, tools: Sequence[Any] = ()) -> EncodedSample:
         """The last assistant turn with what precedes it; `content` covers the answer and the end of its turn.
 
+        Args: tools: descriptions of functions that the assistant may call, for the template.
         Raises: Dropped: the sample cannot be used, with the reason.
         """
-        rendering = self.render(messages)
+        rendering = self.render(messages, tools)
         return self.tokenize(rendering, (rendering.content[0], len(rendering.text)))
 
     def encode_prompt(self, messages: Messages) -> list[int]:
@@ -189,10 +192,11 @@ class TextEncoder:
             raise ConfigError("the prompt holds the student's mask token, which stands for what is not written yet")
         return ids
 
-    def render(self, messages: Messages) -> Rendering:
+    def render(self, messages: Messages, tools: Sequence[Any] = ()) -> Rendering:
         """Write the conversation up to its last assistant turn and find the answer in it.
 
-        Raises: Dropped: no answer, or the template does something with it that cannot be followed.
+        Raises: Dropped: no answer, the template leaves out what the answer depends on (tools, calls, reasoning), or it
+            does something with the answer that cannot be followed.
         """
         last = max((i for i, message in enumerate(messages) if message.get("role") == "assistant"), default=None)
         if last is None:
@@ -205,11 +209,14 @@ class TextEncoder:
             raise Dropped("content is not text")
         if not answer.strip():
             raise Dropped("empty answer")
-        text = self._apply([*before, turn])
-        prompt = self._apply(before, add_generation_prompt=True)
+        given: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        text = self._apply([*before, turn], **given)
+        prompt = self._apply(before, add_generation_prompt=True, **given)
+        self._require_written([*before, turn], text, given)
         head, tail = prompt, self._turn_end
         if text != head + answer + tail:  # the usual case needs no third rendering
-            head, found, tail = self._apply([*before, {**turn, "content": SENTINEL}]).partition(SENTINEL)
+            probe = self._apply([*before, {**turn, "content": SENTINEL}], **given)
+            head, found, tail = probe.partition(SENTINEL)
             if not found or SENTINEL in tail:
                 raise Dropped("template rewrites the content")
         offset = _offset_in(answer, text, head, tail)
@@ -224,6 +231,20 @@ class TextEncoder:
         end = len(text) - len(tail)
         start = min(max(len(head), len(prompt)), end)
         return Rendering(text, len(prompt), (start, end), offset + start - len(head))
+
+    def _require_written(self, messages: Messages, text: str, given: Mapping[str, Any]) -> None:
+        """Does the template write what it was given beside roles and contents? Earlier turns may lose their reasoning.
+
+        Raises: Dropped: it renders the same text without; names what it leaves out.
+        """
+        if given and self._apply(messages) == text:
+            raise Dropped("template leaves out tools")
+        for name in ("tool_calls", *REASONING):
+            holders = messages if name == "tool_calls" else messages[-1:]
+            if any(message.get(name) for message in holders):
+                without = [{k: v for k, v in message.items() if k != name} for message in messages]
+                if self._apply(without, **given) == text:
+                    raise Dropped(f"template leaves out {name}")
 
     def tokenize(self, rendering: Rendering, alignable: tuple[int, int]) -> EncodedSample:
         """Tokenise a rendering; `alignable` is the character span that `content` shall describe.
@@ -277,8 +298,9 @@ class TextEncoder:
 
 
 def pair(
-    student_encoder: TextEncoder, teacher_encoder: TextEncoder, messages: Messages, *, see: Literal["own", "student"]
-) -> PairedSample:
+    student_encoder: TextEncoder, teacher_encoder: TextEncoder, messages: Messages, *,
+    see: Literal["own", "student"], tools: Sequence[Any] = (),
+) -> PairedSample:  # fmt: skip
     """Encode one conversation for both sides and align the answers.
 
     Args:
@@ -291,10 +313,10 @@ def pair(
         DataError: see = "student", and a token of the sample means something else to the teacher.
     """
     if see == "student":
-        sample = student_encoder.encode(messages)
+        sample = student_encoder.encode(messages, tools)
         _require_shared(sample.x_0, student_encoder, teacher_encoder)
         return PairedSample(sample, sample, _identity(sample, sample))
-    renderings = student_encoder.render(messages), teacher_encoder.render(messages)
+    renderings = student_encoder.render(messages, tools), teacher_encoder.render(messages, tools)
     spans = _alignable(*renderings)
     student = student_encoder.tokenize(renderings[0], spans[0])
     teacher = teacher_encoder.tokenize(renderings[1], spans[1])

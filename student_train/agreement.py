@@ -49,7 +49,7 @@ def _require_something(losses: Sequence[LossConfig], manifest: Manifest) -> Iter
     """Raises: ConfigError: a loss that would be 0 from the first to the last step."""
     found = manifest.statistics
     if found.masked_positions == 0:
-        yield "this cache has not one masked position, so every loss stays 0: its noise.t_max is too small for such answers"
+        yield "this cache has not one masked position, so every loss stays 0: noise.t_max was too small for its answers"
         return
     nothing = (
         "so it would train on nothing. Look at the verdict and the notes of tide inspect-cache: the two tokenizers may "

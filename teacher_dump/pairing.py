@@ -55,11 +55,11 @@ class Pairing:
 
         Raises: Dropped: the sample cannot be used, with the reason.
         """
-        messages = [{"role": m.role, "content": m.content} for m in conversation.messages]
+        messages, tools = [message.to_json() for message in conversation.messages], conversation.tools
         if self.teacher is None:
-            encoded = self.student.encode(messages)
+            encoded = self.student.encode(messages, tools)
             return PairedSample(encoded, encoded, _NO_CHUNKS)
-        sample = pair(self.student, self.teacher, messages, see=self.config.teacher.see)
+        sample = pair(self.student, self.teacher, messages, see=self.config.teacher.see, tools=tools)
         if self.spec is not None and np.isin(sample.teacher.x_0, self.spec.drop_ids).any():
             raise Dropped("contains a token that the teacher must not say")
         return sample

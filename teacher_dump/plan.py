@@ -184,7 +184,9 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
     Raises: DataError, ConfigError: see `open_conversations` and `open_pairing`; no usable sample is left.
     """
     sources = pin_sources(parse_sources(config.data.source))
-    conversations = open_conversations(sources, columns=config.data.columns, skip_bad=config.data.skip_bad)
+    conversations = open_conversations(
+        sources, columns=config.data.columns, skip_bad=config.data.skip_bad, turns=config.data.turns
+    )
     pairing = open_pairing(config)
     if pairing.teacher_folder is not None:
         _warn_of_unusual_times(config, pairing.teacher_folder)
@@ -357,7 +359,9 @@ def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:
             f"the tokenizers or the teacher's config.json changed since the plan was made ({changes}). Restore them to "
             "continue, or give another --out to start a new cache."
         )
-    return open_reader(find_sources(plan.sources, config.data.source), columns=config.data.columns), pairing
+    return open_reader(
+        find_sources(plan.sources, config.data.source), columns=config.data.columns, turns=config.data.turns
+    ), pairing
 
 
 def _changes(planned: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..devices import accelerators
 from ..errors import ConfigError, DataError, Unavailable
+from ..sources import is_local
 from .specs import family_of, resolve
 
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "README.md"]
@@ -37,6 +38,10 @@ def local_folder(path: str | Path, revision: str | None = None, *, weights: bool
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    if is_local(str(path)):
+        raise DataError(
+            f"{path}: no such folder (seen from {Path.cwd()}); correct the path, or give a hub id (owner/name)"
+        )
     patterns = [*_DESCRIPTION_FILES, *(_WEIGHT_FILES if weights else [])]
     try:
         return Path(snapshot_download(str(path), revision=revision, allow_patterns=patterns))

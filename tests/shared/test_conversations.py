@@ -306,7 +306,7 @@ def test_missing_file_is_named(name):
         ("a.json", b"[1]", "row 0"),
         ("a.json", b'[{"prompt": 1},', "cannot be read"),
         ("a.parquet", b"PAR1 or not", "cannot be read"),
-        ("a.csv", b"a,b\n1,2\n", "cannot read this kind of file"),
+        ("a.txt", b"a,b\n1,2\n", "cannot read this kind of file"),
         ("a.jsonl.zst", b"not packed", "not sound zstd"),
         ("a.jsonl.zst", zstandard.ZstdCompressor().compress(b'{"prompt": "a"}\n' * 99)[:-5], "cut off"),
     ],
