@@ -26,10 +26,13 @@ def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_templa
     """
     from transformers import AutoTokenizer
 
+    from .models.loading import student_of_run
     from .models.specs import register_families
 
     register_families()
     name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    if Path(name).is_dir():
+        name = str(student_of_run(Path(name)))
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
         raise DataError(f"tokenizer {name}: no such folder; give a folder with tokenizer.json, or a hub id")
     try:
@@ -47,6 +50,20 @@ def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_templa
         tokenizer.chat_template = chat_template
     require_template(tokenizer)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer so that transformers 4.57 reads it too: a class that it has, and no field that it refuses."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    described = json.loads(file.read_text())
+    for name in ("backend", "is_local", "local_files_only"):
+        described.pop(name, None)
+    if described.get("tokenizer_class") == "TokenizersBackend":
+        described["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(described.get("extra_special_tokens"), list):
+        described["additional_special_tokens"] = described.pop("extra_special_tokens")
+    file.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
 
 def tokenizer_fingerprint(tokenizer: Any, mask_id: int | None = None) -> dict[str, str]:

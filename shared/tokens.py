@@ -182,8 +182,16 @@ class TextEncoder:
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text as it stands; names of special tokens in it count as those tokens.
 
-        Raises: ConfigError: it holds the mask token, which no student has seen in a prompt.
+        Raises: ConfigError: it holds the mask token, which no student has seen in a prompt. DataError: it is not
+            Unicode.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # a stray byte of an argument, or half of a pair, as JSON can hold it
+            raise DataError(
+                f"the prompt is not Unicode text at character {error.start}: half of a surrogate pair, or a byte that "
+                "is not UTF-8, which no tokenizer can read; correct it"
+            ) from None
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()

@@ -6,6 +6,7 @@ shift replaces the padding of the paper's code, whose pads nobody attends to and
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -14,18 +15,38 @@ from ..shared.config import DecodingConfig
 
 @dataclass(frozen=True)
 class Block:
-    """Positions start to stop - 1; of these, `first` to `last` - 1 are to be written, in `steps` steps."""
+    """Positions start to stop - 1; of these, `first` to `last` - 1 are to be written, in `steps` steps.
+
+    Args: rounded: how many a step fixes is the paper's code's rounding of its share, not the remainder first.
+    """
 
     start: int
     first: int
     last: int
     stop: int
     steps: int
+    rounded: bool = False
 
     def quota(self, step: int) -> int:
-        """Tokens that step number `step` fixes: equally many each, the remainder in the first ones."""
+        """Tokens that step number `step` fixes: equally many each, the remainder in the first ones.
+
+        `rounded`: of what is left, the share 1 - s / t of a step from time t to s, ties to the even number, as the
+        paper's code computes it (linear schedule): 8 tokens in 3 steps are 3, 2 and 3.
+        """
+        if self.rounded:
+            return rounded_quotas(self.last - self.first, self.steps)[step]
         size, more = divmod(self.last - self.first, self.steps)
         return size + (step < more)
+
+
+@cache
+def rounded_quotas(num_tokens: int, num_steps: int) -> tuple[int, ...]:
+    """Tokens that each of the paper's steps fixes; they add up to `num_tokens`."""
+    left, quotas = num_tokens, []
+    for t in range(num_steps, 0, -1):
+        quotas.append(round(left * (1 - ((t - 1) / num_steps) / (t / num_steps))))
+        left -= quotas[-1]
+    return tuple(quotas)
 
 
 def plan_blocks(
@@ -54,7 +75,8 @@ def plan_blocks(
         limit = end if at_boundary else max(end, max_positions or stop)
         share = -(-block_steps * (last - first) // min(block_size, num_tokens))
         steps = block_steps if at_boundary else share
-        blocks.append(Block(stop - block_size, first, last, min(stop, limit), min(steps, last - first)))
+        place = stop - block_size, first, last, min(stop, limit)
+        blocks.append(Block(*place, min(steps, last - first), rounded=at_boundary))
         first = last
     return blocks
 

@@ -44,6 +44,9 @@ class Chat:
             except KeyboardInterrupt:
                 self.note("(Ctrl-C: /quit or Ctrl-D ends the session)")
                 continue
+            except UnicodeDecodeError as error:
+                self.note(f"(that line is not UTF-8 text: {error.reason})")
+                continue
             command = line.strip()
             if command == "/quit":
                 return

@@ -34,6 +34,7 @@ from ..shared.cache import own_entries
 from ..shared.cache.files import fsync_folder, output_errors, read_json, readable_json, sha256_file
 from ..shared.cache.trained_from import TRAINED_FROM_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
+from ..shared.tokenizer_setup import save_tokenizer
 from .sharding import Share, like_parameter, whole_tensor, whole_weights
 
 STATE_NAME = "tide_state.json"
@@ -176,7 +177,7 @@ def save_student(
         return
     with replacing(folder) as temporary:
         model.save_pretrained(temporary, state_dict=whole_weights(model))
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         (temporary / "README.md").write_text(card)
         if origin:
             (temporary / TRAINED_FROM_NAME).write_bytes(origin)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ..shared.errors import ConfigError, DataError
 from ..shared.licences import folder_licence
 from ..shared.models.loading import load_model, local_folder, read_config
-from ..shared.tokenizer_setup import DEFAULT_MASK_TOKEN
+from ..shared.tokenizer_setup import DEFAULT_MASK_TOKEN, save_tokenizer
 from ..shared.tokens import TextEncoder, load_tokenizer
 from .checkpoint import replacing
 from .open_student import vocabulary_weights
@@ -74,7 +74,7 @@ def convert_checkpoint(
         model.generation_config = type(model.generation_config)(eos_token_id=encoder.eos_id)
     with replacing(out) as temporary:
         model.save_pretrained(temporary)
-        encoder.tokenizer.save_pretrained(temporary)
+        save_tokenizer(encoder.tokenizer, temporary)
         (temporary / "README.md").write_text(_card(source, folder, encoder, model))
     return Conversion(
         out, model.config.model_type, sum(p.numel() for p in model.parameters()), encoder.mask_id, new_rows

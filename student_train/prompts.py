@@ -48,7 +48,10 @@ def read_prompts(arguments: Sequence[str], file: str | None, stdin: TextIO, *, s
     if file in (None, "-"):
         if stdin.isatty():
             raise ConfigError('nothing is asked: give a prompt, tide generate --student FOLDER "...", or --file')
-        return [_one(stdin.read(), seed, "standard input")]
+        try:
+            return [_one(stdin.read(), seed, "standard input")]
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input: cannot be read as text ({error})") from error
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

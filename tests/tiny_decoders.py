@@ -1,6 +1,7 @@
 """A tiny random student that writes, and its slow obvious twin: no cache, everything computed again in every step."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -99,7 +100,10 @@ def naive_answer(decoder: Decoder, request: Request, settings: DecodingConfig) -
                 blind = torch.where(torch.arange(len(ids)) < prompt, MASK, ids)
                 base = _logits(decoder.model, blind, max(start, 0), stop, bs, num_pads, at_boundary)
                 logits = base + (settings.guidance + 1) * (logits - base)
-            quota = size // min(per_block, size) + (step < size % min(per_block, size))
+            num_steps = min(per_block, size)
+            quota = size // num_steps + (step < size % num_steps)
+            if at_boundary:
+                quota = _papers_quota(size, num_steps, step)
             uniform = keyed_generator(request.seed, "decode", start, step).random(stop - start)
             _fix_surest(decoder, logits, ids, fixed, max(start, 0), answer_stop, quota, uniform, settings)
             step += 1
@@ -107,6 +111,14 @@ def naive_answer(decoder: Decoder, request: Request, settings: DecodingConfig) -
         if decoder.reader.eos_id in answer:
             return NaiveAnswer(tuple(answer[: answer.index(decoder.reader.eos_id)]), num_blocks)
     return NaiveAnswer(tuple(ids[prompt:end].tolist()), num_blocks)
+
+
+def _papers_quota(size: int, num_steps: int, step: int) -> int:
+    """Of what is left, an equal share for each step to come, rounded, ties to the even number."""
+    left = size
+    for before in range(step):
+        left -= round(Fraction(left, num_steps - before))
+    return round(Fraction(left, num_steps - step))
 
 
 def _logits(

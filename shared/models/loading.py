@@ -37,7 +37,7 @@ def local_folder(path: str | Path, revision: str | None = None, *, weights: bool
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        return folder
+        return student_of_run(folder)
     if is_local(str(path)):
         raise DataError(
             f"{path}: no such folder (seen from {Path.cwd()}); correct the path, or give a hub id (owner/name)"
@@ -49,6 +49,24 @@ def local_folder(path: str | Path, revision: str | None = None, *, weights: bool
         raise DataError(f"{path}: no such folder, and not a hub id (owner/name); correct the path") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise Unavailable(f"{path}: no such folder, and the hub did not give it: {error}") from error
+
+
+def student_of_run(folder: Path) -> Path:
+    """The finished student of a run's folder; any other folder as it is.
+
+    Raises: DataError: a run that is not finished; names its newest checkpoint.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    if (folder / "student" / "config.json").is_file():
+        return folder / "student"
+    checkpoints = sorted((folder / "checkpoints").glob("step-*/config.json"))
+    if checkpoints:
+        raise DataError(
+            f"{folder}: a run that is not finished: it has no student yet. Continue it with the same train-student "
+            f"command, or give its newest checkpoint, {checkpoints[-1].parent}"
+        )
+    return folder
 
 
 def snapshot_revision(folder: Path) -> str | None:
@@ -76,20 +94,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_model(
-    path: str | Path, *, dtype: str = "float32", attn_implementation: str = "sdpa", revision: str | None = None,
-    random_seed: int | None = None, device_map: Mapping[str, torch.device] | None = None,
+    path: str | Path, *, dtype: "str | torch.dtype" = "float32", attn_implementation: str = "sdpa",
+    revision: str | None = None, random_seed: int | None = None, device_map: Mapping[str, torch.device] | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """Open a checkpoint with tide's own class for its architecture, in evaluation mode.
 
     Args:
         path: folder or hub id.
-        dtype: `float32`, `bfloat16` or `float16`.
+        dtype: `float32`, `bfloat16` or `float16`, by name or as torch's.
         attn_implementation: `sdpa`, or `flex_attention` on CUDA. `eager` is refused: it adds a bool mask as 0 and 1.
         random_seed: weights for a folder that holds a config.json only; None: such a folder is an error.
         device_map: module name -> device that its weights are loaded to, "" for the whole model; None: the CPU.
     Raises: DataError: unknown architecture, missing or unexpected weights, damaged files. Unavailable: hub, or
         too little memory. ConfigError: another dtype or attention implementation.
     """
+    dtype = str(dtype).removeprefix("torch.")
     for name, value, known in (
         ("dtype", dtype, ("float32", "bfloat16", "float16")),
         ("attn_implementation", attn_implementation, ("sdpa", "flex_attention")),
