@@ -45,11 +45,14 @@ PAIR_COLUMNS = (
     ("prompt", "response"), ("question", "answer"), ("instruction", "output"), ("prompt", "completion"),
     ("instruction", "response"),
 )  # fmt: skip
-SYSTEM_COLUMNS = ("system", "system_prompt")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 CONTEXT_COLUMNS = ("input", "context")
 """What an instruction or question is about (Alpaca, Dolly, SQuAD): part of the prompt, after a blank line."""
 HISTORY_COLUMN, TOOLS_COLUMN = "history", "tools"
-PROMPT_LIKE = ("choices", "options", "passage", "document", "documents", "images", "image", "audio", "video")
+PROMPT_LIKE = (
+    "choices", "options", "passage", "article", "document", "documents", "images", "image", "audio", "video",
+    "functions", "chat_template_kwargs",
+)  # fmt: skip
 """Columns that often decide an answer and that tide does not read: named in a warning, never passed over in silence."""
 ROLES = {
     "system": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -116,9 +119,18 @@ class _Reading(NamedTuple):
     messages: str | None
     prompt: str = ""
     response: str = ""
-    context: str | None = None
+    context: tuple[str, ...] = ()
     extras: bool = True
     """Are system prompts, history and tools looked for, too? Not where `data.columns` names what is meant."""
+
+    def unread(self, row: Mapping[str, Any]) -> set[str]:
+        """Columns of a row that look like a part of the prompt, hold something, and are not read."""
+        read = {self.messages, self.prompt, self.response, *self.context}
+        read |= {*SYSTEM_COLUMNS, HISTORY_COLUMN, TOOLS_COLUMN} if self.extras else set()
+        known = {*KNOWN_COLUMNS, *PROMPT_LIKE} - read
+        if not self.extras:  # data.columns says which pair is meant
+            known -= {*MESSAGES_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair)}
+        return {name for name in known if row.get(name) not in (None, "", [], {})}
 
     def all_of(self, row: Mapping[str, Any], turns: Turns) -> list[Conversation]:
         """The conversation of a row up to its last answer, or one for each answer; _BadRow where there is none."""
@@ -128,6 +140,9 @@ class _Reading(NamedTuple):
         except KeyError as error:
             raise _BadRow("missing column", f"no column {error}") from None
         answers = [i for i, turn in enumerate(found) if turn.role == "assistant" and turn.content.strip()]
+        said = [i for i, turn in enumerate(found) if turn.role == "assistant" and (turn.content.strip() or turn.more)]
+        if turns == "last" and said and said[-1] not in answers:
+            raise _BadRow("last turn without text", "the assistant's last turn calls a tool, and only text is learnt")
         if not answers:
             raise _BadRow("no answer", "no assistant turn with text")
         asked = next((i for i, turn in enumerate(found) if turn.role == "user" and turn.content.strip()), len(found))
@@ -145,8 +160,8 @@ class _Reading(NamedTuple):
             if isinstance(prompt, list) and isinstance(response, list):  # TRL's conversational prompt and completion
                 turns = [*_turns(prompt), *_turns(response)]
             else:
-                context = row.get(self.context) if self.context else None
-                asked = _text(prompt, "prompt") + (f"\n\n{_text(context, 'context')}" if context else "")
+                about = [_text(row[name], name) for name in self.context if row.get(name)]
+                asked = "\n\n".join([_text(prompt, "prompt"), *(text for text in about if text.strip())])
                 turns = [Message("user", asked), Message("assistant", _text(response, "response"))]
         if not self.extras:
             return turns
@@ -214,7 +229,7 @@ def _tools(value: Any) -> tuple[Any, ...]:
         raise _BadRow("malformed tools", f"expected a list, or its JSON, got {value!r:.60}") from None
     if not isinstance(found, list) or not all(isinstance(tool, Mapping) for tool in found):
         raise _BadRow("malformed tools", f"expected a list of descriptions, got {found!r:.60}")
-    return tuple(_checked(dict(enumerate(found)), "tools").values())
+    return tuple(_checked(found, "tools"))
 
 
 def _history(value: Any) -> list[Message]:
@@ -230,9 +245,9 @@ def _history(value: Any) -> list[Message]:
 
 
 def _checked(tree: Any, what: str) -> Any:
-    """A tree of JSON whose texts every tokenizer can read, without the None that Arrow fills in."""
+    """A tree of JSON, if every tokenizer can read its texts."""
     if isinstance(tree, Mapping):
-        return {name: _checked(value, what) for name, value in tree.items() if value is not None}
+        return {_text(name, what): _checked(value, what) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [_checked(value, what) for value in tree]
     if isinstance(tree, str):
@@ -261,7 +276,7 @@ def _reading(present: Collection[str], columns: Mapping[str, str]) -> _Reading |
             return _Reading(name)
     for prompt, response in PAIR_COLUMNS:
         if prompt in present and response in present:
-            context = next((name for name in CONTEXT_COLUMNS if name in present), None)
+            context = tuple(name for name in CONTEXT_COLUMNS if name in present)
             return _Reading(None, prompt, response, context)
     return None
 
@@ -305,13 +320,17 @@ class ConversationReader:
 
         Raises: _BadRow: there is none.
         """
+        return self.reading(row).all_of(row, self.turns)
+
+    def reading(self, row: Mapping[str, Any]) -> _Reading:
+        """How a row is read. Raises: _BadRow: it has no column that is known."""
         present = frozenset(name for name, value in row.items() if value is not None)
         if present not in self._readings:
             self._readings[present] = _reading(present, self._columns) or _reading(row, self._columns)
         reading = self._readings[present]
         if reading is None:
             raise _BadRow("missing column", _unreadable(list(row)))
-        return reading.all_of(row, self.turns)
+        return reading
 
     def read(self, source: int, row: int, sample_id: str) -> Conversation:
         """The conversation of one row.
@@ -376,8 +395,8 @@ class Conversations:
             unseen -= row.keys()
             if not all(_passes(row, column, values) for column, values in where.items()):
                 continue
-            unread.update(name for name in PROMPT_LIKE if row.get(name) not in (None, "", []))
             try:
+                unread |= self._reader.reading(row).unread(row)
                 found = self._reader.conversations(row)
             except _BadRow as bad:
                 if not skip_bad:

@@ -6,6 +6,7 @@ Nothing is written for local files, and every error names the source and the lin
 import csv
 import json
 import mmap
+import warnings
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -59,10 +60,11 @@ class _JsonLines:
         start = self._starts[i]
         end = self._data.find(b"\n", start)
         try:
-            row = json.loads(self._data[start : end if end >= 0 else len(self._data)])
-        except ValueError as error:
+            line = self._data[start : end if end >= 0 else len(self._data)]
+            row = json.loads(line, object_pairs_hook=_distinct)
+        except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{self._name}, {self.place(i)}: broken JSON ({error}); repair or remove the line"
+                f"{self._name}, {self.place(i)}: broken JSON ({str(error)[:200]}); repair or remove the line"
             ) from error
         if not isinstance(row, dict):
             raise DataError(
@@ -75,6 +77,13 @@ class _JsonLines:
         return f"line {num_before + 1}"
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return tree
+
+
 class _RowList:
     """Rows that are in memory already, or in an Arrow table that `datasets` reads."""
 
@@ -85,10 +94,10 @@ class _RowList:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return iter(self._rows)
+        return map(_without_filling, self._rows) if self.is_table else iter(self._rows)
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
-        return self._rows[i]
+        return _without_filling(self._rows[i]) if self.is_table else self._rows[i]
 
     def place(self, i: int) -> str:
         return f"row {i} (the first is 0)"
@@ -99,7 +108,8 @@ class _Chain:
 
     is_table = False
 
-    def __init__(self, parts: Sequence[Rows]):
+    def __init__(self, parts: Sequence[Rows], names: Sequence[str]):
+        self._names = names
         self._parts, self._ends = parts, list(accumulate(len(part) for part in parts))
         self.columns: Sequence[str] = list(dict.fromkeys(name for part in parts for name in part.columns))
 
@@ -115,13 +125,22 @@ class _Chain:
 
     def place(self, i: int) -> str:
         part, row = self._find(i)
-        return f"file {self._parts.index(part) + 1}, {part.place(row)}"
+        return f"{self._names[self._parts.index(part)]}, {part.place(row)}"
 
     def _find(self, i: int) -> tuple[Rows, int]:
         if not 0 <= i < len(self):
             raise IndexError(i)
         number = bisect_right(self._ends, i)
         return self._parts[number], i - (self._ends[number - 1] if number else 0)
+
+
+def _without_filling(value: Any) -> Any:
+    """A row of a table without the nulls of fields that only other rows have."""
+    if isinstance(value, Mapping):
+        return {name: _without_filling(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_filling(inner) for inner in value]
+    return value
 
 
 def open_rows(source: Source, wanted: Collection[str]) -> Rows:
@@ -140,7 +159,7 @@ def open_rows(source: Source, wanted: Collection[str]) -> Rows:
     files = _local_files(source) if kind == "folder" else []
     if files and all(file.name.endswith(FILE_SUFFIXES) for file in files):
         parts = [_open_file(file, source, wanted) for file in files]
-        return parts[0] if len(parts) == 1 else _Chain(parts)
+        return parts[0] if len(parts) == 1 else _Chain(parts, [file.name for file in files])
     with loading(source):
         dataset = datasets.load_dataset(**address(source), name=source.config, split=source.split)
     assert isinstance(dataset, datasets.Dataset)
@@ -154,8 +173,17 @@ def _local_files(source: Source) -> list[Path]:
 
     with loading(source):
         builder = datasets.load_dataset_builder(**address(source), name=source.config)
-    found = (builder.config.data_files or {}).get(source.split or "train", [])
-    return [Path(file) for file in found if Path(file).is_file()]
+    of_splits = builder.config.data_files or {}
+    known = {Path(file).name for files in of_splits.values() for file in files}
+    folder = Path(source.path).expanduser()
+    others = sorted(f.name for f in folder.iterdir() if f.name.endswith(FILE_SUFFIXES) and f.name not in known)
+    if others and source.config in (None, "default"):
+        warnings.warn(
+            f"source {source.title}: {', '.join(others[:8])} beside its other files are not read: one kind of file a "
+            "folder is; name them too, joined by +",
+            stacklevel=2,
+        )
+    return [Path(file) for file in of_splits.get(source.split or "train", []) if Path(file).is_file()]
 
 
 def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
@@ -172,13 +200,15 @@ def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if path.name.endswith(".json") and data[:4096].lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"["):
-            rows = json.loads(data[:])
+            rows = json.loads(data[:], object_pairs_hook=_distinct)
             bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
             if bad is not None:
                 raise DataError(f"source {source.path}, row {bad} (the first is 0): expected an object with columns")
             return _RowList(rows, list(rows[0]) if rows else [], is_table=False)
         return _JsonLines(data, str(path))
-    except (ValueError, OSError) as error:  # pyarrow's own errors are among these
+    except UnicodeDecodeError as error:
+        raise DataError(f"source {source.path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except (ValueError, RecursionError, OSError) as error:  # pyarrow's own errors are among these
         raise DataError(f"source {source.path}: cannot be read ({error}); write or fetch the file again") from error
 
 
@@ -221,13 +251,16 @@ def _open_csv(path: Path) -> Rows:
             raise DataError(
                 f"{path}, line {reader.line_num}: not a table ({error}); quote cells with line breaks"
             ) from error
+    names = list(reader.fieldnames or ())
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns of one name in the header ({', '.join(names)}); rename one")
     wide = next((number for number, row in enumerate(rows) if None in row or None in row.values()), None)
     if wide is not None:
         raise DataError(
             f"{path}, row {wide} (the first is 0): another number of cells than the header's "
             f"{len(reader.fieldnames or ())}; quote cells that hold the separator"
         )
-    return _RowList(rows, list(reader.fieldnames or ()))
+    return _RowList(rows, names)
 
 
 def _unpack_zst(path: Path) -> bytes:

@@ -6,9 +6,11 @@ wherever it is opened again: a Hub set by commit, local files by content hash, t
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,28 +54,21 @@ def parse_sources(text: str) -> tuple[Source, ...]:
 
     Raises: ConfigError: an empty name, unbalanced brackets, an unknown or repeated setting.
     """
-    found, rest = [], text
-    while rest:
+    found: list[Source] = []
+    rest: str | None = text
+    while rest is not None:
         path, filters, more = _existing(rest)
         if path is None:
-            part, rest = _next_part(rest)
+            part, *after = re.split(r"\+(?![^\[\]]*\])", rest, maxsplit=1)
             found.append(_parse_source(part.strip(), text))
+            rest = after[0] if after else None
             continue
-        named = _parse_source(f"x{filters}", text)
-        found.append(replace(named, path=path))
+        found.append(replace(_parse_source(f"x{filters}", text), path=path))
         rest = more
-    if not found or text.endswith("+"):
-        raise ConfigError(f"data.source = {text!r}: cannot read {text!r}; expected name[filter,…] joined by +")
     return tuple(found)
 
 
-def _next_part(text: str) -> tuple[str, str]:
-    """A text up to the next + outside brackets, and what follows it."""
-    parts = re.split(r"\+(?![^\[\]]*\])", text, maxsplit=1)
-    return parts[0], parts[1] if len(parts) > 1 else ""
-
-
-def _existing(text: str) -> tuple[str | None, str, str]:
+def _existing(text: str) -> tuple[str | None, str, str | None]:
     """The longest beginning of a text that is a file or folder here, whatever its characters: path, filters, the rest.
 
     Only names with characters of the syntax need it; None: the text begins with no such path.
@@ -86,14 +81,17 @@ def _existing(text: str) -> tuple[str | None, str, str]:
         filters = re.match(r"(?:\s*\[[^\[\]]+\])*\s*", text[end:])
         after = text[end + (filters.end() if filters else 0) :]
         if path and (not after or after[0] == "+") and Path(path).expanduser().exists():
-            return path, filters[0].strip() if filters else "", after[1:]
+            return path, filters[0].strip() if filters else "", after[1:] if after else None
     return None, "", ""
 
 
 def _parse_source(part: str, text: str) -> Source:
     match = re.fullmatch(r"([^\[\]]+)((?:\s*\[[^\[\]]+\])*)", part)
     if match is None or not match[1].strip():
-        raise ConfigError(f"data.source = {text!r}: cannot read {part!r}; expected name[filter,…] joined by +")
+        raise ConfigError(
+            f"data.source = {text!r}: cannot read {part!r}, and no such file or folder is here; expected "
+            "name[filter,…] joined by +"
+        )
     settings: dict[str, str] = {}
     where, names = [], []
     for item in (item.strip() for group in re.findall(r"\[([^\]]+)\]", match[2]) for item in group.split(",")):
@@ -126,6 +124,8 @@ def pin_sources(sources: Sequence[Source]) -> tuple[Source, ...]:
     """
     if not sources:
         raise DataError("data.source: no source is given; name at least one, for example stdlib")
+    for source in sources:
+        source_kind(source)  # what is not here is told before the Hub is asked about others
     return tuple(pinned for source in sources for pinned in _pin(source))
 
 
@@ -180,6 +180,8 @@ def source_kind(source: Source) -> str:
 def is_local(path: str) -> bool:
     """Does a path that does not exist mean this machine all the same? `./x`, `/x`, `~/x`, `data/x` where data/ is."""
     first, slash, _ = path.partition("/")
+    if path.endswith((".txt", ".gz", ".zip", ".tar", ".bz2", ".xz", ".zst", ".arrow", ".xlsx", ".md")):
+        return True
     return path.startswith((".", "/", "~")) or "\\" in path or bool(slash and Path(first).is_dir())
 
 
@@ -283,8 +285,21 @@ def address(source: Source) -> dict[str, Any]:
     """Where `datasets` finds a folder or a Hub set."""
     path = Path(source.path).expanduser()
     if path.is_dir():
-        return {"path": str(path.resolve())}
+        return {"path": _without_pattern(str(path.resolve()))}
     return {"path": source.path, "revision": source.revision}
+
+
+@cache
+def _without_pattern(folder: str) -> str:
+    """A folder as `datasets` may be told of it: it reads *, ? and brackets as patterns, and other folders with them."""
+    if not re.search(r"[*?\[\]{}]", folder):
+        return folder
+    shadow = Path(tempfile.mkdtemp(prefix="tide-data-"))  # its own name is resolved, those of files are not
+    for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        link = shadow / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    return str(shadow)
 
 
 @contextmanager

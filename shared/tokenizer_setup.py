@@ -26,14 +26,14 @@ def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_templa
     """
     from transformers import AutoTokenizer
 
-    from .models.loading import student_of_run
+    from .models.loading import is_local, student_of_run
     from .models.specs import register_families
 
     register_families()
     name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     if Path(name).is_dir():
         name = str(student_of_run(Path(name)))
-    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if is_local(name) and not Path(name).is_dir():
         raise DataError(f"tokenizer {name}: no such folder; give a folder with tokenizer.json, or a hub id")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, use_fast=True)

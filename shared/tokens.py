@@ -6,12 +6,13 @@ in its place comes out, and tokens are located by the bytes they spell. Searchin
 align a short answer ("yes") to its first occurrence in the prompt.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 
 from .chunks import align_chunks
@@ -247,12 +248,17 @@ class TextEncoder:
         """
         if given and self._apply(messages) == text:
             raise Dropped("template leaves out tools")
-        for name in ("tool_calls", *REASONING):
-            holders = messages if name == "tool_calls" else messages[-1:]
+        if messages[0].get("role") == "system" and self._apply(messages[1:], **given) == text:
+            raise Dropped("template leaves out the system prompt")
+        for name in ("tool_calls", "function_call", *REASONING):
+            holders = messages[-1:] if name in REASONING else messages
             if any(message.get(name) for message in holders):
                 without = [{k: v for k, v in message.items() if k != name} for message in messages]
                 if self._apply(without, **given) == text:
                     raise Dropped(f"template leaves out {name}")
+        for word in (word for message in messages for word in _words(message.get("tool_calls"))):
+            if word not in text and json.dumps(word)[1:-1] not in text:
+                raise Dropped("template leaves out tool_calls")
 
     def tokenize(self, rendering: Rendering, alignable: tuple[int, int]) -> EncodedSample:
         """Tokenise a rendering; `alignable` is the character span that `content` shall describe.
@@ -287,7 +293,7 @@ class TextEncoder:
     def _apply(self, messages: Messages, **options: Any) -> str:
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **self.template, **options)
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template is somebody else's program, and fails as it likes
             raise Dropped("chat template refuses the conversation") from error
 
     def _find_turn_end(self) -> str:
@@ -303,6 +309,23 @@ class TextEncoder:
                 "the rendered prompt and to hold the answer once; fix the template or its arguments"
             ) from error
         return rendering.text[rendering.content[1] :]
+
+
+def _words(calls: Any) -> Iterator[str]:
+    """Names and texts of tool calls, which a template that writes them writes as they are."""
+    if isinstance(calls, str):
+        with contextlib.suppress(ValueError):
+            calls = json.loads(calls)
+        if isinstance(calls, str):
+            yield calls
+            return
+    if isinstance(calls, Mapping):
+        for name, value in calls.items():
+            if name not in ("id", "type", "index"):
+                yield from _words(value)
+    elif isinstance(calls, list | tuple):
+        for value in calls:
+            yield from _words(value)
 
 
 def pair(

@@ -202,7 +202,8 @@ def test_a_local_path_that_is_not_there_is_never_asked_of_the_hub(tmp_path, path
 QWEN_LIKE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>\n{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}"
-    "</think>{% endif %}{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function.name }}</call>"
+    "</think>{% endif %}{{ m.content }}{% for call in m.tool_calls or [] %}<call>{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }}</call>"
     "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 PLAIN = (
