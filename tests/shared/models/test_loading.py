@@ -133,7 +133,7 @@ def test_a_field_of_the_wrong_type_is_an_error(checkpoint):
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no such folder, and not a hub id"):
+    with pytest.raises(DataError, match="no such folder"):
         local_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no config\.json"):
         read_config(tmp_path)
