@@ -24,12 +24,15 @@ NUM_SHARDS, SAMPLES, VIEWS = 6, 2, 3
 
 def synthetic_cache(root: Path, num_shards: int = NUM_SHARDS) -> Path:
     """A complete cache, without torch: its import would take longer than most programs here."""
-    sys.path.insert(0, str(Path(__file__).parent / "shared" / "cache"))
-    import conftest
+    import synthetic_caches
 
-    layout = conftest.make_layout()
-    shards = [conftest.make_rows(layout, samples=SAMPLES, views=VIEWS, seed=shard) for shard in range(num_shards)]
-    conftest.finish(root, layout, [conftest.write(root, s, layout, n, num_shards) for n, s in enumerate(shards)])
+    layout = synthetic_caches.make_layout()
+    shards = [
+        synthetic_caches.make_rows(layout, samples=SAMPLES, views=VIEWS, seed=shard) for shard in range(num_shards)
+    ]
+    synthetic_caches.finish(
+        root, layout, [synthetic_caches.write(root, s, layout, n, num_shards) for n, s in enumerate(shards)]
+    )
     return root
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tide.shared.config import RunConfig, load_config
 from tide.shared.models.loading import load_model
 from tide.teacher_dump.dump import dump_teacher
+from tide.teacher_dump.plan import read_plan, require_same_settings
 
 ASSETS = Path(__file__).resolve().parents[1] / "recipes" / "demo_assets"
 BLOCK = 8
@@ -85,7 +86,9 @@ def settings(root: Path, *, shared: bool = False, **more: object) -> list[str]:
 
 def make_cache(root: Path, name: str, config: RunConfig) -> Path:
     """Dump `root / name` in this process, once; torch's threads stay as they are."""
-    if not (root / name / "manifest.json").exists():
+    if (root / name / "manifest.json").exists():
+        require_same_settings(read_plan(root / name), config, root / name)  # another test's cache of the same name
+    else:
         threads = torch.get_num_threads()
         dump_teacher(config, root / name)
         torch.set_num_threads(threads)

@@ -224,7 +224,7 @@ def test_draws_from_the_tail_are_refused_on_mps_which_has_no_float64(tiny_root, 
 
 
 def test_an_audit_asks_its_student_where_it_is_told(tiny_root):
-    cache = make_cache(tiny_root, "audited", tiny_config(tiny_root, "kl", shared=True, signal__audit_share=0.3))
+    cache = make_cache(tiny_root, "audited-kl", tiny_config(tiny_root, "kl", shared=True, signal__audit_share=0.3))
     with pytest.raises(ConfigError, match=r"decoding.device = 'mps': this machine has cpu"):
         describe_audit(cache, student=str(tiny_root / "student"), device="mps")
 

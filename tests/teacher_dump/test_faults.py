@@ -138,11 +138,15 @@ def test_shards_that_fail_in_one_worker_are_done_by_another(config, tmp_path, ex
     monkeypatch.setattr(local, "START_METHOD", "fork")
 
     def run(self, root, shard, progress=lambda tokens: None):
-        time.sleep(0.1)
         if os.environ["LOCAL_RANK"] == "0":
+            failed.touch()
             out_of_memory()
+        deadline = time.monotonic() + 60
+        while not failed.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         return run_shard(self, root, shard, progress)
 
+    failed = tmp_path.parent / f"{tmp_path.name}-failed"
     monkeypatch.setattr(ShardTask, "run", run)
     with pytest.warns(UserWarning, match="worker 0: shard .* memory.*. The other workers go on"):
         dump_teacher(config, tmp_path, num_workers=2)

@@ -4,10 +4,10 @@ import pickle
 import threading
 from pathlib import Path
 
-import conftest as synthetic_caches
 import fsspec
 import numpy as np
 import pytest
+import synthetic_caches
 from tide.shared.cache import Cache, open_cache, verify_shards
 from tide.shared.cache import remote as remote_module
 from tide.shared.cache import verify as verify_module

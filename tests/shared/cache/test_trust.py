@@ -99,11 +99,15 @@ def test_old_notes_are_thrown_away(root, notes, monkeypatch):
     monkeypatch.setattr("tide.shared.cache.trust.MAX_NOTES", 2)
     notes.mkdir(parents=True)
     for n in range(3):
-        (notes / f"old-{n}").touch()
-        os.utime(notes / f"old-{n}", (n, n))
+        (notes / f"{n:064x}").touch()
+        os.utime(notes / f"{n:064x}", (n, n))
+    (notes / "diary.txt").touch()  # not ours
+    os.utime(notes / "diary.txt", (0, 0))
     verify_cache(root)
     assert is_trusted(root, read_manifest(root))
-    assert sorted(path.name for path in notes_folder().iterdir())[1:] == ["old-2"]
+    left = {path.name for path in notes_folder().iterdir()}
+    assert {"diary.txt", f"{2:064x}"} < left
+    assert len(left) == 3
 
 
 def test_a_cache_that_was_dumped_here_needs_no_second_look(tiny_root, looks):
