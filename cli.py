@@ -17,6 +17,7 @@ from . import __version__
 from .commands import ablation, caches, dump, evaluation, machine, sharing, students, writing
 from .shared.errors import EXIT_INTERRUPTED, TideError
 from .shared.redaction import redacted
+from .shared.stop_signals import StopAsked, end_on_signals
 
 
 class _Interrupted(Exception):
@@ -60,7 +61,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     warnings.formatwarning = lambda message, category, *_, **__: redacted(f"{category.__name__}: {message}\n")
     try:
-        app()
+        with end_on_signals():
+            app()
     except TideError as error:
         from .shared.cache.inert import terminal_text  # messages may quote what a stranger wrote
 
@@ -69,6 +71,9 @@ def main() -> None:
     except (_Interrupted, KeyboardInterrupt):
         typer.echo("interrupted; what was finished is kept, and the same command continues", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except StopAsked as stop:
+        typer.echo(f"TryAgain: {stop}", err=True)
+        sys.exit(stop.exit_code)
     except Exception:
         typer.echo(redacted(traceback.format_exc()), err=True, nl=False)
         typer.echo("This is a bug in tide, not a mistake of yours: please report it with the lines above.", err=True)

@@ -12,7 +12,10 @@ from .printing import print_text
 
 
 def doctor(
-    path: Annotated[Path, typer.Option(help="Folder to test writing in; default: the current one.")] = Path(),
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Where caches or runs would go, there or not yet; default: the current folder."),
+    ] = Path(),
     as_json: JsonOption = False,
 ) -> None:
     """Look at this machine: versions, devices, memory, disk, hub login, and what is known to cause trouble.
@@ -21,7 +24,7 @@ def doctor(
     """
     from ..shared.doctor import examine, report
 
-    health = examine(path)
+    health = examine(out)
     if as_json:
         typer.echo(json.dumps(health))
     else:

@@ -442,11 +442,12 @@ class TrainConfig:
         for name in ("fresh_ratio", "warmup_ratio"):
             _require(0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a share in [0, 1]")
         for name in ("lr", "muon_lr"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "a learning rate > 0")
+            _require(0 < getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a learning rate in (0, 1]")
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
         limit = self.collective_timeout_s
         _require(0 < limit <= 86400, "train.collective_timeout_s", limit, "seconds, more than 0 and at most a day")
-        _require(self.weight_decay >= 0, "train.weight_decay", self.weight_decay, "a number >= 0")
+        lr, decay = max(self.lr, self.muon_lr), self.weight_decay
+        _require(0 <= decay < 1 / lr, "train.weight_decay", decay, f"a number >= 0 and less than {1 / lr:g}: 1 / lr")
         clip = self.grad_clip
         _require(clip is None or clip > 0, "train.grad_clip", clip, "a norm > 0, or null for no clipping")
 

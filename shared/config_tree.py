@@ -75,6 +75,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         number = float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
         if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
             return float(number)
+        if isinstance(number, float):
+            raise ConfigError(f"{where} = {value!r}: expected a finite number")
     elif hint is Any or (hint in (int, str, bool, type(None)) and type(value) is hint):
         return value
     raise ConfigError(f"{where} = {value!r}: expected {_type_name(hint)}, got {type(value).__name__}")

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from .. import __version__
 from .bubblewrap import trouble
+from .cache.files import file_system_lacks
 
 DISTRIBUTION = "tide-distill"
 WRITE_TEST_BYTES = 8 << 20
@@ -51,10 +52,11 @@ def examine(folder: str | Path) -> dict[str, Any]:
     """Look at everything.
 
     Args:
-        folder: where caches and checkpoints would go; its free space and a written file are tried.
+        folder: where caches and checkpoints would go, there or not yet; the nearest folder that is there is tried: its
+            free space, and what its file system can do.
     Returns: plain JSON: ok (no finding is an error), versions, machine, disk, hub, sandbox, findings.
     """
-    folder = Path(folder)
+    folder = _existing(Path(folder).expanduser().absolute())
     machine, disk, sandbox = _machine(), _disk(folder), trouble()
     findings = [
         *_package_findings(), *_tokenkit_findings(), *_array_findings(), *_machine_findings(machine),
@@ -88,6 +90,7 @@ def report(health: Mapping[str, Any]) -> Text:
         ("devices", "; ".join(devices) or "CPU only"),
         ("disk", f"{disk['folder']}{_gigabytes(disk['free_bytes'], ', free ')}"),
         ("write test", disk["error"] or f"ok, {speed / 1e6:,.0f} MB/s"),
+        ("file system", f"no {' and no '.join(disk['lacks'])}" if disk["lacks"] else "ok"),
         ("hub login", ("yes" if hub["logged_in"] else "no") + (", offline" if hub["offline"] else "")),
         ("code sandbox", "bubblewrap" if health["sandbox"]["bubblewrap"] else "none"),
     ]
@@ -339,10 +342,16 @@ def _visible() -> str:
     return "which is not set" if value is None else f"which is {value!r}"
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
 def _disk(folder: Path) -> dict[str, Any]:
     """Free space of a folder, and whether a file can be written there, fsynced, renamed and read back."""
     result: dict[str, Any] = {"folder": str(folder.absolute())}
     result |= dict.fromkeys(("free_bytes", "write_bytes_per_s", "error"))
+    result["lacks"] = []
     data = os.urandom(WRITE_TEST_BYTES)
     try:
         result["free_bytes"] = shutil.disk_usage(folder).free
@@ -356,6 +365,7 @@ def _disk(folder: Path) -> dict[str, Any]:
             result["write_bytes_per_s"] = round(len(data) / (time.perf_counter() - start))
             if path.read_bytes() != data:
                 result["error"] = "what was read back differs from what was written"
+            result["lacks"] = file_system_lacks(Path(inside))
     except OSError as error:
         result["error"] = error.strerror or str(error)
     return result
@@ -365,9 +375,17 @@ def _disk_findings(disk: Mapping[str, Any]) -> Iterator[Finding]:
     if disk["error"]:
         yield Finding(
             "error", f"{disk['folder']}: cannot be written: {disk['error']}", "caches and checkpoints need a folder",
-            "choose another folder with --path, or free space and check its permissions",
+            "choose another folder with --out, or free space and check its permissions",
         )  # fmt: skip
-    elif disk["free_bytes"] < LOW_DISK_BYTES:
+        return
+    if disk["lacks"]:
+        yield Finding(
+            "hint", f"{disk['folder']}: a file system without {' and '.join(disk['lacks'])}",
+            "tide does without them: names are taken by exclusive creation and a rename; after a power cut, the newest "
+            "shard may have to be made again",
+            "nothing, or put caches and runs on a local disk or NFS with --out",
+        )  # fmt: skip
+    if disk["free_bytes"] < LOW_DISK_BYTES:
         yield Finding(
             "warning", f"{disk['folder']}: {disk['free_bytes'] / 1e9:.1f} GB free",
             "a cache takes 50 to 100 bytes per masked position, so tens of GB for a million conversations (tide plan "

@@ -144,6 +144,11 @@ def later_checkpoints(root: Path, step: int) -> list[Path]:
     return [path for number, path in _checkpoints(root) if number > step]
 
 
+def saved_steps(root: Path) -> list[int]:
+    """The steps that are saved below `root`, ascending."""
+    return [number for number, _ in _checkpoints(root)]
+
+
 def load_optimizers(folder: Path, optimizers: Mapping[str, Optimizer]) -> None:
     """Restore what `save_checkpoint` stored, each process its own share."""
     for name, optimizer in optimizers.items():

@@ -32,6 +32,7 @@ from torch.distributed import distributed_c10d
 from ..shared.cache.inert import terminal_text
 from ..shared.errors import EXIT_INTERRUPTED, TideError, TryAgain
 from ..shared.redaction import redacted
+from ..shared.stop_signals import StopAsked
 from .processes import on_main
 
 BEAT_S = 2.0
@@ -236,7 +237,7 @@ def _may_be_a_lost_connection(error: BaseException | None) -> bool:
 
 def _exit_code(error: BaseException) -> int:
     """The code this process is about to end with."""
-    if isinstance(error, TideError):
+    if isinstance(error, TideError | StopAsked):
         return error.exit_code
     if isinstance(error, SystemExit) and isinstance(error.code, int):
         return error.code

@@ -11,6 +11,7 @@ import sys
 
 from ..shared.config import EvaluationConfig
 from ..shared.errors import TideError
+from ..shared.stop_signals import StopAsked, end_on_signals
 from .code_sandbox import UNSAFE, CodeEval
 from .lm_eval_tasks import own_code_eval, require_lm_eval
 
@@ -29,13 +30,13 @@ def main() -> None:
             time_s=limits.code_time_s, memory_mb=limits.code_memory_mb, allowed=leave in ("1", UNSAFE),
             unsafe=leave == UNSAFE,
         )  # fmt: skip
-        with own_code_eval(metric):
+        with end_on_signals(), own_code_eval(metric):
             cli_evaluate()
-    except TideError as error:
+    except (TideError, StopAsked) as error:
         sys.exit(_told(error))
 
 
-def _told(error: TideError) -> int:
+def _told(error: TideError | StopAsked) -> int:
     sys.stderr.write(f"{type(error).__name__}: {error}\n")
     return error.exit_code
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..shared.cache.files import output_errors, temporary_name
 from ..shared.cache.own_entries import no_link
-from ..shared.errors import TideError, Unavailable
+from ..shared.errors import Unavailable
 
 METRICS_NAME = "metrics.jsonl"
 _ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
@@ -54,16 +54,6 @@ class MetricsWindow:
         """Continue a window from its totals."""
         self._sums = {name: torch.tensor(total, device=device) for name, (total, _) in totals.items()}
         self._counts = {name: int(count) for name, (_, count) in totals.items()}
-
-
-def require_finite(totals: Mapping[str, tuple[float, int]], step: int) -> None:
-    """Raises: TideError: some value is NaN or infinite. Training on would overwrite good checkpoints with bad ones."""
-    bad = [name for name, (total, _) in totals.items() if not math.isfinite(total)]
-    if bad:
-        raise TideError(
-            f"training diverged: {', '.join(bad)} is not finite in the steps up to {step}. The last checkpoint is from "
-            "before that; lower train.lr or train.muon_lr, lengthen train.warmup_ratio, or clip (train.grad_clip)"
-        )
 
 
 class MetricsFile:

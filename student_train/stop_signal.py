@@ -4,8 +4,10 @@ import signal
 import threading
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""A scheduler's end of time, Ctrl-C, and Slurm's `--signal=USR1@120`."""
+from ..shared.errors import EXIT_INTERRUPTED
+from ..shared.stop_signals import STOP_SIGNALS, StopAsked
+
+_SIGNALS = (*STOP_SIGNALS, signal.SIGINT)
 
 
 class StopSignal:
@@ -18,7 +20,7 @@ class StopSignal:
         self.received: int | None = None
         self._old: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._old = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+            self._old = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -27,5 +29,5 @@ class StopSignal:
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.received is not None:
-            raise SystemExit(128 + number)
+            raise SystemExit(EXIT_INTERRUPTED if number == signal.SIGINT else StopAsked.exit_code)
         self.received = number

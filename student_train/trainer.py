@@ -43,10 +43,11 @@ from .checkpoint import (
     save_checkpoint,
     save_student,
 )
+from .divergence import require_finite, weight_limit, weights_error, wrecked
 from .engines import open_engine
 from .heartbeat import Heartbeat
 from .heldout import HeldoutQuestions
-from .metrics import MetricsFile, MetricsWindow, flat_settings, require_finite
+from .metrics import MetricsFile, MetricsWindow, flat_settings
 from .objective import Objective
 from .open_student import open_encoder, open_model, refuse_own_input, student_card
 from .optimizers import schedule_factor, set_learning_rates
@@ -80,8 +81,8 @@ def train_student(
     Returns: the folder of the finished student.
     Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
         ConfigError: the recipe needs something the cache does not have. TryAgain: stopped by a signal, state saved; or
-        another process of the run died. OutputError: nothing can be written below `out`. TideError: the loss became
-        NaN or infinite.
+        another process of the run died. OutputError: nothing can be written below `out`. DataError: the student holds
+        NaN from the start. TideError: a loss or a weight became NaN, infinite or absurd.
     """
     cache = None
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a folder that is new here is checked in full, once per machine
@@ -178,6 +179,7 @@ class Run:
         self.first_step = checkpoint.step if checkpoint else 0
         in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
         model = open_model(config, cache, checkpoint.folder if checkpoint else None)
+        self._weight_limit = weight_limit(model, str(checkpoint.folder if checkpoint else config.student.path))
         self.student = Student(model, in_support if in_support.any() else None, manifest.signal.tail_buckets)
         self.engine = open_engine(self.student, self.accelerator, train)
         self.factor = schedule_factor(train, self.num_steps)
@@ -305,8 +307,13 @@ class Run:
         return scores is not None
 
     def save(self, steps_done: int) -> None:
-        """Write a checkpoint: the main process writes, and gathers what others hold."""
-        totals = self._totals(steps_done)
+        """Write a checkpoint: the main process writes, and gathers what others hold.
+
+        Raises: TideError: metrics or weights say that training diverged.
+        """
+        totals, fault = self._totals(steps_done), wrecked(self.student.model, self._weight_limit)
+        if on_any_process(self.accelerator, fault is not None):
+            raise weights_error(fault, steps_done, self.out)
         save_checkpoint(
             self.out / "checkpoints", steps_done, self.student.model, self.engine.optimizers,
             identity=run_identity(self.config, self.cache), window=totals, keep=self.config.train.keep_checkpoints,
@@ -368,7 +375,7 @@ class Run:
 
     def _totals(self, steps_done: int) -> dict[str, tuple[float, int]]:
         totals = self.window.totals(self._reduce)
-        require_finite(totals, steps_done)
+        require_finite(totals, steps_done, self.out)
         return totals
 
     def _reduce(self, name: str, value: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from ..shared.errors import TryAgain
+from ..shared.stop_signals import STOP_SIGNALS, StopAsked
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 OVERTIME_S = 2.0
 """After the grace, for what cannot be interrupted between two micro-batches (a hanging disk or device)."""
 
@@ -80,7 +80,7 @@ class Stop:
                 return
             self.ask(signal.Signals(number).name)
             if not self._finishing:
-                raise self._error()
+                raise StopAsked(str(self._error()))
             timer = threading.Timer(self.grace_s + OVERTIME_S * (1 + second_ends), _give_up)
             timer.daemon = True
             timer.start()
@@ -88,6 +88,8 @@ class Stop:
         before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
         try:
             yield
+        except StopAsked:
+            raise self._error() from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler or signal.SIG_DFL)

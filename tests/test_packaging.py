@@ -62,7 +62,7 @@ def test_the_wheel_declares_the_command_and_lm_evals_model(wheel):
         entry_points = configparser.ConfigParser()
         entry_points.read_string(archive.read(name).decode())
     assert {section: dict(entry_points[section]) for section in entry_points.sections()} == {
-        "console_scripts": {"tide": "tide.cli:main"},
+        "console_scripts": {"tide": "tide.__main__:main"},
         "lm_eval.models": {"tide": "tide.student_train.lm_eval_model:TideLM"},
     }
 

@@ -98,6 +98,36 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def file_system_lacks(folder: Path) -> list[str]:
+    """What a folder's file system cannot do and tide then does without, tried with files of its own: [] where it can.
+
+    Raises: OSError: nothing can be written there.
+    """
+    lacks, first = [], temporary_name(folder / "tide-try")
+    second = first.with_suffix(".link.tmp")
+    try:
+        first.write_bytes(b"tide")
+        try:
+            os.link(first, second)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            lacks.append("hard links")
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            lacks.append("fsync of folders")
+        finally:
+            os.close(handle)
+    finally:
+        for path in (first, second):
+            path.unlink(missing_ok=True)
+    return lacks
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Write a small file so that it is either the old or the new one.
 

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from dump_checks import without_links_and_folder_fsync
 from tide import cli
 from tide.shared import devices, doctor
 
@@ -141,8 +142,23 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     assert "cannot be written: No such file or directory" in finding.what
 
 
+def test_a_folder_that_is_not_there_yet_is_looked_at_where_it_will_be(tmp_path):
+    disk = doctor.examine(tmp_path / "new" / "cache")["disk"]
+    assert (disk["folder"], disk["error"], disk["lacks"]) == (str(tmp_path), None, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_file_system_lacks_is_said_and_no_error(tmp_path, monkeypatch):
+    without_links_and_folder_fsync(monkeypatch)
+    health = doctor.examine(tmp_path)
+    assert health["ok"]
+    assert health["disk"]["lacks"] == ["hard links", "fsync of folders"]
+    assert f"{tmp_path}: a file system without hard links and fsync of folders" in doctor.report(health).plain
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_little_space_is_a_warning():
-    disk = {"folder": "/x", "free_bytes": 10**9, "error": None, "write_bytes_per_s": 1}
+    disk = {"folder": "/x", "free_bytes": 10**9, "error": None, "write_bytes_per_s": 1, "lacks": []}
     assert levels(doctor._disk_findings(disk)) == [("warning", "/x: 1.0 GB free")]
 
 
@@ -160,7 +176,7 @@ def test_the_login_is_seen_and_the_token_never_shown(without_hub, monkeypatch, t
     assert doctor._is_logged_in({})
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_environment")
     for arguments in ([], ["--json"]):
-        monkeypatch.setattr(sys, "argv", ["tide", "doctor", "--path", str(tmp_path), *arguments])
+        monkeypatch.setattr(sys, "argv", ["tide", "doctor", "--out", str(tmp_path), *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code
@@ -170,7 +186,8 @@ def test_the_login_is_seen_and_the_token_never_shown(without_hub, monkeypatch, t
 
 
 def test_a_missing_essential_ends_with_69(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(sys, "argv", ["tide", "doctor", "--path", str(tmp_path / "nowhere")])
+    (tmp_path / "file").write_text("a cache cannot lie below a file")
+    monkeypatch.setattr(sys, "argv", ["tide", "doctor", "--out", str(tmp_path / "file" / "cache")])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 69

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from dump_checks import file_hashes, fork, join, require_sound_files
+from dump_checks import file_hashes, fork, join, require_sound_files, without_links_and_folder_fsync
 from tide.shared.config import RunConfig
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.launchers import local
@@ -28,8 +28,15 @@ def audited(root: Path, **more: int) -> RunConfig:
     return tiny_config(root, signal__audit_share=0.3, signal__logp_dtype="float16", **more)
 
 
+@pytest.fixture(params=["links", "no links"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A usual file system, and one without hard links and without fsync of folders."""
+    if request.param == "no links":
+        without_links_and_folder_fsync(monkeypatch)
+
+
 @pytest.fixture
-def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_disk(file_system: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fsync and every rename takes a while, in this process and its children."""
 
     def slowed(function):
@@ -94,6 +101,7 @@ def kill_and_restart(config: RunConfig, folder: Path, *, num_kills: int, num_wor
 
 
 @pytest.mark.usefixtures("slow_disk")
+@pytest.mark.parametrize("file_system", ["no links"], indirect=True)  # the other one: among the slow tests
 def test_a_dump_killed_at_three_random_moments_ends_with_the_same_bytes(tiny_root, tmp_path):
     config = audited(tiny_root, shards__samples_per_shard=1, noise__views=2)
     kill_and_restart(config, tmp_path, num_kills=3, num_workers=1, seed=1)
@@ -103,7 +111,7 @@ def test_a_dump_killed_at_three_random_moments_ends_with_the_same_bytes(tiny_roo
 @pytest.mark.usefixtures("slow_disk")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("seed", [2, 3])
+@pytest.mark.parametrize(("file_system", "seed"), [("links", 2), ("no links", 3)], indirect=["file_system"])
 def test_a_dump_killed_at_a_hundred_random_moments_ends_with_the_same_bytes(
     tiny_root, tmp_path, monkeypatch, num_workers, seed
 ):
@@ -112,6 +120,7 @@ def test_a_dump_killed_at_a_hundred_random_moments_ends_with_the_same_bytes(
     kill_and_restart(config, tmp_path, num_kills=25, num_workers=num_workers, seed=seed)
 
 
+@pytest.mark.usefixtures("file_system")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_kill_at_every_rename_leaves_a_cache_that_continues(tiny_root, tmp_path, after):
     """Not random: one process after another dies right before, or right after, its first, second, ... rename."""

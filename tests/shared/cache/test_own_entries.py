@@ -1,6 +1,5 @@
 """Links in folders that others may write: what they lead to is never listed, emptied, overwritten or removed."""
 
-import errno
 import multiprocessing
 import os
 import re
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dump_checks import without_links_and_folder_fsync
 from tide.shared.cache import own_entries
 from tide.shared.cache.files import create_once, fsync_folder
 from tide.shared.cache.manifest import FileEntry
@@ -127,22 +127,6 @@ def test_a_tree_with_links_inside_is_removed_and_what_they_lead_to_is_not(mine, 
     (tree / "link").symlink_to(mine)
     own_entries.remove_tree(tmp_path / "shared", "old")
     assert not tree.exists()
-
-
-def without_links_and_folder_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As exFAT, SMB and many FUSE file systems answer."""
-    fsync = os.fsync
-
-    def link(*args: object, **how: object) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    def files_alone(handle: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{handle}"):
-            raise OSError(errno.EINVAL, "Invalid argument")
-        fsync(handle)
-
-    monkeypatch.setattr(os, "link", link)
-    monkeypatch.setattr(os, "fsync", files_alone)
 
 
 def _write_once(path: Path, number: int) -> None:
