@@ -44,6 +44,7 @@ from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.store import FolderStore, Store, open_store
 from ..shared.cache.trust import keep_note, trust_note
 from ..shared.cache.vocabulary import VOCABULARY_NAME
+from ..shared.errors import DataError
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
 from .plan import Plan
@@ -61,7 +62,7 @@ def finalize(
 
     Args: pairing: that of the plan, if it is open already. progress: called after each shard.
     Returns: None: not every shard is whole. The receipts of damaged ones are gone now: do these shards again.
-    Raises: CacheError: which weights made the shards is not known. OutputError.
+    Raises: CacheError: which weights made the shards is not known. DataError: not one sample is left. OutputError.
     """
     store = open_store(root)
     receipts, damaged = _whole_shards(store, plan, full=store.hash_before_commit, progress=progress)
@@ -69,9 +70,19 @@ def finalize(
         _forget(store, damaged)
         return None
     pairing = pairing or open_pairing(plan.config, teacher_revision=(plan.teacher or {}).get("revision"))
+    parts, dropped = manifest_parts(receipts), Counter(plan.dropped)
+    for receipt in receipts:
+        dropped.update(receipt.left_out)
+    if not parts["totals"].rows:
+        store.remove(*map(receipt_name, range(plan.num_shards)))
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in sorted(dropped.items()))
+        raise DataError(
+            f"{store}: every one of the {len(plan.samples):,} planned samples was left out ({reasons}): a cache of "
+            "nothing is not written. Run the same command without --skip-bad to see the first cause, mend it, and run "
+            "it again"
+        )
     root = store.folder
     write_vocabulary(root, pairing.student.token_bytes, pairing.teacher_id())
-    parts = manifest_parts(receipts)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tide_version=__version__,
@@ -89,7 +100,7 @@ def finalize(
             for s in plan.sources
         ),
         vocabulary=file_entry(root, VOCABULARY_NAME),
-        dropped=dict(sorted(sum((Counter(r.left_out) for r in receipts), Counter(plan.dropped)).items())),
+        dropped=dict(sorted(dropped.items())),
         audit=_audit(plan, pairing, receipts),
         coverage=dict(plan.coverage),
         **parts,

@@ -173,3 +173,28 @@ def test_the_manifest_counts_what_was_left_out_by_reason(tmp_path, permissive, p
     receipts = [shard_is_done(tmp_path / "cache", shard, plan.hash) for shard in range(plan.num_shards)]
     assert [receipt.left_out for receipt in receipts if receipt] == [{}, {}, {UNANSWERED: 1}]
     assert read_manifest(tmp_path / "cache").dropped == {UNANSWERED: 1}
+
+
+@pytest.mark.parametrize("per_shard", [4, 8])
+def test_a_dump_that_leaves_nothing_is_an_error_and_goes_on_once_it_is_mended(
+    tiny_root, tmp_path, monkeypatch, per_shard
+):
+    config = tiny_config(tiny_root, shards__samples_per_shard=per_shard, noise__views=1, data__skip_bad=True)
+    dump_teacher(config, tmp_path / "expected")
+
+    def broken(self, conversation):
+        raise ValueError("no")
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(Pairing, "encode", broken)
+        prepare = tmp_path / "cache"
+        prepare.mkdir()
+        (prepare / "plan.json").write_bytes((tmp_path / "expected" / "plan.json").read_bytes())
+        with pytest.raises(
+            DataError, match=r"every one of the 8 planned samples was left out \(cannot be tokenised: 8\)"
+        ):
+            dump_teacher(config, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "manifest.json").exists()
+    dump_teacher(config, tmp_path / "cache")
+    assert file_hashes(tmp_path / "cache") == file_hashes(tmp_path / "expected")
