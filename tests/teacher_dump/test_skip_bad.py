@@ -188,9 +188,9 @@ def test_a_dump_that_leaves_nothing_is_an_error_and_goes_on_once_it_is_mended(
     with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(Pairing, "encode", broken)
-        prepare = tmp_path / "cache"
-        prepare.mkdir()
-        (prepare / "plan.json").write_bytes((tmp_path / "expected" / "plan.json").read_bytes())
+
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "plan.json").write_bytes((tmp_path / "expected" / "plan.json").read_bytes())
         with pytest.raises(
             DataError, match=r"every one of the 8 planned samples was left out \(cannot be tokenised: 8\)"
         ):

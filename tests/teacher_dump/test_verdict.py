@@ -84,22 +84,23 @@ def test_the_right_teacher_is_not_doubted_on_many_or_few_samples(tmp_path, more)
 
 
 @pytest.mark.parametrize(
-    ("change", "doubt"),
+    ("change", "doubts"),
     [
-        ({"mask_id": 1021}, "no better than a unigram model"),
-        ({"mask_id": 1021}, r"With '<\|mask\|>' \(id 1023\) as its mask in place of id 1021"),
-        ({"mask_id": 300}, r"With '<\|mask\|>' \(id 1023\) as its mask in place of id 300"),
-        ({"random": True}, "no better than a unigram model"),
-        ({"attention": AttentionPattern(causal=True)}, "With bidirectional attention inside blocks"),
-        ({"template": WRONG_TEMPLATES["no-prompt"]}, "chat template"),
-        ({"template": WRONG_TEMPLATES["another"]}, "chat template"),
+        ({"mask_id": 1021}, ["no better than a unigram model", r"With '<\|mask\|>' \(id 1023\) .* in place of id 1021"]),
+        ({"mask_id": 300}, [r"With '<\|mask\|>' \(id 1023\) as its mask in place of id 300"]),
+        ({"random": True}, ["no better than a unigram model"]),
+        ({"attention": AttentionPattern(causal=True)}, ["With bidirectional attention inside blocks"]),
+        ({"template": WRONG_TEMPLATES["no-prompt"]}, ["chat template"]),
+        ({"template": WRONG_TEMPLATES["another"]}, ["chat template"]),
     ],
 )  # fmt: skip
-def test_a_teacher_that_is_asked_wrongly_is_refused(tmp_path, change, doubt):
-    found = examine(task(tmp_path, **change))
+def test_a_teacher_that_is_asked_wrongly_is_refused(tmp_path, change, doubts):
+    few = {} if "mask_id" in change else {"data__limit": 80}  # of another mask, fewer samples are no proof
+    found = examine(task(tmp_path, **few, **change))
     assert found is not None
     assert found.is_refused
-    assert any(re.search(doubt, said, re.IGNORECASE) for said in found.doubts), found.doubts
+    for doubt in doubts:
+        assert any(re.search(doubt, said, re.IGNORECASE) for said in found.doubts), found.doubts
 
 
 def test_a_template_that_costs_little_is_told_and_not_refused(tmp_path):
