@@ -97,7 +97,7 @@ train()
 def run_program(body: str, **values: object) -> tuple[int, list[int | None]]:
     filled = body.format(**{name: value if isinstance(value, int) else str(value) for name, value in values.items()})
     program = PROGRAM.format(tests=str(Path(__file__).parents[1]), body=filled)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=230, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=880, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -105,6 +105,7 @@ def run_program(body: str, **values: object) -> tuple[int, list[int | None]]:
 @pytest.mark.parametrize(
     "keep, kills", [(1, 16), pytest.param(1, 100, marks=pytest.mark.slow), pytest.param(2, 60, marks=pytest.mark.slow)]
 )
+@pytest.mark.timeout(900)
 def test_a_kill_during_a_save_leaves_a_whole_checkpoint_no_older_than_before(
     tiny: SimpleNamespace, tmp_path: Path, keep: int, kills: int
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_kill_during_a_save_leaves_a_whole_checkpoint_no_older_than_before(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_training_killed_in_its_saves_ends_as_an_undisturbed_one(tiny: SimpleNamespace, tmp_path: Path) -> None:
     in_the_middle, steps = run_program(TRAINING, root=tiny.root, cache=tiny.cache, out=tiny.out)
     known = [step for step in steps if step is not None]

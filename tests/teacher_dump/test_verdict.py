@@ -86,7 +86,7 @@ def test_the_right_teacher_is_not_doubted_on_many_or_few_samples(tmp_path, more)
 @pytest.mark.parametrize(
     ("change", "doubts"),
     [
-        ({"mask_id": 1021}, ["no better than a unigram model", r"With '<\|mask\|>' \(id 1023\) .* in place of id 1021"]),
+        ({"mask_id": 1021}, ["no better than a unigram", r"With '<\|mask\|>' \(id 1023\) .* in place of id 1021"]),
         ({"mask_id": 300}, [r"With '<\|mask\|>' \(id 1023\) as its mask in place of id 300"]),
         ({"random": True}, ["no better than a unigram model"]),
         ({"attention": AttentionPattern(causal=True)}, ["With bidirectional attention inside blocks"]),
