@@ -1,7 +1,7 @@
 """What a training step does with a student on its processes: forward, summed gradient, clipping, optimisers.
 
-`Engine` is all that the training loop sees, whether every process holds a whole copy (DDP), shares (FSDP2, sharding.py)
-or DeepSpeed drives (deepspeed_engine.py). The launcher decides; numbers agree to rounding.
+`Engine` is all that the training loop sees, whether every process holds a whole copy (DDP) or shares (sharding.py). The
+launcher decides; numbers agree to rounding.
 """
 
 import contextlib
@@ -11,14 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import AutocastKwargs
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ..shared.config import TrainConfig
-from .deepspeed_engine import Zero, ZeroEngine, zero_asked_for
 from .optimizers import build_optimizers
-from .sharding import fsdp_asked_for, shard, whole_tensor
+from .sharding import shard, sharding_asked_for, whole_tensor
 from .student import Student, StudentOutput
 
 
@@ -44,24 +43,10 @@ class Engine(Protocol):
         """Clip the gradient, step, forget it; its norm before, the same on every process."""
         ...
 
-    def close(self) -> None:
-        """Give back what does not end with the object."""
-        ...
-
-
-def sharding_asked_for(train: TrainConfig) -> FullyShardedDataParallelPlugin | Zero | None:
-    """What the launcher's environment says about shares; None: whole copies.
-
-    Raises: ConfigError: something that tide does not do. Unavailable: a package is missing.
-    """
-    return zero_asked_for(train) or fsdp_asked_for()
-
 
 def open_engine(student: Student, accelerator: Accelerator, train: TrainConfig) -> Engine:
     """The engine that the launcher asks for; `student` stays the module inside."""
-    asked = None if accelerator.num_processes == 1 else sharding_asked_for(train)
-    if isinstance(asked, Zero):
-        return ZeroEngine(asked, student, accelerator, train)
+    asked = None if accelerator.num_processes == 1 else sharding_asked_for()
     if asked is None:
         return TorchEngine(student, accelerator, train)
     shard(student, accelerator, asked)
@@ -107,9 +92,6 @@ class TorchEngine:
         norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         torch.nn.utils.clip_grads_with_norm_(parameters, self._largest_norm, norm)
         return norm
-
-    def close(self) -> None:
-        """Nothing outlives it."""
 
 
 class ShardedEngine(TorchEngine):

@@ -21,11 +21,8 @@ from torch.distributed import DistNetworkError, DistStoreError
 from ..shared.config import TrainConfig
 from ..shared.devices import process_device, require_shareable
 from ..shared.errors import ConfigError, TideError, TryAgain
-from ..shared.models.loading import quiet_deepspeed
-from .deepspeed_engine import hidden_from_accelerate
-from .engines import sharding_asked_for
 from .metrics import require_trackers
-from .sharding import says_yes
+from .sharding import says_yes, sharding_asked_for
 
 T = TypeVar("T")
 
@@ -34,20 +31,18 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """Join the other processes of this run, if there are any, each on the device that `train.device` gives it.
 
     Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`,
-        `own_device`, `join`. Unavailable: a tracker is missing, or DeepSpeed.
+        `own_device`, `join`. Unavailable: a tracker is missing.
     """
     device = own_device(train.device, "train.device")
     require_trackers(train.report_to)
-    sharding_asked_for(train)  # refuse before accelerate looks for packages that the refusal is about
-    quiet_deepspeed(device)
+    sharding_asked_for()  # refuse before accelerate looks for packages that the refusal is about
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
-        with hidden_from_accelerate():
-            join(device, timeout=limit)
-            return Accelerator(
-                cpu=device.type == "cpu", mixed_precision="bf16" if train.precision == "bf16" else "no",
-                log_with=list(train.report_to) or None, project_dir=str(out),
-            )  # fmt: skip
+        join(device, timeout=limit)
+        return Accelerator(
+            cpu=device.type == "cpu", mixed_precision="bf16" if train.precision == "bf16" else "no",
+            log_with=list(train.report_to) or None, project_dir=str(out),
+        )  # fmt: skip
     except RuntimeError as error:  # gloo's own error has no kind of its own
         if not isinstance(error, DistStoreError | DistNetworkError) and "connect" not in str(error):
             raise

@@ -22,8 +22,16 @@ from ..shared.errors import ConfigError
 from .student import Student
 
 
-def fsdp_asked_for() -> FullyShardedDataParallelPlugin | None:
-    """What the launcher's environment says about FSDP. Raises: ConfigError: it asks for more than this module does."""
+def sharding_asked_for() -> FullyShardedDataParallelPlugin | None:
+    """What the launcher's environment says about shares; None: whole copies.
+
+    Raises: ConfigError: it asks for more than this module does.
+    """
+    if says_yes("ACCELERATE_USE_DEEPSPEED"):
+        raise ConfigError(
+            "the launcher asks for DeepSpeed, which tide does not drive: FSDP2 divides weights, gradients and "
+            "optimiser state among the processes; take recipes/accelerate/fsdp2.yaml"
+        )
     if not says_yes("ACCELERATE_USE_FSDP"):
         return None
     for setting, asked, fits in (

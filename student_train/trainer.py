@@ -338,7 +338,6 @@ class Run:
 
     def close(self) -> None:
         """Let the trackers write what they hold back. (`end_training` would also end the caller's process group.)"""
-        self.engine.close()
         if self.accelerator.is_main_process:
             for tracker in self.accelerator.trackers:
                 tracker.finish()

@@ -109,8 +109,7 @@ def _recorded(log: Path, stop_after: int | None) -> Any:
 
     def moments(run: Run) -> int:
         engine: Any = run.engine
-        adamw = getattr(engine, "_adamw", engine.optimizers["adamw"])  # DeepSpeed's lie inside
-        tensors = [tensor for fields in adamw.state.values() for tensor in fields.values()]
+        tensors = [tensor for fields in engine.optimizers["adamw"].state.values() for tensor in fields.values()]
         return sum(getattr(tensor, "_local_tensor", tensor).numel() for tensor in tensors)
 
     def step(self: Run, step: int, *arguments: Any) -> None:

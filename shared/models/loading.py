@@ -5,7 +5,6 @@ found and every stored weight must be used; anything else is an error that lists
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from safetensors import SafetensorError
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..devices import accelerators
 from ..errors import ConfigError, DataError, Unavailable
 from ..sources import is_local
 from .specs import family_of, resolve
@@ -116,7 +114,6 @@ def load_model(
         if value not in known:
             raise ConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
     logging.disable_progress_bar()  # "Loading weights" here, "Writing model shards" when the model is saved
-    quiet_deepspeed()
     folder = local_folder(path, revision)
     raw = read_config(folder)
     config, model_class = native_class(raw, str(folder))
@@ -139,15 +136,6 @@ def load_model(
         raise DataError(f"{folder}: the weights cannot be loaded ({error}); fetch the checkpoint again") from error
     _require_all_weights(info, folder)
     return model
-
-
-def quiet_deepspeed(device: torch.device | None = None) -> None:
-    """transformers imports deepspeed, where it is installed, to save a model; without this it reports to stdout.
-
-    Args: device: of the training; None: the CPU, if there is nothing else.
-    """
-    if not accelerators() if device is None else device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def native_class(raw: Mapping[str, Any], where: str) -> tuple[PretrainedConfig, Any]:

@@ -168,12 +168,6 @@ def by_hand(command: list[str], num_ranks: int, folder: Path) -> list[tuple[list
     return [([sys.executable, *command], rank_environment(rank, num_ranks, port)) for rank in range(num_ranks)]
 
 
-def by_hand_for_deepspeed(command: list[str], num_ranks: int, folder: Path) -> list[tuple[list[str], dict[str, str]]]:
-    pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
-    asked = {"ACCELERATE_USE_DEEPSPEED": "true"}
-    return [(words, {**given, **asked}) for words, given in by_hand(command, num_ranks, folder)]
-
-
 def by_launcher(*launcher: str) -> Callable[..., list[tuple[list[str], dict[str, str]]]]:
     def start(command: list[str], num_ranks: int, folder: Path) -> list[tuple[list[str], dict[str, str]]]:
         (port,) = free_ports(1)
@@ -207,11 +201,10 @@ def process_of_rank(rank: int, processes: list[subprocess.Popen]) -> int:
     [
         (by_hand, signal.SIGKILL, 75, "TryAgain: rank 1 (host "),
         (by_hand, signal.SIGSTOP, 75, "TryAgain: rank 1 (host "),
-        (by_hand_for_deepspeed, signal.SIGKILL, 75, "TryAgain: rank 1 (host "),
         (TORCHRUN, signal.SIGKILL, 1, "rank      : 1 "),
         (ACCELERATE, signal.SIGKILL, 1, "rank      : 1 "),
     ],
-    ids=["killed", "stopped", "killed-under-deepspeed", "killed-under-torchrun", "killed-under-accelerate-fsdp2"],
+    ids=["killed", "stopped", "killed-under-torchrun", "killed-under-accelerate-fsdp2"],
 )
 def test_the_command_ends_with_the_dead_ranks_name_within_90_s(
     tiny: SimpleNamespace, tmp_path: Path, start: Callable, number: int, code: int, name: str
@@ -220,7 +213,7 @@ def test_the_command_ends_with_the_dead_ranks_name_within_90_s(
         "-m", "tide", "train-student", "--cache", str(tiny.cache), "--out", str(tiny.out), "--recipe", "tide-hybrid",
         *(f"--set={s}" for s in settings(tiny.root, train__steps=1_000_000, train__save_every=20)),
     ]  # fmt: skip
-    if start not in (by_hand, by_hand_for_deepspeed):
+    if start is not by_hand:
         command = command[1:] if start is TORCHRUN else command
         command = ["-m", *command] if start is TORCHRUN else command
     processes = []
