@@ -59,7 +59,6 @@ class Setting(NamedTuple):
     k: int
     smallest: float = 0.0
     step: float | None = 1 / 16
-    draws: int = 0
     cuts: tuple[int, ...] = ()
     codec: Literal["plain", "compact"] = "plain"
 
@@ -76,8 +75,6 @@ SETTINGS = {
     "k = 16, float16": Setting(16, step=None),
     "k = 16, 4 buckets": Setting(16, cuts=RANGES[4]),
     "k = 16, 16 buckets": Setting(16, cuts=RANGES[16]),
-    "k = 16, 4 draws": Setting(16, draws=4),
-    "k = 16, 16 draws": Setting(16, draws=16),
     "k = 8, 4 buckets": Setting(8, cuts=RANGES[4]),
     "k = 8, 4 buckets, compact": Setting(8, cuts=RANGES[4], codec="compact"),
     "k = 8, 16 buckets": Setting(8, cuts=RANGES[16]),
@@ -141,11 +138,6 @@ def view(number: int, sample: int, one: Positions, setting: Setting, tempered: l
         parts = [torch.tensor_split(logp, setting.cuts, dim=1) for logp in outside]
         masses = torch.stack([torch.stack([torch.logsumexp(part, 1) for part in p], 1) for p in parts], 1)
         row = replace(row, log_buckets=masses.float().numpy())
-    if setting.draws:
-        generator = torch.Generator().manual_seed(1000 * sample + number)
-        drawn = torch.multinomial(outside[-1].exp(), setting.draws, replacement=True, generator=generator)
-        values = one.teacher.gather(1, drawn)
-        row = replace(row, draw_ids=drawn.numpy().ravel().astype(np.int32), draw_logp=values.numpy().ravel())
     return row
 
 
@@ -197,13 +189,7 @@ class Comparison:
         """One view: the gradient at the student's logits of the KL on what is stored."""
         ids, present = stored.top_ids.clamp(min=0), stored.top_ids >= 0
         for t in TEMPERATURES:
-            s, q_top = dense.s[t], stored.top_logp_at(t).exp().masked_fill(~present, 0.0)
-            if stored.draw_ids is None:
-                ours = self._with_buckets(dense, stored, cuts, ids, present, t)
-            else:
-                weight = stored.draw_log_weight(t).exp()
-                ours = s * (q_top.sum(1, keepdim=True) + weight.sum(1, keepdim=True))
-                ours.scatter_add_(1, stored.draw_ids, -weight).scatter_add_(1, ids, -q_top)
+            ours = self._with_buckets(dense, stored, cuts, ids, present, t)
             self.dot[t] += float((ours * dense.gradient[t]).sum())
             self.ours[t] += float(ours.square().sum())
             self.dense[t] += float(dense.gradient[t].square().sum())
@@ -250,13 +236,10 @@ def stored_answers(row: ViewRow, setting: Setting, compared: np.ndarray) -> Spar
     ids, top = torch.full(inside.shape, -1), torch.full(inside.shape, -math.inf)
     ids[torch.from_numpy(inside)] = torch.tensor(row.top_ids, dtype=torch.int64)
     top[torch.from_numpy(inside)] = torch.tensor(row.top_logp)
-    log_tail, num = torch.tensor(row.log_tail), len(row.num_top)
-    draws = (None, None)
-    if setting.draws:
-        draws = torch.tensor(row.draw_ids.reshape(num, -1)).long(), torch.tensor(row.draw_logp.reshape(num, -1))
+    log_tail = torch.tensor(row.log_tail)
     return SparseLogits(
         torch.tensor(row.gold_logp), ids, top, log_z_from_tail(top, log_tail, TEMPERATURES), log_tail, TEMPERATURES,
-        *draws, torch.tensor(row.log_buckets) if setting.cuts else None,
+        torch.tensor(row.log_buckets) if setting.cuts else None,
     )[torch.from_numpy(compared)]  # fmt: skip
 
 
@@ -303,8 +286,7 @@ def main() -> None:
         temperatures = TEMPERATURES if setting.k else ()
         layout = Layout(
             signal, vocab, BLOCK, setting.k, temperatures, "float16", setting.step, codec=setting.codec,
-            frequent_ids=ranked if setting.codec == "compact" else (), tail_draws=setting.draws,
-            tail_buckets=setting.cuts,
+            frequent_ids=ranked if setting.codec == "compact" else (), tail_buckets=setting.cuts,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as temporary:
             sizes[name], rows[name], speed = write(Path(temporary), meant[name], layout)

@@ -34,9 +34,8 @@ STORE_PATIENCE_S = 60.0
 """How long an object store that is busy or out of reach is asked again."""
 SMALLEST_HEAD = 1e-12
 """Probability of the kept tokens below which a stored tail counts as everything."""
-MAX_TAIL_DRAWS = 1024
-"""A position with so many costs more than the format saves."""
 MAX_TAIL_BUCKETS = 256
+"""A position with so many costs more than the format saves."""
 
 
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:
@@ -189,9 +188,6 @@ class SignalConfig:
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
     codec: Literal["plain", "compact"] = "plain"
     """`compact`: kept tokens as frequency ranks and differences, about an eighth fewer bytes; `plain`: as they are."""
-    tail_draws: int = 0
-    """Tokens drawn from outside the kept ones at every target, in proportion to their probability at the highest
-    temperature and with replacement: `losses.N.tail=sampled` weighs them to an unbiased estimate of the dense loss."""
     tail_buckets: tuple[int, ...] = ()
     """Student ids, ascending, at which the tail is cut into ranges of ids whose masses are stored one by one.
     Vocabularies count common tokens first: a range holds tokens of like frequency. Empty: the tail is one mass."""
@@ -206,12 +202,6 @@ class SignalConfig:
             raise ConfigError(
                 f"signal.audit_share = {self.audit_share}: an audit is of token-level targets, and signal.kind = "
                 "'chunk' has none; use signal.kind=topk, or leave the share at 0"
-            )
-        _require(0 <= self.tail_draws <= MAX_TAIL_DRAWS, "signal.tail_draws", self.tail_draws, f"0 to {MAX_TAIL_DRAWS}")
-        if self.tail_draws and self.kind == "chunk":
-            raise ConfigError(
-                f"signal.tail_draws = {self.tail_draws}: draws are of token-level targets, and signal.kind = 'chunk' "
-                "has none; use signal.kind=topk, or leave it at 0"
             )
         cuts = self.tail_buckets
         _require(
@@ -333,9 +323,6 @@ class LossConfig:
     tidal: TidalConfig | None = None
     target: Literal["teacher", "clean"] = "teacher"
     """`clean`: the hard-label control; every teacher distribution is replaced by the clean token."""
-    tail: Literal["bucket", "sampled"] = "bucket"
-    """kl only, forward and without tidal. What stands for the tokens that the cache did not keep: one bucket with their
-    mass, or the cache's draws (`signal.tail_draws`), whose loss and gradient are those of the dense KL on average."""
     chunks: Literal["all", "unmatched"] = "all"
     """calm only. `unmatched`: chunks that are not one token on each side; a token-level loss serves the others."""
     timestep_weight: Literal["scheduler", "uniform"] = "scheduler"
@@ -357,11 +344,6 @@ class LossConfig:
             raise ConfigError("losses.ce takes neither reverse, tidal nor target: its target is the clean token")
         if self.target == "clean" and (self.reverse or self.tidal is not None or self.name != "kl"):
             raise ConfigError(f"{where}.target = 'clean' is the hard-label control of the forward KL only")
-        if self.tail == "sampled" and (self.reverse or self.tidal is not None or self.target == "clean"):
-            raise ConfigError(
-                f"{where}.tail = 'sampled' is for the forward KL to the teacher only: its draws are the teacher's, and "
-                "reverse and tidal losses take their expectation under the student; use tail: bucket"
-            )
         defaults = {f.name: f.default for f in fields(self)}
         for name, owner in _LOSS_OF_SETTING.items():
             if self.name != owner and getattr(self, name) != defaults[name]:
@@ -372,7 +354,7 @@ class LossConfig:
         )  # fmt: skip
 
 
-_LOSS_OF_SETTING = {"chunks": "calm", "tail": "kl", "timestep_weight": "ce", "normalise": "ce"}
+_LOSS_OF_SETTING = {"chunks": "calm", "timestep_weight": "ce", "normalise": "ce"}
 
 
 Schedule = Literal[
@@ -539,11 +521,6 @@ class RunConfig:
             self.data.max_length % block == 0, "data.max_length", self.data.max_length,
             f"a multiple of student.block_size = {block}, so that truncation never needs an invented EOS",
         )  # fmt: skip
-        if self.train.max_top_k is not None and any(loss.tail == "sampled" for loss in self.losses):
-            raise ConfigError(
-                f"train.max_top_k = {self.train.max_top_k}: draws (losses.kl.tail = 'sampled') are from outside all "
-                "kept tokens, and say nothing of those that k leaves out; use tail: bucket, or leave max_top_k out"
-            )
         if self.train.ce_noise == "fresh" and not any(loss.name == "ce" and loss.weight for loss in self.losses):
             raise ConfigError("train.ce_noise = 'fresh': its extra steps are cross-entropy alone; give ce a weight > 0")
 

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int32
+from jaxtyping import Bool, Float32, Int, Int32
 
 from .config import NoiseConfig
 
@@ -136,18 +136,6 @@ def audited_positions(
     if not share:
         return np.zeros(len(position), bool)
     return (keyed_generator(seed, "audit", sample_id, view).random(length) < share)[position]
-
-
-def tail_uniforms(
-    position: Int[np.ndarray, " n"], length: int, sample_id: str, view: int, *, seed: int, num_draws: int
-) -> Float64[np.ndarray, "n num_draws"]:
-    """Numbers in [0, 1) that decide which tokens are drawn from the tails of targets (`signal.tail_draws`).
-
-    Args:
-        position: of the targets in the student's x_0; length: of x_0.
-        seed: of the noise.
-    """
-    return keyed_generator(seed, "tail draws", sample_id, view).random((length, num_draws))[position]
 
 
 def _of_tokens(unit_of_token: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from .head_slices import (
     target_slices,
 )
 from .sparse_logits import SparseLogits
-from .tails import TailBuckets, TailDraws, draw_from_tail, outside_top, tempered_sums, whole_and_parts
+from .tails import TailBuckets, outside_top, tempered_sums, whole_and_parts
 
 
 def gather_logits(
@@ -45,8 +45,7 @@ def gather_at_targets(
     hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"],
     target: Int[Tensor, " m"], top_ids: Int[Tensor, "m k"], *,
     temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
-    draw_ids: Int[Tensor, "m j"] | None = None, buckets: TailBuckets | None = None,
-    max_slice_bytes: int = MAX_SLICE_BYTES,
+    buckets: TailBuckets | None = None, max_slice_bytes: int = MAX_SLICE_BYTES,
 ) -> tuple[Float[Tensor, " n"], SparseLogits]:  # fmt: skip
     """The student's head: the clean token's log-probability everywhere, exact SparseLogits at targets; with gradient.
 
@@ -56,29 +55,24 @@ def gather_at_targets(
         target: distinct positions at which the teacher's top tokens are read. top_ids: those, -1 for absent.
         temperatures: > 0, at which log_z and log_tail are wanted.
         support: tokens that token-level losses range over, those of top_ids included; None: all.
-        draw_ids: further tokens whose log-probability is wanted, the teacher's draws; one may stand there twice.
         buckets: ranges of ids by which tails are wanted; None: the whole tail alone.
         max_slice_bytes: bound on one slice of logits in float32.
     Returns: nats at temperature 1 at all n positions, and SparseLogits at the m targets, in the order of `target`.
     """
     temperatures = tuple(temperatures)
-    drawn = top_ids[:, :0] if draw_ids is None else draw_ids
     outputs = _SlicedHead.apply(
-        hidden, weight, gold_ids, target, top_ids, drawn, temperatures, support, buckets, max_slice_bytes
+        hidden, weight, gold_ids, target, top_ids, temperatures, support, buckets, max_slice_bytes
     )
-    gold_logp, top_logp, log_z, tails, draw_logp = outputs  # type: ignore[misc]
+    gold_logp, top_logp, log_z, tails = outputs  # type: ignore[misc]
     log_tail, log_buckets = whole_and_parts(tails, buckets)
-    return gold_logp, SparseLogits(
-        gold_logp[target], top_ids, top_logp, log_z, log_tail, temperatures, draw_ids,
-        None if draw_ids is None else draw_logp, log_buckets,
-    )  # fmt: skip
+    return gold_logp, SparseLogits(gold_logp[target], top_ids, top_logp, log_z, log_tail, temperatures, log_buckets)
 
 
 @torch.no_grad()
 def top_logits(
     hidden: Float[Tensor, "n d"], weight: Float[Tensor, "v d"], gold_ids: Int[Tensor, " n"], *,
     k: int, temperatures: Sequence[float] = (), support: Bool[Tensor, " v"] | None = None,
-    drop: Bool[Tensor, " v"] | None = None, draws: TailDraws | None = None, buckets: TailBuckets | None = None,
+    drop: Bool[Tensor, " v"] | None = None, buckets: TailBuckets | None = None,
     max_slice_bytes: int = MAX_SLICE_BYTES,
     watch: Callable[[slice, Tensor], None] | None = None,
 ) -> SparseLogits:  # fmt: skip
@@ -88,7 +82,6 @@ def top_logits(
         hidden, weight, gold_ids, temperatures, support: as in `gather_at_targets`.
         k: tokens to keep, at most V; 0 when only `gold_logp` is wanted.
         drop: ids removed before normalising (control tokens the teacher should never say); None: none.
-        draws: tokens to draw from the tail; None: none.
         buckets: as in `gather_at_targets`.
         watch: called with each slice of rows and its log-probabilities [rows, V], which the next slice overwrites.
     """
@@ -99,8 +92,6 @@ def top_logits(
     top_ids = gold_ids.new_empty(len(hidden), k)
     gold_logp, top_logp, log_z, tails = _empty_outputs(hidden, top_ids, len(temperatures), buckets)
     gold_is_top = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
-    draw_ids = None if draws is None else top_ids.new_empty(draws.uniform.shape)
-    draw_logp = None if draws is None else top_logp.new_empty(draws.uniform.shape)
     scratch = Scratch(hidden, weight)
     for rows in slices(len(hidden), weight.shape[0], max_slice_bytes):
         logits = slice_logits(hidden[rows], weight, scratch)
@@ -117,28 +108,22 @@ def top_logits(
         for column, temperature in enumerate(temperatures):
             sums = tempered_sums(logp, top_ids[rows], top_logp[rows], temperature, off_support, scratch, buckets)
             log_z[rows, column], tails[rows, column] = sums
-        if draws is not None and draw_ids is not None and draw_logp is not None:
-            draw_ids[rows] = draw_from_tail(logp, top_ids[rows], top_logp[rows], draws, rows, off_support, scratch)
-            draw_logp[rows] = logp.gather(1, draw_ids[rows])
     log_tail, log_buckets = whole_and_parts(tails, buckets)
     return SparseLogits(
-        gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures), draw_ids, draw_logp, log_buckets,
-        gold_is_top,
+        gold_logp, top_ids, top_logp, log_z, log_tail, tuple(temperatures), log_buckets, gold_is_top,
     )  # fmt: skip
 
 
 class _SlicedHead(torch.autograd.Function):
-    """Forward keeps [n], [m, k] and [m, j] results; backward computes each slice of logits again instead of storing it.
+    """Forward keeps [n] and [m, k] results; backward computes each slice of logits again instead of storing it.
 
     With G the incoming gradients, p = softmax(z), p_S and p_tail the softmax of z / T on the support and on its tail:
-        dz = G_gold 1[gold] + G_top 1[top] + G_draw 1[draw] - p (G_gold + sum G_top + sum G_draw + sum_T G_z / T)
+        dz = G_gold 1[gold] + G_top 1[top] - p (G_gold + sum G_top + sum_T G_z / T)
              + sum_T ((G_z - G_tail) p_S + G_tail p_tail) / T
     """
 
     @staticmethod
-    def forward(
-        ctx, hidden, weight, gold_ids, target, top_ids, draw_ids, temperatures, support, buckets, max_slice_bytes
-    ):
+    def forward(ctx, hidden, weight, gold_ids, target, top_ids, temperatures, support, buckets, max_slice_bytes):
         _check_head(hidden, weight, gold_ids)
         ctx.hidden_dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -146,7 +131,6 @@ class _SlicedHead(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             compute_weight, bias = weight.to(hidden.dtype), support_bias(support, hidden)
             gold_logp, top_logp, log_z, log_tail = _empty_outputs(hidden, top_ids, len(temperatures), buckets)
-            draw_logp = top_logp.new_empty(draw_ids.shape)
             scratch = Scratch(hidden, weight)
             for rows, place in target_slices(target, hidden, weight, max_slice_bytes):
                 logits = slice_logits(hidden[rows], compute_weight, scratch)
@@ -155,18 +139,17 @@ class _SlicedHead(torch.autograd.Function):
                 if place is None:
                     continue
                 top_logp[place] = _at_top(logp, top_ids[place], bias)
-                draw_logp[place] = logp.gather(1, draw_ids[place])
                 for column, temperature in enumerate(temperatures):
                     sums = tempered_sums(logp, top_ids[place], top_logp[place], temperature, bias, scratch, buckets)
                     log_z[place, column], log_tail[place, column] = sums
-        ctx.save_for_backward(hidden, weight, gold_ids, target, top_ids, draw_ids, support, top_logp, log_z, log_tail)
+        ctx.save_for_backward(hidden, weight, gold_ids, target, top_ids, support, top_logp, log_z, log_tail)
         ctx.temperatures, ctx.buckets, ctx.max_slice_bytes = temperatures, buckets, max_slice_bytes
-        return gold_logp, top_logp, log_z, log_tail, draw_logp
+        return gold_logp, top_logp, log_z, log_tail
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_gold, grad_top, grad_z, grad_tail, grad_draw):  # type: ignore[override]
-        hidden, weight, gold_ids, target, top_ids, draw_ids, support, *kept = ctx.saved_tensors
+    def backward(ctx, grad_gold, grad_top, grad_z, grad_tail):  # type: ignore[override]
+        hidden, weight, gold_ids, target, top_ids, support, *kept = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden, dtype=ctx.hidden_dtype)
         grad_weight = torch.zeros_like(weight, dtype=full_dtype(weight)) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -178,40 +161,37 @@ class _SlicedHead(torch.autograd.Function):
                 if place is None:
                     grad.mul_(-grad_gold[rows, None])
                 else:
-                    gathered = grad_gold[rows] + grad_draw[place].sum(1)
-                    grads = gathered, grad_top[place], grad_z[place], grad_tail[place]
+                    grads = grad_gold[rows], grad_top[place], grad_z[place], grad_tail[place]
                     outputs = [value[place] for value in kept]
                     _target_gradient(
                         grad, logits, top_ids[place], grads, outputs, ctx.temperatures, bias, scratch, ctx.buckets
                     )
-                    grad.scatter_add_(1, draw_ids[place], grad_draw[place])
                 grad.scatter_add_(1, gold_ids[rows, None], grad_gold[rows, None])
                 grad = grad.to(hidden.dtype)
                 grad_hidden[rows] = (grad @ compute_weight).to(ctx.hidden_dtype)
                 if grad_weight is not None:
                     add_product(grad_weight, grad.T, hidden[rows])
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, *[None] * 8
+        return grad_hidden, grad_weight, *[None] * 7
 
 
 def _target_gradient(
     p: Tensor, logits: Tensor, top_ids: Tensor, grads: Sequence[Tensor], outputs: Sequence[Tensor],
     temperatures: Sequence[float], bias: Tensor | None, scratch: Scratch, buckets: TailBuckets | None,
 ) -> None:  # fmt: skip
-    """Turn `p` = softmax(logits) [rows, V] into the gradient of all outputs but G_gold 1[gold] and G_draw 1[draw].
+    """Turn `p` = softmax(logits) [rows, V] into the gradient of all outputs but G_gold 1[gold].
 
     On the tail p_S = p_tail exp(log_tail), so a single softmax over the tail, or over each of its buckets, serves both
     terms of `_SlicedHead`; the top tokens' p_S is known from the forward pass.
 
     Args:
-        grads: incoming, of gold_logp and all draws in sum, of top_logp, log_z and log_tail. outputs: top_logp, log_z
-            and log_tail.
+        grads: incoming, of gold_logp, top_logp, log_z and log_tail. outputs: the last three.
     """
-    gathered, grad_top, grad_z, grad_tail = grads
+    grad_gold, grad_top, grad_z, grad_tail = grads
     top_logp, log_z, log_tail = outputs
     present = torch.isfinite(top_logp)
     at_top = grad_top.masked_fill(~present, 0.0)
-    shared = gathered + at_top.sum(1)
+    shared = grad_gold + at_top.sum(1)
     # Without a tail, log_tail = -inf is a constant, and the softmax over nothing would be NaN: keep one entry in it.
     no_tail = log_tail == -torch.inf
     grad_tail = grad_tail.masked_fill(no_tail, 0.0)

@@ -9,7 +9,6 @@ Teacher and student both end here: `sliced_head.py` computes one from hidden sta
 and losses see nothing else of a vocabulary.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -33,8 +32,6 @@ class SparseLogits:
         log_z: log-sum-exp over the support at each temperature.
         log_tail: log mass of the support outside top_ids at each temperature; -inf where nothing is outside.
         temperatures: m of them.
-        draw_ids: tokens of the teacher's tail, drawn at the highest temperature with replacement; None: no draws.
-        draw_logp: of draw_ids.
         log_buckets: log_tail by range of ids, where the tail is cut into b of them; their masses add up to the tail's.
         gold_is_top: is the clean token the most likely one of the whole vocabulary; None: nobody asked.
     """
@@ -45,8 +42,6 @@ class SparseLogits:
     log_z: Float[Tensor, "n m"]
     log_tail: Float[Tensor, "n m"]
     temperatures: tuple[float, ...]
-    draw_ids: Int[Tensor, "n j"] | None = None
-    draw_logp: Float[Tensor, "n j"] | None = None
     log_buckets: Float[Tensor, "n m b"] | None = None
     gold_is_top: Bool[Tensor, " n"] | None = None
 
@@ -63,7 +58,7 @@ class SparseLogits:
     def narrowed(self, k: int) -> "SparseLogits":
         """With the first k top tokens alone: the mass of the others joins the tail, exactly, at every temperature.
 
-        Draws are left out, because they were not made from this tail. Raises: ValueError: the tail is cut into buckets.
+        Raises: ValueError: the tail is cut into buckets.
         """
         if self.log_buckets is not None:
             raise ValueError("a tail in buckets cannot take up further tokens")
@@ -71,37 +66,19 @@ class SparseLogits:
         for column, temperature in enumerate(self.temperatures):
             dropped = torch.logsumexp(self.top_logp[:, k:] / temperature, dim=1) - self.log_z[:, column]
             log_tail[:, column] = torch.logaddexp(log_tail[:, column], dropped)
-        kept = replace(self, top_ids=self.top_ids[:, :k], top_logp=self.top_logp[:, :k], log_tail=log_tail)
-        return replace(kept, draw_ids=None, draw_logp=None)
+        return replace(self, top_ids=self.top_ids[:, :k], top_logp=self.top_logp[:, :k], log_tail=log_tail)
 
     def top_logp_at(self, temperature: float) -> Float[Tensor, "n k"]:
         """Log-probabilities of the top tokens at `temperature` on the support."""
         return self.top_logp / temperature - self.log_z[:, self._column(temperature), None]
-
-    def draw_logp_at(self, temperature: float) -> Float[Tensor, "n j"]:
-        """Log-probabilities of the draws at `temperature` on the support."""
-        assert self.draw_logp is not None
-        return self.draw_logp / temperature - self.log_z[:, self._column(temperature), None]
-
-    def draw_log_weight(self, temperature: float) -> Float[Tensor, "n j"]:
-        """Of the teacher's draws: log of p_T(i) / (j q(i)), where q(i) = p_H(i) / tail(H) is what they were drawn from.
-
-        H is the highest temperature. The sum of weight(i) f(i) over the draws has the expectation that the sum of
-        p_T(i) f(i) over the tail is, for any f. -inf where there is no tail.
-        """
-        highest = self.temperatures[-1]
-        assert self.draw_logp is not None
-        log_proposal = self.draw_logp_at(highest) - self.log_tail[:, -1:]
-        log_weight = self.draw_logp_at(temperature) - log_proposal - math.log(self.draw_logp.shape[1])
-        return torch.where(self.log_tail[:, -1:] > -torch.inf, log_weight, -torch.inf)
 
     def _column(self, temperature: float) -> int:
         if temperature not in self.temperatures:
             raise ValueError(f"temperature {temperature} has no log-sum-exp here; available: {self.temperatures}")
         return self.temperatures.index(temperature)
 
-    def __getitem__(self, rows: Tensor) -> "SparseLogits":
-        """The chosen rows, by index or bool mask."""
+    def __getitem__(self, rows: Tensor | slice) -> "SparseLogits":
+        """The chosen rows, by index, bool mask or slice."""
         return self.map(lambda values: values[rows])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "SparseLogits":

@@ -1,4 +1,4 @@
-"""The tail of a distribution: what lies outside the top tokens, whole, by ranges of ids, or as draws from it.
+"""The tail of a distribution: what lies outside the top tokens, whole or by ranges of ids.
 
     log_z(T)    = log sum_{v in S} exp(logp_v / T)
     log_tail(T) = log sum_{v in S, v not in top} exp(logp_v / T) - log_z(T)
@@ -8,10 +8,9 @@ produce).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from .head_slices import Scratch
@@ -53,20 +52,6 @@ class TailBuckets:
         return torch.sub(tail, out, out=out).exp_()
 
 
-class TailDraws(NamedTuple):
-    """What `top_logits` draws at n positions from outside the tokens that are kept.
-
-    Args:
-        uniform: float64 in [0, 1), one for each draw.
-        temperature: > 0, of the distribution that is drawn from.
-        smallest_logp: top tokens below it are not kept, but for the first; exact in float32.
-    """
-
-    uniform: Float[Tensor, "n j"]
-    temperature: float
-    smallest_logp: float = float("-inf")
-
-
 def outside_top(
     values: Tensor, top_ids: Tensor, temperature: float, bias: Tensor | None, scratch: Scratch,
     keep_first: Tensor | None = None,
@@ -102,28 +87,6 @@ def tempered_sums(
     tail_sum = torch.where(largest == -torch.inf, -torch.inf, tail_sum)
     log_z = torch.logaddexp(tail_sum, head_sum)
     return log_z, (tail_sum - log_z)[:, None]
-
-
-def draw_from_tail(
-    logp: Tensor, top_ids: Tensor, top_logp: Tensor, draws: TailDraws, rows: slice, bias: Tensor | None,
-    scratch: Scratch,
-) -> Tensor:  # fmt: skip
-    """[rows, j] tokens by the inverse of the tail's cumulative distribution; the first top token where none is outside.
-
-    Sums are float64: in float32 the last of 100,000 small terms would be lost in the sum of those before them.
-    """
-    kept = top_logp >= draws.smallest_logp
-    kept[:, :1] = True
-    tail = outside_top(logp, top_ids.masked_fill(~kept, -1), draws.temperature, bias, scratch)
-    largest = tail.amax(dim=1, keepdim=True)
-    has_tail = largest > -torch.inf
-    mass = tail.sub_(largest.masked_fill(~has_tail, 0.0)).exp_()
-    below = torch.cumsum(mass, dim=1, dtype=torch.float64)
-    total = below[:, -1:]
-    # Without its last bit, u * total may round up to total, which no token's sum is above.
-    wanted = torch.minimum(draws.uniform[rows].to(below) * total, torch.nextafter(total, total.new_zeros(())))
-    ids = torch.searchsorted(below, wanted, right=True).clamp(max=logp.shape[1] - 1)
-    return torch.where(has_tail, ids, top_ids[:, :1])
 
 
 def whole_and_parts(tails: Tensor, buckets: TailBuckets | None) -> tuple[Tensor, Tensor | None]:

@@ -188,7 +188,6 @@ def _compare(
         answers = Answers(
             dense, torch.arange(len(ids)), dense, teacher, places(teacher.top_ids, ids, vocab_size),
             places(gold[part], ids, vocab_size), chunk_logp[part], bucket,
-            None if teacher.draw_ids is None else places(teacher.draw_ids, ids, vocab_size),
         )  # fmt: skip
         bins = bins_of(np.array([one.masked_share for _, one in rows[part]]))
         sums.add_tails(answers, bins)

@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ..shared.sparse_logits import SparseLogits
-from .losses import calm_loss, kl_loss, sampled_kl_loss, tidal_loss
+from .losses import calm_loss, kl_loss, tidal_loss
 
 TIDAL_LAMBDAS = (0.1, 0.5, 0.9)
 """Weights of the teacher in TIDAL's mixture at which it is compared: early, midway and late in training."""
@@ -47,7 +47,6 @@ class Answers(NamedTuple):
         gold_place: where in the support the clean token is.
         chunk_logp: stored for the chunk that the target alone makes up.
         bucket: of each token of the support, where the cache cuts tails into ranges of ids; None: it does not.
-        draw_place: where in the support the draws of `teacher` are; None: the cache holds none.
     """
 
     logits: Float64[Tensor, "n v"]
@@ -58,7 +57,6 @@ class Answers(NamedTuple):
     gold_place: Int64[Tensor, " n"]
     chunk_logp: Float64[Tensor, " n"]
     bucket: Int64[Tensor, " s"] | None = None
-    draw_place: Int64[Tensor, "n j"] | None = None
 
 
 def gradient_products(answers: Answers) -> Iterator[tuple[LossName, Products]]:
@@ -71,9 +69,6 @@ def gradient_products(answers: Answers) -> Iterator[tuple[LossName, Products]]:
         dense = torch.log_softmax(answers.dense / temperature, dim=1)
         for name, loss in _token_losses(temperature):
             yield name, _products(loss(simplex, stored), loss(student, dense), on_support)
-        if answers.draw_place is not None:
-            ours, full = _sampled(student, answers, temperature), kl_loss(student, dense, temperature=temperature)
-            yield LossName("sampled_kl", temperature), _products(ours, full, on_support)
     logits = answers.logits.requires_grad_()
     gold = answers.support[answers.gold_place]
     exact = answers.dense.gather(1, answers.gold_place[:, None])[:, 0]
@@ -101,18 +96,6 @@ def _token_losses(temperature: float) -> Iterator[tuple[LossName, Callable[[Tens
                 axis="training_only", timestep_weight="uniform",
             ),
         )  # fmt: skip
-
-
-def _sampled(student: Tensor, answers: Answers, temperature: float) -> Tensor:
-    """The KL whose tail is the cache's draws, at the student's log-probabilities [n, S]."""
-    teacher, absent = answers.teacher, answers.top_place < 0
-    assert answers.draw_place is not None
-    return sampled_kl_loss(
-        student.gather(1, answers.top_place.clamp(min=0)).masked_fill(absent, -torch.inf),
-        teacher.top_logp_at(temperature).double(), student.gather(1, answers.draw_place),
-        teacher.draw_logp_at(temperature).double(), teacher.draw_log_weight(temperature).double(),
-        temperature=temperature,
-    )  # fmt: skip
 
 
 def _simplex(logp: Tensor, top_place: Tensor, bucket: Tensor | None) -> Tensor:

@@ -303,7 +303,6 @@ def _teacher_logits(signal: Sequence[_ViewSignal], top_k: int, temperatures: tup
         log_z,
         log_tail,
         temperatures,
-        *_draws(signal),
         _log_buckets(signal),
     )
 
@@ -312,15 +311,6 @@ def _log_buckets(signal: Sequence[_ViewSignal]) -> Tensor | None:
     """[m, temperatures, buckets] where the cache cuts tails into buckets."""
     parts = [s.row.log_buckets for s in signal if s.row.log_buckets.shape[2]]
     return torch.from_numpy(np.concatenate(parts)) if parts else None
-
-
-def _draws(signal: Sequence[_ViewSignal]) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Ids and log-probabilities [m, draws] of the cache's draws from the tails, if it holds any."""
-    num_targets, ids = sum(len(s.target) for s in signal), [s.row.draw_ids for s in signal]
-    if not num_targets or not sum(map(len, ids)):
-        return None, None
-    logp = np.concatenate([s.row.draw_logp for s in signal])
-    return _int64(ids).reshape(num_targets, -1), torch.from_numpy(logp).reshape(num_targets, -1)
 
 
 def _int64(parts: Sequence[np.ndarray]) -> Tensor:

@@ -49,32 +49,6 @@ def kl_loss(
     return temperature**2 * _mean(divergence)
 
 
-def sampled_kl_loss(
-    student_top_logp: Float[Tensor, "n k"], teacher_top_logp: Float[Tensor, "n k"],
-    student_draw_logp: Float[Tensor, "n j"], teacher_draw_logp: Float[Tensor, "n j"],
-    log_weight: Float[Tensor, "n j"], *, temperature: float,
-) -> Float[Tensor, ""]:  # fmt: skip
-    """T^2 times the mean KL(q || s) over the whole support, its tail estimated by draws (arXiv 2503.16870).
-
-    sum_top q_i (log q_i - log s_i) + sum_draws w_j (log q_j - log s_j); with w_j = q_j / (j times the probability that
-    it was drawn with), loss and gradient have the dense loss and gradient as their expectation over the draws.
-
-    Args:
-        student_top_logp, teacher_top_logp: at `temperature`, nats; the student's carry the gradient. -inf on both
-            sides: the entry does not exist.
-        student_draw_logp, teacher_draw_logp: the same at the draws, of which one token may be several.
-        log_weight: of w_j; -inf where there is no tail.
-        temperature: > 0; enters as the factor T^2 alone.
-    Returns: nats (times T^2); 0 and attached to the graph when n = 0. A single estimate may be negative.
-    Raises: ValueError: temperature <= 0 or shapes differ.
-    """
-    _check(student_top_logp, teacher_top_logp, temperature)
-    _check(student_draw_logp, teacher_draw_logp, temperature)
-    top = _kl(_full(teacher_top_logp.detach()), _full(student_top_logp))
-    drawn = log_weight.detach().exp() * (_full(teacher_draw_logp.detach()) - _full(student_draw_logp))
-    return temperature**2 * _mean(top + drawn.sum(dim=1))
-
-
 def clean_token_loss(student_gold_logp: Float[Tensor, " n"], *, temperature: float) -> Float[Tensor, ""]:
     """The hard-label control: `kl_loss` with every teacher distribution replaced by the clean token.
 

@@ -19,7 +19,6 @@ from .losses import (
     clean_token_loss,
     cross_entropy,
     kl_loss,
-    sampled_kl_loss,
     tidal_loss,
 )
 from .student import StudentOutput
@@ -33,13 +32,10 @@ class Objective:
         losses: of the recipe.
         signal: kind of the cache: none, chunk or topk.
         temperatures: for which the cache has a log-sum-exp.
-        tail_draws: draws from the tail of every target in the cache.
-    Raises: ConfigError: a loss needs a signal, a temperature or draws that the cache does not have.
+    Raises: ConfigError: a loss needs a signal or a temperature that the cache does not have.
     """
 
-    def __init__(
-        self, losses: Sequence[LossConfig], *, signal: str, temperatures: Sequence[float], tail_draws: int = 0
-    ) -> None:
+    def __init__(self, losses: Sequence[LossConfig], *, signal: str, temperatures: Sequence[float]) -> None:
         self.losses = tuple(loss for loss in losses if loss.weight > 0)
         self.names = _distinct([loss_name(loss) for loss in self.losses])
         """A distinct name per loss, for logs: kl, reverse_kl, tidal_kl, clean_kl, calm, ...; the second kl is kl_2."""
@@ -58,17 +54,6 @@ class Objective:
                     f"losses.kl.temperature = {loss.temperature}: the cache stores log-sum-exps for "
                     f"{', '.join(map(str, temperatures))} only; use one of them or dump again with signal.temperatures"
                 )
-
-            if loss.tail == "sampled" and not tail_draws:
-                raise ConfigError(
-                    "losses.kl.tail = 'sampled': this cache holds no draws from the teacher's tail; "
-                    "dump again with signal.tail_draws, or use tail: bucket"
-                )
-
-    @property
-    def reads_draws(self) -> bool:
-        """Is the student's log-probability of the cache's draws needed?"""
-        return any(loss.tail == "sampled" for loss in self.losses)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -109,8 +94,6 @@ class Objective:
 
 def loss_name(loss: LossConfig) -> str:
     """The field's name of a loss: `reverse_calm`, `tidal_kl`, `clean_kl`, ..."""
-    if loss.tail == "sampled":
-        return f"sampled_{loss.name}"
     prefix = "reverse_" if loss.reverse else "tidal_" if loss.tidal else "clean_" if loss.target == "clean" else ""
     return prefix + loss.name
 
@@ -139,24 +122,11 @@ def _token_loss(loss: LossConfig, output: StudentOutput, batch: Batch, counts: G
     share = len(batch.target) / max(1, counts.targets)
     if loss.target == "clean":
         return share * clean_token_loss(output.targets.gold_logp_at(loss.temperature), temperature=loss.temperature)
-    if loss.tail == "sampled":
-        return share * _sampled(output, batch, loss.temperature)
     student = output.targets.simplex_logp(loss.temperature)
     teacher = batch.teacher.simplex_logp(loss.temperature)
     if loss.tidal is None:
         return share * kl_loss(student, teacher, temperature=loss.temperature, reverse=loss.reverse)
     return share * tidal_loss(student, teacher, batch.target_t, **_tidal_arguments(loss, progress))
-
-
-def _sampled(output: StudentOutput, batch: Batch, temperature: float) -> Tensor:
-    student, teacher = output.targets, batch.teacher
-    if not len(batch.target):  # and so no draws to tell from no columns
-        return kl_loss(student.simplex_logp(temperature), teacher.simplex_logp(temperature), temperature=temperature)
-    return sampled_kl_loss(
-        student.top_logp_at(temperature), teacher.top_logp_at(temperature),
-        student.draw_logp_at(temperature), teacher.draw_logp_at(temperature), teacher.draw_log_weight(temperature),
-        temperature=temperature,
-    )  # fmt: skip
 
 
 def _chunk_loss(loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float) -> Tensor:

@@ -52,7 +52,7 @@ class Student(nn.Module):
 
     def forward(
         self, rows: RowTensors, read: Int[Tensor, " n"], gold_ids: Int[Tensor, " n"], target: Int[Tensor, " m"],
-        top_ids: Int[Tensor, "m k"], temperatures: tuple[float, ...], draw_ids: Int[Tensor, "m j"] | None = None,
+        top_ids: Int[Tensor, "m k"], temperatures: tuple[float, ...],
     ) -> StudentOutput:  # fmt: skip
         """Log-probabilities of the student at masked positions.
 
@@ -63,13 +63,12 @@ class Student(nn.Module):
             target: which of the n positions have a token-level target.
             top_ids: the teacher's top tokens there, -1 for absent.
             temperatures: of the token-level losses; empty if there is none.
-            draw_ids: tokens that the cache drew from the teacher's tails there; None: no loss reads them.
         """
         hidden = self.hidden(rows).flatten(0, 1)[read]
         if self.buckets is not None and self.buckets.of_token.device != hidden.device:
             self.buckets = self.buckets.to(hidden.device)
         if not temperatures:
-            target, top_ids, draw_ids = target[:0], top_ids[:0], None
+            target, top_ids = target[:0], top_ids[:0]
         return StudentOutput(
             *gather_at_targets(
                 hidden,
@@ -79,7 +78,6 @@ class Student(nn.Module):
                 top_ids,
                 temperatures=temperatures,
                 support=self.support,
-                draw_ids=draw_ids,
                 buckets=self.buckets,
             )
         )

@@ -164,10 +164,7 @@ class Run:
         train, manifest = config.train, cache.manifest
         self.encoder = open_encoder(config, cache)
         self.objective = Objective(
-            config.losses,
-            signal=manifest.signal.kind,
-            temperatures=manifest.signal.temperatures,
-            tail_draws=manifest.signal.tail_draws,
+            config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
         )
         for said in require_agreement(config, manifest):
             if os.environ.get("RANK", "0") == "0":
@@ -257,7 +254,6 @@ class Run:
         output = self.engine.forward(
             batch.rows, batch.read, batch.gold_ids, batch.target, batch.teacher.top_ids,
             () if fresh else self.objective.temperatures,
-            batch.teacher.draw_ids if self.objective.reads_draws else None,
         )  # fmt: skip
         return self.objective(output, batch, counts, progress=step / self.num_steps, fresh=fresh)
 

@@ -153,7 +153,7 @@ class Plan:
         """Columns of the shards."""
         signal, kind = self.config.signal, self.signal_kind
         of_targets: dict[str, Any] = {
-            "codec": signal.codec, "frequent_ids": self.frequent_ids, "tail_draws": signal.tail_draws,
+            "codec": signal.codec, "frequent_ids": self.frequent_ids,
             "tail_buckets": signal.tail_buckets,
         }  # fmt: skip
         return Layout(

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..shared.cache import Receipt, shard_name, write_receipt, write_shard
 from ..shared.cache.audit import audit_name, write_audit
@@ -27,7 +29,7 @@ from .pairing import Pairing
 from .plan import Plan, PlannedSample, digest
 from .teacher import Context, Pass, Teacher
 from .verdict import answered_sums
-from .views import SKIP, NotNumbers, Sample, View, draw_views, smallest_logp
+from .views import SKIP, NotNumbers, Sample, View, draw_views
 
 Progress = Callable[[int], None]
 UNANSWERED, UNUSABLE = "teacher's answer is not a number", "cannot be tokenised"
@@ -167,41 +169,21 @@ class ShardTask:
         """One forward: hand each view its part of the answers."""
         signal = self.plan.config.signal
         answers = teacher.score(
-            context, [one for _, one in batch], k=self._top_k, temperatures=signal.temperatures if self._top_k else (),
-            smallest_logp=smallest_logp(signal.min_probability),
-        )  # fmt: skip
-        gold_logp, targets = answers.gold_logp.cpu().numpy(), answers.targets
-        gold_is_top = answers.gold_is_top.cpu().numpy()
-        top_ids = targets.top_ids.cpu().numpy()
+            context, [one for _, one in batch], k=self._top_k, temperatures=signal.temperatures if self._top_k else ()
+        )
+        gold_logp, gold_is_top = answers.gold_logp.cpu(), answers.gold_is_top.cpu()
+        targets = answers.targets.map(Tensor.cpu)
         if self._top_k:
-            top_ids = self.pairing.student_id[top_ids]
-        top_logp = targets.top_logp.cpu().numpy()
-        log_z, log_tail = targets.log_z.cpu().numpy(), targets.log_tail.cpu().numpy()
-        draw_ids = draw_logp = None
-        if targets.draw_ids is not None and targets.draw_logp is not None:
-            draw_ids = self.pairing.student_id[targets.draw_ids.cpu().numpy()]
-            draw_logp = targets.draw_logp.cpu().numpy()
-        log_buckets = None if targets.log_buckets is None else targets.log_buckets.cpu().numpy()
+            targets = replace(targets, top_ids=torch.from_numpy(self.pairing.student_id[targets.top_ids.numpy()]))
         gold_end = target_end = dense_end = 0
         layout = self.plan.layout
         for view, one in batch:
             gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
             target_start, target_end = target_end, target_end + int(one.target.sum())
             dense_start, dense_end = dense_end, dense_end + (0 if one.audited is None else int(one.audited.sum()))
-            of_pass = slice(target_start, target_end)
+            of_pass, answered = slice(target_start, target_end), slice(gold_start, gold_end)
             try:
-                view.keep(
-                    one,
-                    gold_logp[gold_start:gold_end],
-                    top_ids[of_pass],
-                    top_logp[of_pass],
-                    log_z[of_pass],
-                    log_tail[of_pass],
-                    None if draw_ids is None else draw_ids[of_pass],
-                    None if draw_logp is None else draw_logp[of_pass],
-                    None if log_buckets is None else log_buckets[of_pass],
-                    gold_is_top[gold_start:gold_end],
-                )
+                view.keep(one, gold_logp[answered], gold_is_top[answered], targets[of_pass])
                 view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
             except NotNumbers as error:
                 self._leave_out(view.sample.sample_id, UNANSWERED, left_out, error)

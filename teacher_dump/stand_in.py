@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..shared.noising import keyed_generator
+from ..shared.sparse_logits import SparseLogits
 from .views import View
 
 
@@ -49,10 +51,11 @@ class StandIn:
             num = int(asked.target.sum())
             ids = self._candidates(rng, view.sample.index, num, view.k, support)
             top_logp, log_z, log_tail = self._distributions(rng, num, view.k, len(support), temperatures)
-            draws: tuple[np.ndarray | None, np.ndarray | None] = None, None
-            if view.draw_ids.size and temperatures:
-                draws = self._draws(rng, ids, top_logp, view.draw_ids.shape[1], support, temperatures[-1])
-            view.keep(asked, gold, ids, top_logp, log_z, log_tail, *draws, self._buckets(rng, view, log_tail))
+            buckets = self._buckets(rng, view, log_tail)
+            ids, top_logp, log_z, log_tail = map(torch.from_numpy, (ids, top_logp, log_z, log_tail))
+            log_buckets = None if buckets is None else torch.from_numpy(buckets)
+            targets = SparseLogits(torch.zeros(num), ids, top_logp, log_z, log_tail, temperatures, log_buckets)
+            view.keep(asked, torch.from_numpy(gold), torch.zeros(len(gold), dtype=torch.bool), targets)
 
     def _candidates(self, rng: np.random.Generator, sample: int, num: int, k: int, support: np.ndarray) -> np.ndarray:
         """[num, k] distinct ids at each position: even places of the support by rank, odd ones by the sample's rank."""
@@ -94,30 +97,6 @@ class StandIn:
             return None
         shares = rng.exponential(size=(len(log_tail), 1, num_buckets)) + 1e-6
         return (log_tail[:, :, None] + np.log(shares / shares.sum(2, keepdims=True))).astype(np.float32)
-
-    def _draws(
-        self, rng: np.random.Generator, ids: np.ndarray, top_logp: np.ndarray, num_draws: int, support: np.ndarray,
-        temperature: float,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """Ids and log-probabilities [num, num_draws] from the rest of Zipf's law, at a temperature.
-
-        Rank r of a position's tail is the token r places after a random one, or the next that is no candidate.
-        """
-        (num, k), num_support = ids.shape, len(support)
-        if num_support <= k:
-            return tuple(np.repeat(values[:, :1], num_draws, axis=1) for values in (ids, top_logp))  # type: ignore[return-value]
-        power, uniform = 1 - self.exponent / temperature, rng.random((num, num_draws))
-        last = num_support / k
-        stretch = last**uniform if abs(power) < 1e-9 else (1 + uniform * (last**power - 1)) ** (1 / power)
-        rank, first = (
-            np.minimum(k * stretch, num_support - 1).astype(np.int64),
-            rng.integers(num_support, size=(num, 1)),
-        )
-        for _ in range(k):
-            found = support[(first + rank) % num_support]
-            rank = (rank + (found[:, :, None] == ids[:, None, :]).any(axis=2)) % num_support
-        logp = top_logp[:, -1:] - self.exponent * np.log(np.maximum(rank, k) / k)
-        return support[(first + rank) % num_support].astype(np.int32), logp.astype(np.float32)
 
 
 SURE = StandIn(exponent=4.0, logp=(1e-3, 1.0), spread=-1.0, local=0.0, noise=0.1)

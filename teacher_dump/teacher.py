@@ -8,7 +8,6 @@ With a logit shift, as in models grown from autoregressive ones, a token's answe
 where that is the block before, this block runs as well, noised as it is: so the model was trained.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from ..shared.models.specs import TeacherSpec
 from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
 from ..shared.sliced_head import top_logits
 from ..shared.sparse_logits import SparseLogits
-from ..shared.tails import TailBuckets, TailDraws
+from ..shared.tails import TailBuckets
 from .dense_rows import DenseRows
 
 _WHOLE_SEQUENCE = 2**31
@@ -48,7 +47,6 @@ class Pass(NamedTuple):
     answered: np.ndarray  # [l] bool, a subset of `masked`: log-probability of the clean token is wanted
     target: np.ndarray  # [l] bool, a subset of `answered`: the top tokens are wanted as well
     audited: np.ndarray | None = None  # [l] bool, a subset of `target`: the whole distribution is; None: nowhere
-    uniform: np.ndarray | None = None  # float64 [m, j] at `target`: draws from the tail by these; None: none
 
 
 class Answers(NamedTuple):
@@ -110,17 +108,13 @@ class Teacher:
         return Context(list(x_0), cache.freeze(), rows.labels)
 
     @torch.inference_mode()
-    def score(
-        self, context: Context, passes: Sequence[Pass], *, k: int, temperatures: Sequence[float],
-        smallest_logp: float = -math.inf,
-    ) -> Answers:  # fmt: skip
+    def score(self, context: Context, passes: Sequence[Pass], *, k: int, temperatures: Sequence[float]) -> Answers:
         """Answer a batch of passes in one forward.
 
         Args:
             passes: over samples of `context`; each masks at least one token.
             k: top tokens kept at each target position.
             temperatures: > 0, at which log-sum-exps over the support are kept.
-            smallest_logp: top tokens below it are part of the tail that is drawn from (at the highest temperature).
         """
         noised = [
             noised_piece(
@@ -136,8 +130,8 @@ class Teacher:
         dense = DenseRows(is_audited[is_target].cpu(), self.audit_ids)
         targets = top_logits(
             hidden[is_target], self.head_weight, gold_ids[is_target], k=k, temperatures=temperatures,
-            support=self.support, drop=self.drop, draws=self._draws(passes, temperatures, smallest_logp),
-            buckets=self.buckets, watch=dense.take if dense.num_rows else None,
+            support=self.support, drop=self.drop, buckets=self.buckets,
+            watch=dense.take if dense.num_rows else None,
         )  # fmt: skip
         others = top_logits(hidden[~is_target], self.head_weight, gold_ids[~is_target], k=0, drop=self.drop)
         gold_logp = targets.gold_logp.new_empty(len(gold_ids))
@@ -147,14 +141,6 @@ class Teacher:
         gold_is_top = torch.empty_like(is_target)
         gold_is_top[is_target], gold_is_top[~is_target] = targets.gold_is_top, others.gold_is_top
         return Answers(gold_logp, gold_is_top, targets, dense.values)
-
-    def _draws(self, passes: Sequence[Pass], temperatures: Sequence[float], smallest_logp: float) -> TailDraws | None:
-        uniform = [one.uniform for one in passes if one.uniform is not None]
-        if not uniform:
-            return None
-        return TailDraws(
-            torch.from_numpy(np.concatenate(uniform)).to(self.head_weight.device), max(temperatures), smallest_logp
-        )
 
     def last_block(self, masked: np.ndarray) -> int:
         """The last block that holds a masked token: a pass sees the blocks of x_0 before it."""

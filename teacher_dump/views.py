@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..shared.cache import Layout, ViewRow
 from ..shared.cache.audit import AuditRow, stored_logp
 from ..shared.config import NoiseConfig, SignalConfig
 from ..shared.errors import DataError
-from ..shared.noising import ViewMasks, audited_positions, draw_masks, masking_units, tail_uniforms, timesteps
+from ..shared.noising import ViewMasks, audited_positions, draw_masks, masking_units, timesteps
+from ..shared.sparse_logits import SparseLogits
 from ..shared.tokens import PairedSample
 from .comp_demo import passes
 from .teacher import Pass
@@ -43,7 +46,7 @@ class View:
     Args:
         signal: what is kept; None: there is no teacher.
         k: top tokens kept at each target; 0: answers on chunks only.
-        seed: of the noise; it also decides which targets are stored in full, and which tokens are drawn from tails.
+        seed: of the noise; it also decides which targets are stored in full.
     """
 
     def __init__(
@@ -63,16 +66,10 @@ class View:
         self.cuts = signal.tail_buckets if signal and k else ()
         num_buckets = len(self.cuts) + 1 if self.cuts else 0
         self.log_buckets = np.full((num_targets, num_temperatures, num_buckets), np.nan, np.float32)
-        num_draws = signal.tail_draws if signal and k else 0
-        self.draw_ids = np.full((num_targets, num_draws), -1, np.int32)
-        self.draw_logp = np.full((num_targets, num_draws), np.nan, np.float32)
         share, length = signal.audit_share if signal else 0.0, len(sample.paired.student.x_0)
         self.audited = audited_positions(
             self.targets[:, 2], length, sample.sample_id, view, seed=seed, share=share
         )  # [n]
-        self.uniform = tail_uniforms(
-            self.targets[:, 2], length, sample.sample_id, view, seed=seed, num_draws=num_draws
-        )  # [n, num_draws]
         self.dense: dict[int, np.ndarray] = {}  # of audited targets, by the teacher's position
 
     def passes(self, place: int) -> Iterator[Pass]:
@@ -84,42 +81,29 @@ class View:
                 answered[start:end] = True
             target[self.targets[:, 0]] = masked[self.targets[:, 0]]
             audited[self.targets[self.audited, 0]] = masked[self.targets[self.audited, 0]]
-            uniform = self.uniform[self._targets_of(target)] if self.uniform.size else None
-            yield Pass(place, masked, answered, target, audited, uniform)
+            yield Pass(place, masked, answered, target, audited)
 
-    def _targets_of(self, target: np.ndarray) -> np.ndarray:
-        """Numbers of the view's targets at which a pass has one, given by teacher position."""
-        return np.searchsorted(self.targets[:, 0], np.flatnonzero(target))
-
-    def keep(
-        self, asked: Pass, gold_logp: np.ndarray, top_ids: np.ndarray, top_logp: np.ndarray, log_z: np.ndarray,
-        log_tail: np.ndarray, draw_ids: np.ndarray | None = None, draw_logp: np.ndarray | None = None,
-        log_buckets: np.ndarray | None = None, gold_is_top: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
-        """Take the answers of one pass: [n] at `asked.answered`; student ids, [m, k] and [m, #T] at `asked.target`.
+    def keep(self, asked: Pass, gold_logp: Tensor, gold_is_top: Tensor, targets: SparseLogits) -> None:
+        """Take the answers of one pass.
 
         Args:
-            draw_ids, draw_logp: [m, signal.tail_draws] at `asked.target`; None: there are none.
-            log_buckets: [m, #T, buckets] where tails are cut; None: they are not.
-            gold_is_top: bool [n] at `asked.answered`, the clean token is the likeliest.
-
+            gold_logp, gold_is_top: float32 and bool [n] at `asked.answered`, as in `Answers`.
+            targets: [m] at `asked.target`, with student ids, on the CPU.
         Raises: NotNumbers: an answer is not a finite number.
         """
-        if not all(np.isfinite(values).all() for values in (gold_logp, top_logp, log_z)):
+        if not all(torch.isfinite(values).all() for values in (gold_logp, targets.top_logp, targets.log_z)):
             raise NotNumbers(
                 f"sample {self.sample.sample_id}, view {self.view}: the teacher's answer holds NaN or infinite "
                 "log-probabilities; its weights are damaged or overflow in teacher.dtype, try teacher.dtype=float32. "
                 f"{SKIP}"
             )
         self.gold_logp[asked.answered] = gold_logp
-        if gold_is_top is not None:
-            self.gold_is_top[asked.answered] = gold_is_top
-        at = self._targets_of(asked.target)
-        if draw_ids is not None and draw_logp is not None:
-            self.draw_ids[at], self.draw_logp[at] = draw_ids, draw_logp
-        if log_buckets is not None:
-            self.log_buckets[at] = log_buckets
-        self.top_ids[at], self.top_logp[at], self.log_z[at], self.log_tail[at] = top_ids, top_logp, log_z, log_tail
+        self.gold_is_top[asked.answered] = gold_is_top
+        at = np.searchsorted(self.targets[:, 0], np.flatnonzero(asked.target))
+        for name in ("top_ids", "top_logp", "log_z", "log_tail", "log_buckets"):
+            values = getattr(targets, name)
+            if values is not None:
+                getattr(self, name)[at] = values
 
     def keep_dense(self, asked: Pass, dense: np.ndarray, layout: Layout) -> None:
         """Take the whole distributions of one pass, [a, S] at `asked.audited`, as the audit will store them."""
@@ -158,8 +142,6 @@ class View:
             top_logp=self.top_logp[kept],
             log_tail=self._log_tail(kept),
             log_buckets=self._log_buckets(kept),
-            draw_ids=self.draw_ids.ravel(),
-            draw_logp=self.draw_logp.ravel(),
         )
 
     def _kept(self, min_probability: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from ..shared.cache import Receipt
 from ..shared.cache.receipts import AUDIT_FOLDER, RECEIPTS_FOLDER, SHARD_FOLDER, listed_receipts, receipt_name
 from ..shared.cache.store import Store, open_store
 from ..shared.config import RunConfig
-from ..shared.errors import ConfigError, DataError, TideError, Unavailable
+from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
 from ..shared.redaction import redacted
 from ..shared.tails import TailBuckets
@@ -231,7 +231,6 @@ def open_task(root: Path | Store, plan: Plan) -> ShardTask:
         return ShardTask(plan, conversations, pairing, None)
     folder = local_folder(config.teacher.path, plan.teacher["revision"] or config.teacher.revision)
     device = replica_devices(config.teacher)[0]
-    _require_float64(plan, device)
     if device.type == "cpu":
         torch.set_num_threads(config.shards.cpu_threads)
     model = open_placed(config.teacher, folder)
@@ -245,15 +244,6 @@ def open_task(root: Path | Store, plan: Plan) -> ShardTask:
             buckets = TailBuckets.of_ids(student_id, config.signal.tail_buckets)
     teacher = Teacher(model, pairing.spec, support=support, audit_ids=audit_ids, buckets=buckets)
     return ShardTask(plan, conversations, pairing, teacher)
-
-
-def _require_float64(plan: Plan, device: torch.device) -> None:
-    """Raises: ConfigError: draws from the tail, on a device that cannot add up so many small numbers."""
-    if device.type == "mps" and plan.config.signal.tail_draws:
-        raise ConfigError(
-            f"signal.tail_draws = {plan.config.signal.tail_draws}: tokens are drawn by sums in float64, which mps does "
-            "not have; dump with --set teacher.device=cpu or on another machine, or plan without draws"
-        )
 
 
 def _listed(shards: list[int]) -> str:

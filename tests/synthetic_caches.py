@@ -88,11 +88,6 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
     if layout.tail_buckets:
         masses = [bucket_masses(logp, order, kept, temperature, layout) for temperature in layout.temperatures]
         log_buckets = np.stack(masses, axis=1).astype(np.float32)
-    draw_ids = np.zeros((n, layout.tail_draws), np.int32)
-    for target in range(n if layout.tail_draws else 0):
-        p = np.exp(logp[target] / layout.temperatures[-1])
-        p[order[target][kept[target]]] = 0
-        draw_ids[target] = rng.choice(len(p), layout.tail_draws, p=p / p.sum())
     return ViewRow(
         sample, view, t, x_0, prompt, masked, starts, lengths, chunk_logp,
         target_position=positions,
@@ -101,8 +96,6 @@ def make_row(rng: np.random.Generator, sample: str, view: int, x_0: np.ndarray, 
         top_logp=np.take_along_axis(logp, order, axis=1)[kept].astype(np.float32),
         log_tail=np.stack(log_tail, axis=1).astype(np.float32),
         log_buckets=log_buckets,
-        draw_ids=draw_ids.ravel(),
-        draw_logp=np.take_along_axis(logp, draw_ids, axis=1).ravel().astype(np.float32),
     )  # fmt: skip
 
 
@@ -128,7 +121,7 @@ def make_manifest(root: Path, layout: Layout, receipts: list[Receipt]) -> Manife
             kind=layout.signal, codec=layout.codec, logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
             top_k=layout.top_k, min_probability=0.0,
             temperatures=layout.temperatures, support="shared: all", codec_error={}, frequent_ids=layout.frequent_ids,
-            tail_draws=layout.tail_draws, tail_buckets=layout.tail_buckets,
+            tail_buckets=layout.tail_buckets,
         ),
         teacher=None if layout.signal == "none" else teacher,
         student=StudentInfo("1f3a" * 16, "44", layout.vocab_size, 299, 0),

@@ -14,12 +14,11 @@ from ..errors import CacheError
 from .schema import Layout, ViewRow
 
 _INT32 = np.iinfo(np.int32)
-_LOGP = ("chunk_logp", "top_logp", "draw_logp")
+_LOGP = ("chunk_logp", "top_logp")
 _CHUNK_FIELDS = ("chunk_start", "chunk_len", "chunk_logp")
 _TARGET_FIELDS = ("target_position", "num_top", "top_ids", "top_logp")
 NO_BUCKETS = np.zeros((0, 0, 0), np.float32)
 NO_BUCKETS.flags.writeable = False
-DRAW_FIELDS = ("draw_ids", "draw_logp")
 POSITIVE_ROUNDING = 1e-4
 """Log-probabilities up to this above 0 are float rounding and stored as 0."""
 
@@ -143,7 +142,7 @@ def row_bytes(row: ViewRow) -> int:
         len(row.x_0)
         + 2 * len(row.chunk_start)
         + 2 * len(row.target_position)
-        + 2 * (len(row.top_ids) + len(row.draw_ids))
+        + 2 * len(row.top_ids)
         + max(row.log_tail.size, row.log_buckets.size)
     )
 
@@ -167,7 +166,6 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
     for names, present, what in (
         (_CHUNK_FIELDS, layout.signal != "none", kind),
         (_TARGET_FIELDS, layout.signal == "topk", kind),
-        (DRAW_FIELDS, layout.tail_draws > 0, "0 tail draws"),
     ):
         for name in names:
             column = _join(bare, [getattr(row, name) for row in rows], name, "f" if name in _LOGP else "i")
@@ -232,13 +230,9 @@ def _join(bare: RowBatch, arrays: list[np.ndarray], name: str, kind: str) -> Lis
     return Lists(np.concatenate(converted) if converted else np.zeros(0, target), offsets)
 
 
-STEPPED = ("top_logp", "draw_logp")
-"""Columns whose values are multiples of `layout.logp_step`, if there is one."""
-
-
 def rounded(values: np.ndarray, layout: Layout, name: str) -> np.ndarray:
     """Values of one column in the precision that the layout gives it, as float32."""
-    if name in STEPPED and layout.logp_step is not None:
+    if name == "top_logp" and layout.logp_step is not None:
         return (np.round(values / layout.logp_step) * layout.logp_step).astype(np.float32)  # exact: a power of two
     if layout.logp_dtype == "float16":
         with np.errstate(over="ignore"):  # an overflow becomes inf, which the caller refuses

@@ -170,7 +170,6 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
         signal_rows |= {
             "Kept tokens": f"at most {signal.top_k}, probability at least {signal.min_probability:g}",
             **({"Tail": f"{len(signal.tail_buckets) + 1} ranges of ids"} if signal.tail_buckets else {}),
-            **({"Tail draws": f"{signal.tail_draws} at each target"} if signal.tail_draws else {}),
             "Temperatures": ", ".join(f"{t:g}" for t in signal.temperatures), "Loss support": signal.support,
         }  # fmt: skip
     audit_rows = {"Targets stored in full": "none"}

@@ -34,8 +34,6 @@ def check_batch(batch: RowBatch, layout: Layout, order: SampleOrder | None = Non
         _check_chunks(batch)
     if "target_position" in batch.lists:
         _check_targets(batch, layout)
-    if "draw_ids" in batch.lists:
-        _check_draws(batch, layout)
     if order is not None:
         _check_order(batch, order)
 
@@ -146,36 +144,6 @@ def _check_targets(batch: RowBatch, layout: Layout) -> None:
         raise batch.error(
             position.row_of(index), "top_logp", f"a target's kept entries hold {mass[index]:.4f} of the probability"
         )
-
-
-def _check_draws(batch: RowBatch, layout: Layout) -> None:
-    """Draws lie outside the kept entries, are no more probable than these, and one token has one log-probability."""
-    lists, num_draws = batch.lists, layout.tail_draws
-    draw_ids, draw_logp, num_top = lists["draw_ids"], lists["draw_logp"], lists["num_top"].values.astype(np.int64)
-    _check_range(batch, "draw_ids", draw_ids, 0, layout.vocab_size)
-    _check_logp(batch, "draw_logp")
-    target = np.repeat(np.arange(len(num_top)), num_draws)
-    has_tail = batch.log_tail[target, -1] > -np.inf
-    kept = np.repeat(np.arange(len(num_top)), num_top) * layout.vocab_size + lists["top_ids"].values
-    drawn = target * layout.vocab_size + draw_ids.values
-    bad = has_tail & np.isin(drawn, kept)
-    if bad.any():
-        raise batch.error(draw_ids.row_of(int(np.argmax(bad))), "draw_ids", "holds a token that was kept")
-    some = num_top[target] > 0
-    last = lists["top_logp"].values[np.cumsum(num_top)[target[some]] - 1]
-    likelier = np.zeros(len(drawn), bool)
-    likelier[some] = has_tail[some] & (draw_logp.values[some] > last)
-    if likelier.any():
-        raise batch.error(
-            draw_ids.row_of(int(np.argmax(likelier))),
-            "draw_logp",
-            "a draw is more probable than an entry that was kept",
-        )
-    order = np.argsort(drawn, kind="stable")
-    unequal = (np.diff(drawn[order]) == 0) & (np.diff(draw_logp.values[order]) != 0)
-    if unequal.any():
-        index = int(order[int(np.argmax(unequal)) + 1])
-        raise batch.error(draw_ids.row_of(index), "draw_logp", "a token drawn twice has two log-probabilities")
 
 
 def _check_single(batch: RowBatch, position: Lists) -> None:

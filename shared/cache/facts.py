@@ -73,7 +73,6 @@ def _signal(signal: Mapping[str, Any]) -> Section:
             "temperatures": ", ".join(f"{t:g}" for t in signal["temperatures"]),
             "support": signal["support"],
             **({"tail": f"{len(signal['tail_buckets']) + 1} ranges of ids"} if signal["tail_buckets"] else {}),
-            **({"tail draws": f"{signal['tail_draws']} at each target"} if signal["tail_draws"] else {}),
         }
     return f"Signal: {signal['kind']}", kept
 

@@ -115,7 +115,6 @@ class Manifest:
             logp_step=self.signal.logp_step,
             codec=self.signal.codec,
             frequent_ids=self.signal.frequent_ids,
-            tail_draws=self.signal.tail_draws,
             tail_buckets=self.signal.tail_buckets,
         )
 

@@ -21,7 +21,6 @@ class SignalInfo:
         support: the loss support in words, for example "shared: 148,903 tokens of equal bytes" or "ids < 151646".
         logp_step: nats; log-probabilities of top tokens are multiples of it; None: numbers of `logp_dtype`.
         codec_error: what rounding costs, measured while writing: see `codec_error.summary`; {}: not measured.
-        tail_draws: tokens drawn from the tail of every target, at the highest of `temperatures`.
         tail_buckets: ids at which the tail is cut into ranges, whose masses are stored one by one.
     """
 
@@ -35,7 +34,6 @@ class SignalInfo:
     support: str
     codec_error: Mapping[str, Any]
     frequent_ids: tuple[int, ...] = ()
-    tail_draws: int = 0
     tail_buckets: tuple[int, ...] = ()
 
 

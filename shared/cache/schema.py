@@ -10,7 +10,6 @@ polars and pyarrow read a shard without tide:
     num_targets int32; target_position, num_top list<int32> [n]; log_tail_<T> list<float> [n * buckets]  topk
     top_ids list<int32>, top_logp list<float>                     [sum num_top], flat             topk
     top_ranks, top_steps list<int32>                              in place of these two           topk, codec compact
-    draw_ids list<int32>, draw_logp list<float>                   [n * tail_draws], flat          topk, with draws
 
 The `num_*` columns repeat the lengths of the lists: an index of a million rows is then read from kilobytes. On disk
 `chunk_len` goes along the masked positions, one value for every chunk and a 0 for every masked token outside chunks:
@@ -32,7 +31,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from ..config import MAX_TAIL_BUCKETS, MAX_TAIL_DRAWS
+from ..config import MAX_TAIL_BUCKETS
 from ..errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -85,8 +84,6 @@ class ViewRow:
         log_tail: float32 [n, m], log mass of the loss support outside the kept entries, one column per temperature, as
             a share of the support's mass at that temperature; -inf where nothing is outside.
         log_buckets: float32 [n, m, buckets], the same for each range of ids that the tail is cut into, where it is.
-        draw_ids: int32, draw_logp: float32 [n * tail_draws], flat, tokens drawn from outside the kept entries, with
-            replacement; the first kept one where nothing is outside.
     """
 
     sample_id: str
@@ -104,8 +101,6 @@ class ViewRow:
     top_logp: np.ndarray = field(default_factory=_no_floats)
     log_tail: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     log_buckets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
-    draw_ids: np.ndarray = field(default_factory=_no_ints)
-    draw_logp: np.ndarray = field(default_factory=_no_floats)
 
     @property
     def gold_logp(self) -> np.ndarray:
@@ -136,10 +131,9 @@ class Layout:
         vocab_size: student ids are below this; block_size: lengths are multiples of it.
         top_k: upper bound of num_top; temperatures: one log_tail column each (both unused unless signal is "topk").
         logp_dtype: precision that log-probabilities are rounded to before they are stored as float32.
-        logp_step: nats; top_logp and draw_logp are rounded to multiples of it instead; None: to `logp_dtype`.
+        logp_step: nats; top_logp is rounded to multiples of it instead; None: to `logp_dtype`.
         codec: "plain": ids and log-probabilities as they are; "compact": as ranks and steps (compact.py).
         frequent_ids: those that have the first ranks, most frequent first; empty unless `codec` is "compact".
-        tail_draws: tokens drawn from the tail of every target; 0: no such columns.
         tail_buckets: ids at which the tail is cut into ranges, whose masses are stored; (): it is one mass.
     """
 
@@ -152,7 +146,6 @@ class Layout:
     logp_step: float | None = None
     codec: Codec = "plain"
     frequent_ids: tuple[int, ...] = ()
-    tail_draws: int = 0
     tail_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -165,10 +158,6 @@ class Layout:
         if self.logp_step is not None and not (0 < self.logp_step <= 1 and math.frexp(self.logp_step)[0] == 0.5):
             raise ConfigError(f"logp_step {self.logp_step!r}: expected a power of two up to 1, or none")
         self._check_codec()
-        if not 0 <= self.tail_draws <= MAX_TAIL_DRAWS or (self.tail_draws and self.signal != "topk"):
-            raise ConfigError(
-                f"tail_draws {self.tail_draws!r}: expected 0 to {MAX_TAIL_DRAWS}, and 0 without signal topk"
-            )
         cuts = self.tail_buckets
         if cuts and (
             self.signal != "topk" or sorted(set(cuts)) != list(cuts) or len(cuts) >= MAX_TAIL_BUCKETS
@@ -260,9 +249,6 @@ def _columns(layout: Layout) -> Iterator[Column]:
             yield Column("top_logp", float32, "float")
         for name in layout.log_tail_names:
             yield Column(name, float32, "float")
-        if layout.tail_draws:
-            yield Column("draw_ids", int32, "id")
-            yield Column("draw_logp", float32, "float")
 
 
 def arrow_schema(layout: Layout) -> pa.Schema:

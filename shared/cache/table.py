@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from .batch import DRAW_FIELDS, NO_BUCKETS, Lists, RowBatch, counts_of, sum_of_buckets
+from .batch import NO_BUCKETS, Lists, RowBatch, counts_of, sum_of_buckets
 from .compact import decode_top, encode_top
 from .schema import Layout, arrow_schema
 
@@ -161,9 +161,6 @@ def check_lengths(batch: RowBatch, layout: Layout, log_tail: Sequence[Lists] = (
     if "target_position" in lists:
         same += [("target_position", "num_top"), ("top_ids", "top_logp")]
     pairs = [(name, lists[other].lengths, lists[name].lengths) for other, name in same]
-    if "draw_ids" in lists:
-        num_draws = lists["target_position"].lengths * layout.tail_draws
-        pairs += [(name, num_draws, lists[name].lengths) for name in DRAW_FIELDS]
     pairs += [
         ("log_tail", lists["target_position"].lengths * layout.num_buckets, column.lengths) for column in log_tail
     ]

@@ -20,7 +20,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, TideError
-from .batch import STEPPED, RowBatch, rounded
+from .batch import RowBatch, rounded
 from .checks import SampleOrder, check_batch
 from .files import file_inside, open_parquet, reading
 from .footers import check_parquet_footer, written_schema
@@ -146,14 +146,14 @@ def check_pages(
 
 def _check_precision(batch: RowBatch, layout: Layout) -> None:
     """Values of a float16 cache are float16 numbers, and so on: what the manifest says about precision is true."""
-    for name in ("chunk_logp", "top_logp", "draw_logp"):
+    for name in ("chunk_logp", "top_logp"):
         column = batch.lists.get(name)
         if column is None:
             continue
         wrong = column.values != rounded(column.values, layout, name)
         if wrong.any():
             index = int(np.argmax(wrong))
-            step = layout.logp_step if name in STEPPED else None
+            step = layout.logp_step if name == "top_logp" else None
             kind = f"{layout.logp_dtype} number" if step is None else f"multiple of {step}"
             raise batch.error(
                 column.row_of(index), name, f"{column.values[index]} is not a {kind} as the manifest says"

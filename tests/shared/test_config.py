@@ -222,8 +222,6 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         ("losses.1.name=kll", r"losses.1.name = 'kll': expected one of ce, kl, calm; did you mean 'kl'\?"),
         ("losses.1.chunks=unmatched", "losses.kl.chunks has no effect: only the loss calm reads it"),
         ("losses.1.normalise=batch", "only the loss ce reads it"),
-        ("losses.0.tail=sampled", "losses.ce.tail has no effect: only the loss kl reads it"),
-        ("signal.tail_draws=-1", "signal.tail_draws = -1: expected 0 to 1024"),
         ("signal.tail_buckets=[9, 3]", r"signal.tail_buckets = \(9, 3\): expected fewer than 256 distinct ids > 0"),
         ("signal.tail_buckets=[0]", "distinct ids > 0 in ascending order"),
         ("losses.0.temperature=2", "losses.ce.temperature"),
@@ -265,16 +263,7 @@ def test_fresh_noise_without_cross_entropy_is_refused() -> None:
         RunConfig(losses=(LossConfig("ce", weight=0.0), LossConfig("kl")), train=TrainConfig(ce_noise="fresh"))
 
 
-@pytest.mark.parametrize("more", [["losses.1.reverse=true"], ["losses.1.tidal.axis=both"], ["losses.1.target=clean"]])
-def test_sampled_tails_are_for_the_forward_kl_to_the_teacher_alone(more) -> None:
-    assert load_config("kl", overrides=["losses.1.tail=sampled"]).losses[1].tail == "sampled"
-    with pytest.raises(ConfigError, match=r"train\.max_top_k = 4: draws"):
-        load_config("kl", overrides=["losses.1.tail=sampled", "train.max_top_k=4"])
-    with pytest.raises(ConfigError, match=r"losses\.kl\.tail = 'sampled' is for the forward KL to the teacher only"):
-        load_config("kl", overrides=["losses.1.tail=sampled", *more])
-
-
-@pytest.mark.parametrize("setting", ["signal.tail_draws=4", "signal.tail_buckets=[9]"])
-def test_tails_are_kept_of_token_level_targets_alone(setting: str) -> None:
+@pytest.mark.parametrize("setting", ["signal.tail_buckets=[9]", "signal.audit_share=0.1"])
+def test_tails_and_audits_are_of_token_level_targets_alone(setting: str) -> None:
     with pytest.raises(ConfigError, match=r"of token-level targets, and signal.kind = 'chunk' has none"):
         load_config(overrides=[setting, "signal.kind=chunk"])

@@ -21,9 +21,7 @@ from tide.student_train.open_decoder import open_writer
 from tide.student_train.processes import join, own_device
 from tide.student_train.trainer import Run, run_identity, train_student
 from tide.teacher_dump.dump import dump_teacher
-from tide.teacher_dump.plan import make_plan
 from tide.teacher_dump.portable import planned_settings
-from tide.teacher_dump.worker import open_task
 from tiny_runs import make_cache, metrics, tiny_config
 
 CPU = torch.device("cpu")
@@ -214,13 +212,6 @@ def test_workers_of_a_comparison_see_one_gpu_each_before_cuda_looks(monkeypatch)
         assert seen.pop() == expected
     torch.set_num_threads(threads)
     assert asked == []
-
-
-def test_draws_from_the_tail_are_refused_on_mps_which_has_no_float64(tiny_root, monkeypatch):
-    plan, _ = make_plan(tiny_config(tiny_root, signal__tail_draws=2, teacher__device="mps"))
-    pretend(monkeypatch, "mps", 1)
-    with pytest.raises(ConfigError, match=r"signal.tail_draws = 2: .* float64, which mps does not have"):
-        open_task(tiny_root / "unused", plan)
 
 
 def test_an_audit_asks_its_student_where_it_is_told(tiny_root):

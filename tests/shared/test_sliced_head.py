@@ -381,10 +381,8 @@ def test_shapes_that_do_not_fit_are_refused(as_users_run: None) -> None:
         top_logits(hidden, weight, gold[:3], k=1)
 
 
-def test_draws_do_not_outlive_a_smaller_k_and_buckets_refuse_it() -> None:
+def test_buckets_refuse_a_smaller_k() -> None:
     hidden, weight, gold, top, support = make_head(9, 31, 4, with_support=True, absent=False)
     output = gather_logits(hidden, weight, gold, top, temperatures=TEMPERATURES, support=support)
-    drawn = replace(output, draw_ids=output.top_ids[:, :2], draw_logp=output.top_logp[:, :2])
-    assert drawn.narrowed(2).draw_ids is None
     with pytest.raises(ValueError, match="buckets"):
         replace(output, log_buckets=output.log_tail[:, :, None]).narrowed(2)

@@ -33,8 +33,8 @@ def root(tiny_root) -> Path:
 
 @pytest.fixture
 def cut_root(tiny_root) -> Path:
-    """The same with tails cut into three ranges of ids, and four draws from each."""
-    more = {**COARSE, "signal__tail_buckets": [40, 150], "signal__tail_draws": 4}
+    """The same with tails cut into three ranges of ids."""
+    more = {**COARSE, "signal__tail_buckets": [40, 150]}
     return make_cache(tiny_root, "audited-cut", tiny_config(tiny_root, **more))
 
 
@@ -63,10 +63,6 @@ class TwinTarget:
             edges = [0, 40, 150, 10**6]
             self.parts = [outside[(support[outside] >= a) & (support[outside] < b)] for a, b in pairwise(edges)]
             tails = view.log_buckets[target]
-        num_draws = len(view.draw_ids) // len(view.target_position)
-        drawn = slice(target * num_draws, (target + 1) * num_draws)
-        self.draws = [support.tolist().index(i) for i in view.draw_ids[drawn]]
-        self.draw_logp = view.draw_logp[drawn].astype(np.float64)
         self.top_logp = view.top_logp[start : start + view.num_top[target]].astype(np.float64)
         self.log_tail = dict(zip(T_LIST, tails.astype(np.float64), strict=True))
         self.gold = support.tolist().index(view.x_0[row["position"]])
@@ -76,21 +72,6 @@ class TwinTarget:
         """Kept tokens and, last, the parts of the tail."""
         tail = np.exp(self.log_tail[temperature])
         return np.append(softmax(self.top_logp / temperature) * (1 - tail.sum()), tail)
-
-    def log_z(self, temperature: float) -> float:
-        kept = np.log(np.exp(self.top_logp / temperature).sum())
-        return kept - math.log(1 - np.exp(self.log_tail[temperature]).sum())
-
-    def sampled(self, s: np.ndarray, temperature: float) -> np.ndarray:
-        """Gradient of T^2 [sum_top q (log q - log s) + sum_draws w (log q - log s)] at the logits, by hand."""
-        w = np.exp(self.draw_logp / temperature - self.log_z(temperature))
-        proposal = np.exp(self.draw_logp / 2 - self.log_z(2.0)) / np.exp(self.log_tail[2.0]).sum()
-        w /= len(self.draws) * proposal
-        q = self.stored(temperature)[: len(self.kept)]
-        gradient = s * (q.sum() + w.sum())
-        gradient[self.kept] -= q
-        np.subtract.at(gradient, self.draws, w)
-        return temperature * gradient
 
     def coarse(self, p: np.ndarray) -> np.ndarray:
         return np.append(p[self.kept], [p[part].sum() for part in self.parts])
@@ -117,8 +98,6 @@ def token_gradients(one: TwinTarget, logits: np.ndarray, support: np.ndarray, te
         ("kl", None): (one.spread(temperature * (sc - qc), s), temperature * (s - q)),
         ("reverse_kl", None): (one.spread(reverse(sc, qc), s), reverse(s, q)),
     }
-    if one.draws:
-        found["sampled_kl", None] = one.sampled(s, temperature), temperature * (s - q)
     for weight in (0.1, 0.5, 0.9):
         mixed, coarse = (softmax((1 - weight) * np.log(a) + weight * np.log(b)) for a, b in ((s, q), (sc, qc)))
         found["tidal_kl", weight] = one.spread(temperature * (sc - coarse), s), temperature * (s - mixed)
@@ -170,7 +149,7 @@ def load_targets(root: Path) -> tuple[list[TwinTarget], np.ndarray]:
 
 
 def compare(student: dict, expected: dict) -> None:
-    assert len(student["losses"]) == len(expected) == (16 if ("sampled_kl", None, 1.0) in expected else 14)
+    assert len(student["losses"]) == len(expected) == 14
     for loss in student["losses"]:
         pairs = expected[loss["loss"], loss["tidal_lambda"], loss["temperature"]]
         for name, column in (("cosine", 0), ("norm_ratio", 1)):
@@ -190,7 +169,7 @@ def test_gradients_at_the_stand_ins_are_those_of_a_slow_twin(root):
     compare(audit["students"][1], twin_losses(targets, [(unigram + one.logp) / 2 for one in targets], everywhere))
 
 
-def test_gradients_of_tails_that_are_cut_and_drawn_from_are_those_of_a_slow_twin(cut_root):
+def test_gradients_of_tails_that_are_cut_are_those_of_a_slow_twin(cut_root):
     targets, support = load_targets(cut_root)
     audit = describe_audit(cut_root)
     unigram = np.log(np.mean([softmax(one.logp) for one in targets], axis=0))

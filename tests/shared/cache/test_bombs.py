@@ -29,7 +29,7 @@ from tiny_runs import tiny_config
 
 SHARD = "data/views-00000-of-00001.parquet"
 AUDIT = "audit/audit-00000-of-00001.parquet"
-MAX_S, MAX_MB = 2.0, 300
+MAX_S, MAX_MB = 8.0, 300  # bombs take minutes, or gigabytes
 MANY = 60_000_000
 LEAF = "x_0.list.element"
 

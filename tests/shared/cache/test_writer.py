@@ -104,30 +104,6 @@ def test_a_row_out_of_range_is_refused_by_name(tmp_path, synthetic, name):
     assert list(tmp_path.iterdir()) == []
 
 
-DRAWN = dataclasses.replace(ROW, draw_ids=np.array([4, 4, 7, 8]), draw_logp=np.array([-2.0, -2.0, -1.0, -0.5]))
-BAD_DRAWS = {
-    "one draw too few": ({"draw_ids": DRAWN.draw_ids[:3], "draw_logp": DRAWN.draw_logp[:3]}, "draw_ids"),
-    "no draws": ({"draw_ids": np.zeros(0, np.int32), "draw_logp": np.zeros(0, np.float32)}, "draw_ids"),
-    "counts disagree": ({"draw_logp": DRAWN.draw_logp[:3]}, "draw_logp"),
-    "id beyond the vocabulary": ({"draw_ids": np.array([4, 4, 7, 300])}, "draw_ids"),
-    "id negative": ({"draw_ids": np.array([4, 4, 7, -1])}, "draw_ids"),
-    "a kept token": ({"draw_ids": np.array([4, 4, 7, 5])}, "draw_ids"),
-    "likelier than a kept token": ({"draw_logp": np.array([-1.25, -1.25, -1.0, -0.5])}, "draw_logp"),
-    "one token, two values": ({"draw_logp": np.array([-2.0, -3.0, -1.0, -0.5])}, "draw_logp"),
-    "not a number": ({"draw_logp": np.array([-2.0, -2.0, np.nan, -0.5])}, "draw_logp"),
-    "positive": ({"draw_logp": np.array([-2.0, -2.0, 0.5, -0.5])}, "draw_logp"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DRAWS)
-def test_draws_that_cannot_be_true_are_refused_by_name(tmp_path, synthetic, name):
-    changes, field = BAD_DRAWS[name]
-    layout = synthetic.make_layout(tail_draws=2)
-    write_shard(tmp_path / "good.parquet", [DRAWN], layout, plan_hash="p", shard=0)
-    with pytest.raises(CacheError, match=rf", {field}: "):
-        write_shard(tmp_path / "x.parquet", [dataclasses.replace(DRAWN, **changes)], layout, plan_hash="p", shard=0)
-
-
 CUT = dataclasses.replace(
     ROW, log_buckets=np.log(np.array([[[0.3, 0.1], [0.5, 0.3]], [[0.1, 0.2], [0.2, 0.4]]]))
 )  # fmt: skip
@@ -154,19 +130,6 @@ def test_buckets_that_cannot_be_true_are_refused_by_name(tmp_path, synthetic, na
 def test_cuts_that_are_no_ranges_of_ids_are_refused(synthetic, cuts):
     with pytest.raises(ConfigError, match="tail_buckets .* expected fewer than 256 ascending ids"):
         synthetic.make_layout(tail_buckets=cuts)
-
-
-def test_draws_without_a_column_are_refused_not_dropped(tmp_path, synthetic):
-    with pytest.raises(CacheError, match="draw_ids: given, but a cache of 0 tail draws has no such column"):
-        write_shard(tmp_path / "x.parquet", [DRAWN], synthetic.make_layout(), plan_hash="p", shard=0)
-
-
-def test_where_nothing_is_outside_a_draw_is_a_kept_token(tmp_path, synthetic):
-    row = dataclasses.replace(
-        DRAWN, draw_ids=np.array([5, 5, 5, 5]), draw_logp=np.array([-1.0, -1.0, -0.5, -0.5]),
-        log_tail=np.full((2, 2), -np.inf),
-    )  # fmt: skip
-    write_shard(tmp_path / "x.parquet", [row], synthetic.make_layout(tail_draws=2), plan_hash="p", shard=0)
 
 
 def test_the_good_row_is_accepted(tmp_path, synthetic):
