@@ -3,7 +3,7 @@
 #   make demo                  the whole method on this machine's CPU, within minutes
 #   make test                  lint, then the default tests
 #   make test-slow             the tests that take minutes
-#   make test-reliability      those of them that kill processes; CI runs them too
+#   make test-reliability      those of them that CI runs too: killed processes above all
 #   make lint                  ruff, pyright and the layer rule
 #
 # PYTHON=python3.12 chooses the interpreter (3.11 or newer), JOBS=8 the number of test processes.
@@ -33,10 +33,12 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
-# A hundred kills of a dump, as many in the saves of a training, dead ranks, Ray's actors and drivers.
+# A hundred kills of a dump, as many in the saves of a training, dead ranks, Ray's actors and drivers; and what takes
+# long of code in the sandbox, of scores on several processes and of the teachers' real vocabularies.
 test-reliability: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) -m slow --durations=10 tests/teacher_dump \
-		tests/student_train/test_kill_checkpoint.py tests/student_train/test_heartbeat.py
+		tests/student_train/test_kill_checkpoint.py tests/student_train/test_heartbeat.py \
+		tests/student_train/test_code_sandbox.py tests/student_train/test_evaluate.py tests/test_real_teachers.py
 
 lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 lint: $(STAMP)

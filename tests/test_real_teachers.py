@@ -27,8 +27,8 @@ NEEDED = [GSM8K, TOKENIZERS / "llada2-shaped", TOKENIZERS / "qwen3"]
 ABSENT = [str(path) for path in NEEDED if not path.exists()]
 pytestmark = pytest.mark.skipif(bool(ABSENT), reason=f"not part of the project, absent here: {', '.join(ABSENT)}")
 
-FIRST = ("tide-cross", "tide-shared")
-"""The paper's two; the others take as long each (loading tokenizers, mostly) and run with the slow tests."""
+FIRST = ("tide-cross",)
+"""The others take as long each (loading tokenizers, mostly) and run with the slow tests."""
 RECIPES = [
     name if name in FIRST else pytest.param(name, marks=pytest.mark.slow)
     for name in recipe_names() if not name.startswith("demo")

@@ -125,6 +125,7 @@ def as_nobody() -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 
 @shut_in
+@pytest.mark.slow
 def test_a_hundred_hostile_programs_change_nothing_for_an_ordinary_user(as_nobody):
     folder, before = as_nobody
     found = run_scene(folder, before=before)

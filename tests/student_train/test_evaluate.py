@@ -101,6 +101,7 @@ def test_a_student_that_writes_hostile_code_harms_nothing_and_scores_nothing(pla
     assert planted.read_text() == "still here"
 
 
+@pytest.mark.slow
 def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
     partial = tmp_path / "partial"  # the second process lacks a data set: neither waits, and the others are made
     partial.mkdir()

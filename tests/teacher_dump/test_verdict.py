@@ -112,7 +112,7 @@ def test_a_template_that_costs_little_is_told_and_not_refused(tmp_path):
 
 
 def test_what_was_chosen_against_the_trained_way_is_told_and_not_refused(tmp_path):
-    found = examine(task(tmp_path, teacher__attention="paper"))
+    found = examine(task(tmp_path, teacher__attention="paper", data__limit=80))
     assert found is not None
     assert not found.is_refused
     assert any("teacher.attention=native" in said for said in found.doubts)
