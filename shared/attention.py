@@ -1,4 +1,4 @@
-"""The one factory for block-diffusion attention masks (BD3LM, arXiv 2503.09573; math.md: Block diffusion).
+"""The one factory for block-diffusion attention masks (BD3LM, arXiv 2503.09573; docs/math.md: Block diffusion).
 
 A row is a list of labelled tokens: which stream they belong to (x_0, or one of the noised x_t), which block, and
 where they stand in it. Who may attend to whom follows from the labels alone, so the same rule serves the student's

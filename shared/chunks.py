@@ -1,4 +1,4 @@
-"""Chunk alignment of two tokenisations of one text (math.md, symbol c).
+"""Chunk alignment of two tokenisations of one text (docs/math.md, symbol c).
 
 Bytes of the teacher's tokens, bytes of the student's tokens -> the shortest pairs of token spans that cover the same
 bytes. Byte positions are compared and never strings, so a character that is split over tokens needs no special case.

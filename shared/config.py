@@ -29,7 +29,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 EPS_T = 1e-3
-"""Smallest diffusion time (math.md: t in [eps, 1])."""
+"""Smallest diffusion time (docs/math.md: t in [eps, 1])."""
 STORE_PATIENCE_S = 60.0
 """How long an object store that is busy or out of reach is asked again."""
 SMALLEST_HEAD = 1e-12
@@ -151,7 +151,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How views are drawn (math.md, Noise and CompDemo)."""
+    """How views are drawn (docs/math.md, Noise and CompDemo)."""
 
     seed: int = 0
     views: int = 10

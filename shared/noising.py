@@ -1,4 +1,4 @@
-"""Keyed random numbers, diffusion times, masks and the CompDemo split (math.md: Noise, CompDemo).
+"""Keyed random numbers, diffusion times, masks and the CompDemo split (docs/math.md: Noise, CompDemo).
 
 (seed, sample, view, purpose) -> the same draw on every machine, in any order, with any number of workers: each
 draw comes from its own counter-based generator, whose key is a hash of those four. There is no global state.

@@ -1,4 +1,4 @@
-"""Rows: views of one sample laid out beside its clean tokens, [x_t1, ..., x_tK, x_0] (math.md: Block diffusion).
+"""Rows: views of one sample laid out beside its clean tokens, [x_t1, ..., x_tK, x_0] (docs/math.md: Block diffusion).
 
 x_0 and K masks -> labelled pieces, without the blocks that cannot change a result: x_t blocks that hold no mask, and
 x_0 blocks that no noised block looks at. What is left out is exact; tests/shared/test_rows.py compares with the full

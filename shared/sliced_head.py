@@ -2,7 +2,7 @@
 
 hidden states [n, d] and a head weight [V, d] -> log-probability of the clean token, of k chosen tokens, and the
 log-sum-exp at each training temperature. No tensor here is larger than a slice of [n, V], forward or backward
-(math.md: The one thing both sides produce; the quantities are those of sparse_logits.py).
+(docs/math.md: The one thing both sides produce; the quantities are those of sparse_logits.py).
 
 The price is one more product per slice: the backward pass computes the logits again. The alternative, keeping [n, V],
 costs n V floats three times over. A slice is worked on in up to four buffers of `max_slice_bytes` (head_slices.py).

@@ -1,4 +1,4 @@
-"""SparseLogits: what is kept of a distribution over the vocabulary (math.md: The one thing both sides produce).
+"""SparseLogits: what is kept of a distribution over the vocabulary (docs/math.md: The one thing both sides produce).
 
     logp_v      = z_v - logsumexp(z)                                nats at temperature 1, over the whole vocabulary
     log_z(T)    = log sum_{v in S} exp(logp_v / T)                  S: the loss support

@@ -3,8 +3,8 @@
     log_z(T)    = log sum_{v in S} exp(logp_v / T)
     log_tail(T) = log sum_{v in S, v not in top} exp(logp_v / T) - log_z(T)
 
-[rows, V] log-probabilities of one slice of the head come in, sums of [rows] go out (math.md: The one thing both sides
-produce).
+[rows, V] log-probabilities of one slice of the head come in, sums of [rows] go out (docs/math.md: The one thing both
+sides produce).
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 No weight changes: a BD3LM student is the same network under another attention mask, so what is added is a mask token
 with an embedding, the model type that dLLM's evaluators look for, the block size, and a chat template where there was
-none (models.md, section 3). The result speaks only after training: `--recipe ce` first, or distillation at once.
+none (docs/models.md). The result speaks only after training: `--recipe ce` first, or distillation at once.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """How likely a student finds an answer: prompt and answer -> nats, exactly where the answer is short.
 
-The measure is the block-diffusion bound on log p(answer | prompt) (math.md: Block diffusion, linear schedule). For a
+The measure is the block-diffusion bound on log p(answer | prompt) (docs/math.md: Block diffusion, Noise). For a
 block that holds m tokens of the answer, with every block before it clean:
 
     sum over non-empty sets S of them   1 / (l C(m, l)) * sum over i in S of log p(x_i | the block without S),   l = |S|

@@ -1,4 +1,4 @@
-"""The losses of "Turning the TIDE" (arXiv 2604.26951) as pure functions (math.md: Losses).
+"""The losses of "Turning the TIDE" (arXiv 2604.26951) as pure functions (docs/math.md: Losses).
 
 log-probabilities of student and teacher in, one scalar in nats out. All arithmetic is float32 (float64 stays).
 Token-level losses run on any [n, m] log-probabilities: the k+1 simplex of SparseLogits, or a dense vocabulary.

@@ -1,7 +1,7 @@
 """The objective: the recipe's weighted list of losses on one student forward.
 
 `StudentOutput` x `Batch` -> one scalar per loss. Means run over the *global* batch: each loss is scaled by the share of
-its positions that this forward holds, so accumulation steps and more processes change nothing (math.md: Losses).
+its positions that this forward holds, so accumulation steps and more processes change nothing (docs/math.md: Losses).
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ Block by block, every step one forward over [the block before, clean, if it was 
     after each step     the surest positions keep their token, the rest is masked again (low-confidence remasking)
 
 so a finished position is computed once, and never in a forward of its own. What a student sees is what it saw in
-training (math.md, Block diffusion): x_0 before the block, the block bidirectional, and in the answer's first block the
+training (docs/math.md): x_0 before the block, the block bidirectional, and in the answer's first block the
 end of the prompt, clean, beside masks. An answer is over as soon as everything before an EOS or a stop text is final,
 which no later step could change; its slot goes to the next request at once.
 

@@ -49,6 +49,23 @@ def test_settings_that_the_hyperparameter_table_names_exist():
             place = place[int(part)] if part.isdigit() else getattr(place, part)
 
 
+OUTPUTS = {"ablation.md", "evaluation.md"}
+"""Files that commands write, named without a folder."""
+
+
+def test_every_document_that_code_or_a_document_names_exists(project_files):
+    missing = []
+    for file in project_files:
+        if file.suffix not in (".py", ".md", ".yaml", ".toml") or file.parts[0] == "tests" or file.name == "log.md":
+            continue
+        text = (ROOT / file).read_text()
+        for name in set(re.findall(r"(?<![\w./<>{}*-])((?:[\w-]+/)*[\w-]+\.md)(?![\w.])", text)):
+            beside = [ROOT / name, ROOT / file.parent / name]
+            if Path(name).name not in OUTPUTS and not any(place.exists() for place in beside):
+                missing.append(f"{file}: {name}")
+    assert not missing, "\n".join(missing)
+
+
 def strings_of_the_code() -> list[tuple[str, int | None]]:
     """Every text in the package, f-strings with a gap where a value goes, and the exit code of the error it is of."""
     found: list[tuple[str, int | None]] = []

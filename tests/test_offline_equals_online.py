@@ -1,8 +1,9 @@
-"""Offline equals online: training from the cache is training with the teacher in the loop (issue 2, math.md).
+"""Offline equals online: training from the cache is training with the teacher in the loop (docs/math.md).
 
 The online twin below is slow and obvious: the teacher runs on the full [x_t, x_0] for every view (twice with CompDemo),
-both models give logits over their whole vocabulary, and the losses are written from math.md on dense distributions,
-in float64. The offline side is the product: the dump's cache with k = V and no tail, and the trainer's own step.
+both models give logits over their whole vocabulary, and the losses are written from docs/math.md on dense
+distributions, in float64. The offline side is the product: the dump's cache with k = V and no tail, and the trainer's
+own step.
 """
 
 import math
@@ -84,7 +85,7 @@ def online_views(config: RunConfig, cache_path: Path, rows: list) -> tuple[list[
 def online_loss(
     config: RunConfig, views: list[OnlineView], pairing: Pairing, student, mask_id: int, k: int | None = None
 ) -> Tensor:
-    """The weighted sum of the recipe's losses over the batch, from math.md; k: on the k+1 simplex, None: dense."""
+    """The weighted sum of the recipe's losses over the batch, from docs/math.md; k: on the k+1 simplex, None: dense."""
     known = np.flatnonzero(pairing.student_id >= 0)
     teacher_support, student_support = torch.tensor(known), torch.tensor(pairing.student_id[known]).long()
     student_of = dict(zip(teacher_support.tolist(), student_support.tolist(), strict=True))

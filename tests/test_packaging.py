@@ -48,7 +48,8 @@ def test_the_wheel_holds_every_module_recipe_and_asset_and_nothing_else(wheel, p
     modules = {path for path in shipped if path.suffix == ".py"}
     assert {path.parent for path in modules} == {path.parent for path in modules if path.name == "__init__.py"}
     data = {path for path in shipped if path.parts[0] == "recipes" or path.parent.name == "eval_tasks"}
-    expected = {f"tide/{path.as_posix()}" for path in modules | data}
+    documents = {path for path in project_files if path.parent == Path("docs") and path.suffix == ".md"}
+    expected = {f"tide/{path.as_posix()}" for path in modules | data | documents}
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         (licence,) = [name for name in archive.namelist() if name.endswith("/LICENSE")]

@@ -11,7 +11,7 @@ from tiny_runs import make_cache, metrics, tiny_config
 
 NAMES = [name for name in recipe_names() if not name.startswith("demo")]
 T = 2.0
-TABLE = {  # math.md: variants of the paper, by recipe; after the teacher: see, signal, CompDemo
+TABLE = {  # docs/math.md: variants of the paper, by recipe; after the teacher: see, signal, CompDemo
     "tide-cross": ("LLaDA2", "own", "chunk", False, [LossConfig("calm", reverse=True, temperature=T)]),
     "calm": ("LLaDA2", "own", "chunk", False, [LossConfig("calm", temperature=T)]),
     "tide-shared-llada2": ("LLaDA2", "own", "chunk", True, [LossConfig("calm", temperature=T, tidal=TidalConfig())]),

@@ -1,4 +1,4 @@
-"""LLaDA-8B: Llama's network with OLMo's field and weight names (models.md, 5).
+"""LLaDA-8B: Llama's network with OLMo's field and weight names (docs/models.md).
 
 Without blocks and without x_0: the whole noised sequence is read at once. This file renames fields and weights in both
 directions. Always call it with an explicit 4D mask (without one, transformers assumes causal).

@@ -1,6 +1,6 @@
 """LLaDA2 (mini and flash, 2.0 to 2.2): a mixture of experts with half-rotary attention, as transformers' Glm4Moe.
 
-The official class is the same network under other names (models.md, 1 and 4.2): fused query-key-value, experts stored
+The official class is the same network under other names (docs/models.md): fused query-key-value, experts stored
 one by one, a router with a bias. This file reads the official config.json and weights and writes both back; the
 arithmetic is transformers' own, with the experts as grouped matrix products.
 """

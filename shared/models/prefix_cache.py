@@ -1,7 +1,7 @@
 """Keys and values of a clean prefix: computed once, then read by any number of noised passes and never changed.
 
 transformers' own dynamic cache grows on every forward, even with use_cache=False; this one is written by one prefill,
-frozen, and from then on hands out stored + new without keeping the new (models.md, 4.3).
+frozen, and from then on hands out stored + new without keeping the new (docs/models.md).
 """
 
 from torch import Tensor, cat

@@ -1,7 +1,7 @@
 """Diffusion models on Qwen2's and Qwen3's network: WeDLM, SDAR, Dream and Fast-dLLM v2.
 
 Their official classes change how tokens attend to each other and how text is decoded, never a weight or its name
-(models.md, 2 and 5); so each is transformers' class under the official names. How a model attends is a row of
+(docs/models.md); so each is transformers' class under the official names. How a model attends is a row of
 specs.py. Always call them with an explicit 4D mask (without one, transformers assumes causal).
 """
 

@@ -1,4 +1,4 @@
-"""What tide must know of a model beyond its config.json: one table row per architecture (models.md, section 5).
+"""What tide must know of a model beyond its config.json: one table row per architecture (docs/models.md).
 
 model_type -> family: the native class, how x_0 and x_t attend (`native` as trained, `paper` as the paper's code calls
 it), blocks or none, the logit shift, the published special ids. A checkpoint whose vocabulary is large enough to hold
@@ -70,7 +70,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
             "llada2:LLaDA2MoeModelLM", "llada2:LLaDA2Config", "inclusionAI/LLaDA2.0-mini, -flash, 2.1, 2.2",
             block_size=32, paper_blocks=False,
             mask_id=156895, eos_id=156892, pad_id=156892, recommended_t=(0.3, 0.8),
-            # LLaDA2.2 edits text; the names of its two control tokens are an assumption (models.md: by reading only)
+            # LLaDA2.2 edits text; the names of its two control tokens are an assumption (docs/models.md)
             drop_tokens=("<|delete|>", "<|insert|>"),
         ),
     ),
@@ -116,7 +116,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """How to ask one teacher (architecture.md: Teacher interface)."""
+    """How to ask one teacher (docs/teachers.md)."""
 
     architecture: str
     vocab_size: int

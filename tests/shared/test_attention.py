@@ -1,4 +1,4 @@
-"""Attention masks against the definition written out token by token (math.md: Block diffusion)."""
+"""Attention masks against the definition written out token by token (docs/math.md: Block diffusion)."""
 
 import numpy as np
 import pytest

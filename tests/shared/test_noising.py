@@ -1,4 +1,4 @@
-"""Noise: keyed, order-free, unbiased and evenly spread (math.md: Noise, CompDemo)."""
+"""Noise: keyed, order-free, unbiased and evenly spread (docs/math.md: Noise, CompDemo)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Rows: which tokens stand in them, and that leaving the others out changes nothing (math.md: Block diffusion)."""
+"""Rows: which tokens stand in them, and that leaving the others out changes nothing (docs/math.md: Block diffusion)."""
 
 from pathlib import Path
 

@@ -105,7 +105,7 @@ def naive_kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def naive_token_loss(student: Tensor, teacher: Tensor, t: Tensor | None, *, temperature: float, **options) -> Tensor:
-    """One row at a time, as math.md writes it."""
+    """One row at a time, as docs/math.md writes it."""
     total = torch.zeros((), dtype=student.dtype)
     for row in range(len(student)):
         s, q = student[row], teacher[row]

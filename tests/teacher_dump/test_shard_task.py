@@ -1,4 +1,4 @@
-"""A dump's rows against a slow, obvious twin written from math.md, and what a shard task refuses."""
+"""A dump's rows against a slow, obvious twin written from docs/math.md, and what a shard task refuses."""
 
 from collections.abc import Iterator
 from pathlib import Path
