@@ -28,7 +28,10 @@ def train_student(
     no_resume: Annotated[bool, typer.Option("--no-resume", help="The same as --resume never.")] = False,
     heldout: Annotated[
         str | None,
-        typer.Option(help="Cache of unseen documents to score the student on, every train.heldout_every steps."),
+        typer.Option(
+            help="Cache of unseen documents to score the student on, every train.heldout_every steps. dump-teacher "
+            "--teacher none makes it: no teacher, clean samples only."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip

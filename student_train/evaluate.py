@@ -26,6 +26,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..shared.addresses import require_apart
 from ..shared.cache.files import atomic_write, readable_json, sha256_bytes
 from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import ConfigError, DataError, TideError
@@ -74,9 +75,13 @@ def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, A
     """Run what is missing, then write the report.
 
     Returns: the content of evaluation.json.
-    Raises: ConfigError: an unknown task, a task that runs code without leave. Unavailable: lm-eval is missing, or code
-        cannot be shut in. Any TideError that a task met, once the others are done and the report is written.
+    Raises: ConfigError: an unknown task, a task that runs code without leave, `out` lies in what is read.
+        Unavailable: lm-eval is missing, or code cannot be shut in. Any TideError that a task met, once the others are
+        done and the report is written.
     """
+    student = run.config.student
+    read = {"student.path": student.path, "student.tokenizer": student.tokenizer}
+    require_apart(out, {**read, "--compare": run.compare, "--data": run.data})
     benchmarks, left_out = chosen_benchmarks(run.suite, run.tasks, allow_code=run.allow_code)
     require_lm_eval()
     run = replace(run, data=run.data.resolve() if run.data else None)

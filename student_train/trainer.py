@@ -80,10 +80,12 @@ def train_student(
         report: called with the metrics of every logged step, on the main process.
     Returns: the folder of the finished student.
     Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
-        ConfigError: the recipe needs something the cache does not have. TryAgain: stopped by a signal, state saved; or
-        another process of the run died. OutputError: nothing can be written below `out`. DataError: the student holds
-        NaN from the start. TideError: a loss or a weight became NaN, infinite or absurd.
+        ConfigError: the recipe needs something the cache does not have; `out` lies in what is read, or around it.
+        TryAgain: stopped by a signal, state saved; or another process of the run died. OutputError: nothing can be
+        written below `out`. DataError: the student holds NaN from the start. TideError: a loss or a weight became NaN,
+        infinite or absurd.
     """
+    refuse_own_input(config, out, cache_path, heldout)  # before anything is touched
     cache = None
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a folder that is new here is checked in full, once per machine
         cache = open_cache(cache_path, shard_cache=config.shard_cache)
@@ -94,7 +96,6 @@ def train_student(
         if cache is None:
             cache = open_cache(cache_path, shard_cache=config.shard_cache)
         identity = run_identity(config, cache)
-        refuse_own_input(config, out, cache)
         finished, checkpoint = on_main(accelerator, lambda: _find_start(out, identity, resume))
         if finished:
             return out / "student"
