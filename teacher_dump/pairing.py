@@ -5,7 +5,9 @@ itself and has no chunks.
 """
 
 import hashlib
+import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,7 @@ from ..shared.models.specs import (
     teacher_block_size,
     teacher_spec,
 )
+from ..shared.source_rows import some
 from ..shared.tokens import (
     Dropped,
     PairedSample,
@@ -37,6 +40,10 @@ from ..shared.tokens import (
     student_mask,
 )
 
+MAX_TRIES, WRITTEN = 16, -1
+"""Conversations in which a field is tried; and the mark of one that a template writes."""
+_ID = re.compile(r"id|uuid|index|idx|hash|(.*_)?(id|uuid|index|idx|hash)|.*[a-z](Id|ID|Uuid)")
+"""Names of fields that only tell messages apart."""
 _NO_CHUNKS = np.zeros((0, 4), np.int32)
 
 
@@ -125,6 +132,56 @@ class Pairing:
             **self.teacher.fingerprint, "spec": spec, "revision": snapshot_revision(self.teacher_folder),
             "config": hashlib.sha256((self.teacher_folder / "config.json").read_bytes()).hexdigest(),
         }  # fmt: skip
+
+
+class UnwrittenFields:
+    """Which fields of messages no chat template writes, source by source: found by rendering without them.
+
+    A field counts as written once it changed a text; until then, it is tried in a few of the conversations that have
+    it. What a template must not leave out (calls, reasoning before the answer) drops the sample (`TextEncoder.render`).
+    """
+
+    def __init__(self, pairing: Pairing) -> None:
+        is_read = pairing.teacher is not None and pairing.config.teacher.see == "own"
+        self._sides = {"student": pairing.student, **({"teacher": pairing.teacher} if is_read else {})}
+        self._tried: dict[str, Counter[tuple[str, str]]] = {}
+
+    def look(self, source: str, conversation: Conversation) -> None:
+        """Try the fields of a conversation's messages that are still in doubt."""
+        names = {name for message in conversation.messages for name in message.more if not _ID.fullmatch(name)}
+        if not names:
+            return
+        tried = self._tried.setdefault(source, Counter())
+        for side, encoder in self._sides.items():
+            for name in names:
+                if 0 <= tried[side, name] < MAX_TRIES:
+                    is_written = encoder is not None and _writes(encoder, conversation, name)
+                    tried[side, name] = WRITTEN if is_written else tried[side, name] + 1
+
+    def sentences(self) -> list[str]:
+        """One for each source and side that leaves something unwritten."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for source, tried in self._tried.items():
+            for name in sorted({name for _, name in tried}):
+                silent = [side for side in self._sides if tried[side, name] != WRITTEN]
+                if silent:
+                    none = len(silent) == len(self._sides)
+                    which = "no chat template writes" if none else f"the {silent[0]}'s chat template does not write"
+                    found.setdefault((source, which), []).append(name)
+        return [
+            f"source {source}: {which} {some(names)} of messages; if answers depend on it, write it into the content"
+            for (source, which), names in found.items()
+        ]
+
+
+def _writes(encoder: TextEncoder, conversation: Conversation, name: str) -> bool:
+    """Does a field of messages change what the template makes of them?"""
+    turns = [message.to_json() for message in conversation.messages]
+    without = [{key: value for key, value in turn.items() if key != name} for turn in turns]
+    try:
+        return encoder.render(turns, conversation.tools).text != encoder.render(without, conversation.tools).text
+    except Dropped:
+        return True  # it cannot do without
 
 
 def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> Pairing:
