@@ -15,7 +15,7 @@ from ..shared.cache import Manifest
 from ..shared.cache.files import atomic_write, output_errors, readable_json
 from ..shared.config import RunConfig, to_tree
 from ..shared.errors import CacheMismatch, ConfigError, TideError
-from .ablation_report import claims_table, draw, table
+from .ablation_report import claims_table, draw, missing, table
 from .arms import Job, Outcome, Say, described, run_jobs
 from .batches import require_in_cache
 from .comparison import AllScores, gain, seeds_of, summarise, verdict_on
@@ -147,7 +147,8 @@ def run_ablation(matrix: Matrix, planned: Planned, out: Path, *, workers: int, s
     result = compare(matrix, planned, outcome)
     with output_errors(out):
         atomic_write(out / RESULT_NAME, readable_json(result))
-        atomic_write(out / TABLE_NAME, f"{table(result)}\n\n{claims_table(result)}\n".encode())
+        parts = table(result), claims_table(result), missing(result)
+        atomic_write(out / TABLE_NAME, ("\n\n".join(filter(None, parts)) + "\n").encode())
         draw(result, out / PICTURE_NAME)
     return result
 

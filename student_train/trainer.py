@@ -65,7 +65,7 @@ _NOT_IDENTITY = {
 
 def train_student(
     config: RunConfig, cache_path: str, out: Path, *, resume: bool | Path = True, heldout: str | None = None,
-    report: Report = lambda metrics: None,
+    report: Report = lambda metrics: None, say: Callable[[str], object] = lambda line: None,
 ) -> Path:  # fmt: skip
     """Train a student from a cache.
 
@@ -78,6 +78,7 @@ def train_student(
             path is given.
         heldout: folder or hub id of a cache of unseen documents for the same student, to score it on while it trains.
         report: called with the metrics of every logged step, on the main process.
+        say: told there, before the first step, what of the cache this training does not use.
     Returns: the folder of the finished student.
     Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
         ConfigError: the recipe needs something the cache does not have; `out` lies in what is read, or around it.
@@ -101,6 +102,8 @@ def train_student(
             return out / "student"
         run = Run(config, cache, out, checkpoint, accelerator=accelerator, heldout=heldout)
         stack.callback(run.close)
+        for line in run.order.unused(run.num_steps) if accelerator.is_main_process else ():
+            say(line)
         has_generators = run.device.type not in ("cpu", "mps")  # torch cannot fork that of mps
         kind = run.device.type if has_generators else "cuda"
         stack.enter_context(torch.random.fork_rng([run.device] if has_generators else [], device_type=kind))
