@@ -46,7 +46,7 @@ def ablate(
     """
     run = run_config(recipe, config, settings, student=student)
     from ..student_train.ablation import PICTURE_NAME, TABLE_NAME, plan_ablation, refuse_own_inputs, run_ablation
-    from ..student_train.ablation_report import claims_table, table
+    from ..student_train.ablation_report import claims_table, missing, table
     from ..student_train.matrix import read_matrix
 
     asked = read_matrix(matrix)
@@ -61,7 +61,8 @@ def ablate(
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        typer.echo(f"{table(result)}\n\n{claims_table(result)}\n\n{out / TABLE_NAME}, {out / PICTURE_NAME}")
+        parts = table(result), claims_table(result), missing(result), f"{out / TABLE_NAME}, {out / PICTURE_NAME}"
+        typer.echo("\n\n".join(filter(None, parts)))
     if result["failed"]:
         raise TryAgain(f"not trained: {', '.join(result['failed'])} (see above); the same command tries them again")
 
