@@ -305,7 +305,9 @@ def _passes(row: Mapping[str, Any], column: str, values: set[str]) -> bool:
     """True when the column holds one of the values; what is no text is compared as JSON (true, 3), dates as text."""
     if column not in row:
         return column == "lang"  # judged by the answer, once it is read
-    value = row[column].isoformat() if isinstance(row[column], date | time) else row[column]
+    value = row[column]
+    if isinstance(value, date | time | Decimal):
+        value = value.isoformat() if isinstance(value, date | time) else str(value)
     return (value if isinstance(value, str) else json.dumps(value, default=str)) in values
 
 
@@ -439,7 +441,7 @@ class Conversations:
             warnings.warn(
                 f"source {source.title}: null arguments of calls ({some(sorted(rows.lost_arguments))}) are taken for "
                 "absent, because every row of a table has all fields of all its rows; where null is meant, store the "
-                "arguments as JSON text",
+                "calls' arguments, and the tools, as JSON text",
                 stacklevel=2,
             )
         unread |= {name for name in PROMPT_LIKE if name in rows.columns}

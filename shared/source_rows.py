@@ -29,7 +29,8 @@ class Rows(Protocol):
     """Of a table; else of the first row, and others may have others."""
     is_table: bool
     lost_arguments: Set[str]
-    """Names of arguments of calls that were null in rows read so far: a table cannot tell that from absent."""
+    """Fields in arguments of calls, or in what tools say of them, that were null in rows read so far: a table cannot
+    tell that from absent."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
@@ -118,7 +119,7 @@ class _RowList:
             if of_call:
                 self.lost_arguments |= {name for name, inner in value.items() if inner is None}
             return {
-                name: self._without_filling(inner, of_call=of_call or name == "arguments")
+                name: self._without_filling(inner, of_call=of_call or name in ("arguments", "parameters"))
                 for name, inner in value.items() if inner is not None
             }  # fmt: skip
         if isinstance(value, list):
@@ -171,7 +172,7 @@ def open_rows(source: Source, wanted: Collection[str]) -> Rows:
         rows = [pair._asdict() for pair in stdlib_pairs(source.split or "train")]
         return _RowList(rows, list(StdlibPair._fields))
     if kind == "file":
-        return _open_file(Path(source.path).expanduser(), source, wanted)
+        return _open_file(Path(source.path).expanduser(), wanted)
     import datasets
 
     files = _local_files(source) if kind == "folder" else []
@@ -205,7 +206,7 @@ def _local_files(source: Source) -> list[Path]:
 
 def _open_files(files: Sequence[Path], source: Source, wanted: Collection[str]) -> Rows:
     """The rows of several files; those without any are left out, and said."""
-    opened = [(file, _open_file(file, source, wanted) if file.stat().st_size else None) for file in files]
+    opened = [(file, _open_file(file, wanted) if file.stat().st_size else None) for file in files]
     full = [(file, rows) for file, rows in opened if rows is not None and len(rows)]
     empty = [file.name for file, rows in opened if rows is None or not len(rows)]
     if not full:
@@ -238,11 +239,11 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"is not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
 
 
-def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
+def _open_file(path: Path, wanted: Collection[str]) -> Rows:
     """The rows of a local file, without writing anything."""
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"source {source.path}: the file is empty")
+            raise DataError(f"source {path}: the file is empty")
         if path.name.endswith(".parquet"):
             return _open_parquet(path, wanted)
         if path.name.endswith((".csv", ".tsv")):
@@ -250,19 +251,19 @@ def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
         if path.name.endswith(".zst"):
             return _JsonLines(_unpack_zst(path), str(path))
         with path.open("rb") as file:
-            _require_utf8(file.read(4), f"source {source.path}")
+            _require_utf8(file.read(4), f"source {path}")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if path.name.endswith(".json") and data[:4096].lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"["):
             rows = json.loads(data[:], object_pairs_hook=_distinct)
             bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
             if bad is not None:
-                raise DataError(f"source {source.path}, row {bad} (the first is 0): expected an object with columns")
+                raise DataError(f"source {path}, row {bad} (the first is 0): expected an object with columns")
             return _RowList(rows, list(rows[0]) if rows else [], is_table=False)
         return _JsonLines(data, str(path))
     except UnicodeDecodeError as error:
-        raise DataError(f"source {source.path}: {_not_utf8(error)}") from error
+        raise DataError(f"source {path}: {_not_utf8(error)}") from error
     except (ValueError, RecursionError, OSError) as error:  # pyarrow's own errors are among these
-        raise DataError(f"source {source.path}: cannot be read ({error}); write or fetch the file again") from error
+        raise DataError(f"source {path}: cannot be read ({error}); write or fetch the file again") from error
 
 
 def _open_parquet(path: Path, wanted: Collection[str]) -> Rows:

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..shared.addresses import require_apart
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
 from ..shared.cache.trained_from import trained_from
@@ -87,6 +88,7 @@ def train_student(
         infinite or absurd.
     """
     refuse_own_input(config, out, cache_path, heldout)  # before anything is touched
+    require_apart(out, {"--resume": resume if isinstance(resume, Path) else None}, may_hold=True)
     cache = None
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a folder that is new here is checked in full, once per machine
         cache = open_cache(cache_path, shard_cache=config.shard_cache)

@@ -80,9 +80,10 @@ def test_answers_that_the_filter_by_language_refuses_are_counted_one_by_one(tmp_
 
 def test_a_filter_compares_dates_as_text(tmp_path):
     rows = [{**row, "when": when} for row, when in zip(pairs(2), (WHEN, WHEN.replace(year=2024)), strict=True)]
-    file = parquet(tmp_path / "a.parquet", *rows)
-    (found,) = open_conversations(parse_sources(f"{file}[when:2024-04-09T00:02:53]"))
-    assert found.messages[0].content == "What is 1?"
+    file = parquet(tmp_path / "a.parquet", *[{**row, "price": Decimal(f"{i}.50")} for i, row in enumerate(rows)])
+    for given in ("when:2024-04-09T00:02:53", "price:1.50"):
+        (found,) = open_conversations(parse_sources(f"{file}[{given}]"))
+        assert found.messages[0].content == "What is 1?"
 
 
 @pytest.mark.parametrize("empty", [b"", b"\n \n", b"prompt,response\n"], ids=["no byte", "no row", "a header"])
@@ -120,6 +121,13 @@ def test_text_of_wide_letters_is_told_with_its_cure(tmp_path, encoding, name):
     kind = encoding[:6].upper()
     with pytest.raises(DataError, match=rf"is {kind} text, and tide reads UTF-8.*iconv -f {kind} -t UTF-8"):
         open_conversations(parse_sources(str(tmp_path / name)))
+
+
+def test_the_file_of_a_folder_is_named(tmp_path):
+    write(tmp_path / "a.jsonl", *pairs(1))
+    (tmp_path / "b.jsonl").write_bytes('{"prompt": "a", "response": "b"}'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"b\.jsonl: is UTF-16 text"):
+        open_conversations(parse_sources(str(tmp_path)))
 
 
 def test_a_line_in_another_encoding_is_told_by_its_number(tmp_path):
@@ -171,6 +179,13 @@ def test_null_arguments_of_calls_in_a_table_are_named(tmp_path, place):
     assert [list(one.messages[1].more["tool_calls"][0]["function"]["arguments"]) for one in list(found)[:2]] == [
         ["city"], ["city", "unit"],
     ]  # fmt: skip
+
+
+def test_nulls_in_what_tools_say_of_their_parameters_are_named_too(tmp_path):
+    tools = [{"name": "f", "parameters": {"unit": {"type": "string", "default": default}}} for default in (None, "C")]
+    file = parquet(tmp_path / "a.parquet", {"messages": [USER, ANSWER], "tools": tools, "note": None})
+    with pytest.warns(UserWarning, match=r"\(default\) are taken for absent"):
+        open_conversations(parse_sources(str(file)))
 
 
 def test_arguments_as_text_and_other_nulls_of_a_table_need_no_word(tmp_path):
