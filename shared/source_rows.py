@@ -28,9 +28,14 @@ class Rows(Protocol):
     columns: Sequence[str]
     """Of a table; else of the first row, and others may have others."""
     is_table: bool
-    lost_arguments: Set[str]
-    """Fields in arguments of calls, or in what tools say of them, that were null in rows read so far: a table cannot
-    tell that from absent."""
+
+    @property
+    def lost_arguments(self) -> Set[str]:
+        """Fields in arguments of calls, or in what tools say of them, that were null in rows read so far.
+
+        A table cannot tell that from absent.
+        """
+        ...
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
