@@ -25,7 +25,7 @@ import json
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -312,14 +312,20 @@ def _passes(row: Mapping[str, Any], column: str, values: set[str]) -> bool:
 
 
 class ConversationReader:
-    """The conversations of pinned sources by source and row number; opening reads no row."""
+    """The conversations of pinned sources by source and row number; opening reads no row.
 
-    def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str], turns: Turns = "last"):
+    Args: tell: told of files that are not read; nobody where the data were scanned before.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], *, columns: Mapping[str, str], turns: Turns = "last",
+        tell: Callable[[str], object] = lambda line: None,
+    ) -> None:  # fmt: skip
         self.sources = tuple(sources)
         self.turns: Turns = turns
         self._columns = columns
         self.parts = [
-            open_rows(source, KNOWN_COLUMNS | {*columns.values(), *(name for name, _ in source.where), "lang"})
+            open_rows(source, KNOWN_COLUMNS | {*columns.values(), *(name for name, _ in source.where), "lang"}, tell)
             for source in self.sources
         ]
         if columns and not any(set(columns.values()) <= set(part.columns) for part in self.parts):
@@ -378,7 +384,7 @@ class Conversations:
         """Rows left out, by reason."""
         self.columns_read: list[str] = []
         """A sentence for each source: which of its columns are read, and which are not."""
-        self._reader = ConversationReader(sources, columns=columns, turns=turns)
+        self._reader = ConversationReader(sources, columns=columns, turns=turns, tell=warnings.warn)
         self.sources = self._reader.sources
         part_of, row_of, ids = array("Q"), array("Q"), array("Q")
         num_found = Counter({source.path: 0 for source in self.sources})

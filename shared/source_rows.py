@@ -6,10 +6,9 @@ Nothing is written for local files, and every error names the source and the lin
 import csv
 import json
 import mmap
-import warnings
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,10 +166,12 @@ class _Chain:
         return self._parts[number], i - (self._ends[number - 1] if number else 0)
 
 
-def open_rows(source: Source, wanted: Collection[str]) -> Rows:
+def open_rows(source: Source, wanted: Collection[str], tell: Callable[[str], object]) -> Rows:
     """The rows of a pinned source.
 
-    Args: wanted: columns that somebody may look at; others are not decoded where the file tells columns apart.
+    Args:
+        wanted: columns that somebody may look at; others are not decoded where the file tells columns apart.
+        tell: told of files that are not read.
     """
     kind = source_kind(source)
     if kind == "stdlib":
@@ -180,9 +181,9 @@ def open_rows(source: Source, wanted: Collection[str]) -> Rows:
         return _open_file(Path(source.path).expanduser(), wanted)
     import datasets
 
-    files = _local_files(source) if kind == "folder" else []
+    files = _local_files(source, tell) if kind == "folder" else []
     if files and all(file.name.endswith(FILE_SUFFIXES) for file in files):
-        return _open_files(files, source, wanted)
+        return _open_files(files, source, wanted, tell)
     with loading(source):
         dataset = datasets.load_dataset(**address(source), name=source.config, split=source.split)
     assert isinstance(dataset, datasets.Dataset)
@@ -190,7 +191,7 @@ def open_rows(source: Source, wanted: Collection[str]) -> Rows:
     return _RowList(dataset.select_columns(present), dataset.column_names)
 
 
-def _local_files(source: Source) -> list[Path]:
+def _local_files(source: Source, tell: Callable[[str], object]) -> list[Path]:
     """The files of a folder that `datasets` finds for this config and split; read one by one, columns may differ."""
     import datasets
 
@@ -201,15 +202,14 @@ def _local_files(source: Source) -> list[Path]:
     folder = Path(source.path).expanduser()
     others = sorted(f.name for f in folder.iterdir() if f.name.endswith(FILE_SUFFIXES) and f.name not in known)
     if others and source.config in (None, "default"):
-        warnings.warn(
+        tell(
             f"source {source.title}: {some(others)} beside its other files are not read: one kind of file a "
-            "folder is; name them too, joined by +",
-            stacklevel=2,
+            "folder is; name them too, joined by +"
         )
     return [Path(file) for file in of_splits.get(source.split or "train", []) if Path(file).is_file()]
 
 
-def _open_files(files: Sequence[Path], source: Source, wanted: Collection[str]) -> Rows:
+def _open_files(files: Sequence[Path], source: Source, wanted: Collection[str], tell: Callable[[str], object]) -> Rows:
     """The rows of several files; those without any are left out, and said."""
     opened = [(file, _open_file(file, wanted) if file.stat().st_size else None) for file in files]
     full = [(file, rows) for file, rows in opened if rows is not None and len(rows)]
@@ -217,10 +217,7 @@ def _open_files(files: Sequence[Path], source: Source, wanted: Collection[str]) 
     if not full:
         raise DataError(f"source {source.title}: none of its {len(files)} files holds a row ({some(empty)})")
     if empty:
-        warnings.warn(
-            f"source {source.title}: {len(empty)} of its {len(files)} files are empty and passed over: {some(empty)}",
-            stacklevel=2,
-        )
+        tell(f"source {source.title}: {len(empty)} of its {len(files)} files are empty and passed over: {some(empty)}")
     return full[0][1] if len(full) == 1 else _Chain([rows for _, rows in full], [file.name for file, _ in full])
 
 

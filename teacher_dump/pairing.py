@@ -137,47 +137,53 @@ class Pairing:
 class UnwrittenFields:
     """Which fields of messages no chat template writes, source by source: found by rendering without them.
 
-    A field counts as written once it changed a text; until then, it is tried in a few of the conversations that have
-    it. What a template must not leave out (calls, reasoning before the answer) drops the sample (`TextEncoder.render`).
+    Templates treat roles differently, so a field is tried role by role. It counts as written once it changed a text;
+    until then, it is tried in a few of the conversations that have it. What a template must not leave out (calls,
+    reasoning before the answer) drops the sample (`TextEncoder.render`).
     """
 
     def __init__(self, pairing: Pairing) -> None:
-        is_read = pairing.teacher is not None and pairing.config.teacher.see == "own"
-        self._sides = {"student": pairing.student, **({"teacher": pairing.teacher} if is_read else {})}
-        self._tried: dict[str, Counter[tuple[str, str]]] = {}
+        self._sides = {"student": pairing.student}
+        if pairing.teacher is not None and pairing.config.teacher.see == "own":
+            self._sides["teacher"] = pairing.teacher
+        self._tried: dict[str, Counter[tuple[str, str, str]]] = {}
 
     def look(self, source: str, conversation: Conversation) -> None:
         """Try the fields of a conversation's messages that are still in doubt."""
-        names = {name for message in conversation.messages for name in message.more if not _ID.fullmatch(name)}
-        if not names:
+        fields = {(m.role, name) for m in conversation.messages for name in m.more if not _ID.fullmatch(name)}
+        if not fields:
             return
         tried = self._tried.setdefault(source, Counter())
         for side, encoder in self._sides.items():
-            for name in names:
-                if 0 <= tried[side, name] < MAX_TRIES:
-                    is_written = encoder is not None and _writes(encoder, conversation, name)
-                    tried[side, name] = WRITTEN if is_written else tried[side, name] + 1
+            for role, name in fields:
+                key = side, name, role
+                if 0 <= tried[key] < MAX_TRIES:
+                    tried[key] = WRITTEN if _writes(encoder, conversation, role, name) else tried[key] + 1
 
     def sentences(self) -> list[str]:
-        """One for each source and side that leaves something unwritten."""
-        found: dict[tuple[str, str], list[str]] = {}
+        """What is left unwritten, a sentence for each source and the sides that leave it."""
+        lines = []
         for source, tried in self._tried.items():
-            for name in sorted({name for _, name in tried}):
-                silent = [side for side in self._sides if tried[side, name] != WRITTEN]
+            found: dict[tuple[str, ...], list[str]] = {}
+            for name, role in sorted({(name, role) for _, name, role in tried}):
+                silent = tuple(side for side in self._sides if tried[side, name, role] != WRITTEN)
+                found.setdefault(silent, []).append(f"{name} ({role})")
+            for silent, names in found.items():
+                which = "no chat template writes"
+                if len(silent) < len(self._sides):
+                    which = f"the {''.join(silent)}'s chat template does not write"
                 if silent:
-                    none = len(silent) == len(self._sides)
-                    which = "no chat template writes" if none else f"the {silent[0]}'s chat template does not write"
-                    found.setdefault((source, which), []).append(name)
-        return [
-            f"source {source}: {which} {some(names)} of messages; if answers depend on it, write it into the content"
-            for (source, which), names in found.items()
-        ]
+                    lines.append(
+                        f"source {source}: {which} these fields of messages: {some(names)}; if answers depend on them, "
+                        "write them into the content"
+                    )
+        return lines
 
 
-def _writes(encoder: TextEncoder, conversation: Conversation, name: str) -> bool:
-    """Does a field of messages change what the template makes of them?"""
+def _writes(encoder: TextEncoder, conversation: Conversation, role: str, name: str) -> bool:
+    """Does a field of the messages of a role change what the template makes of them?"""
     turns = [message.to_json() for message in conversation.messages]
-    without = [{key: value for key, value in turn.items() if key != name} for turn in turns]
+    without = [{k: v for k, v in turn.items() if k != name or turn["role"] != role} for turn in turns]
     try:
         return encoder.render(turns, conversation.tools).text != encoder.render(without, conversation.tools).text
     except Dropped:

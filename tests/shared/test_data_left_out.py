@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from tide.shared.conversations import Conversation, Message, open_conversations, parse_sources
+from tide.shared.conversations import Conversation, Message, open_conversations, open_reader, parse_sources
 from tide.shared.errors import DataError
 from tide.teacher_dump.pairing import UnwrittenFields, open_pairing
 from tide.teacher_dump.plan import make_plan
@@ -98,6 +98,19 @@ def test_empty_files_of_a_folder_are_passed_over_and_counted(tmp_path, empty):
     with pytest.warns(UserWarning, match=rf"2 of its 4 files are empty and passed over: b\.{suffix}, d\.{suffix}"):
         found = open_conversations(parse_sources(str(tmp_path)))
     assert [one.messages[0].content for one in found] == ["a", "c"]
+
+
+def test_a_worker_that_opens_scanned_data_says_nothing_again(tmp_path):
+    write(tmp_path / "a.jsonl", *pairs(1))
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    (tmp_path / "c.csv").write_text("prompt,response\nx,y\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        open_conversations(parse_sources(str(tmp_path)))
+    assert len(said) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_reader(parse_sources(str(tmp_path)))
 
 
 def test_a_folder_of_empty_files_and_an_empty_file_that_is_named_are_refused(tmp_path):
@@ -217,14 +230,29 @@ def fields_told(tiny_root: Path, *messages: dict[str, Any], template: str | None
 
 def test_fields_of_messages_that_no_template_writes_are_named_once(tiny_root):
     (said,) = fields_told(tiny_root, {**USER, "name": "Ann", "id": 7, "turn_id": "x"}, {**ANSWER, "weight": 1})
-    assert said.startswith("source a.jsonl: no chat template writes name, weight of messages")
+    assert said.startswith(
+        "source a.jsonl: no chat template writes these fields of messages: name (user), weight (assistant);"
+    )
     assert fields_told(tiny_root, {**USER, "id": 7, "parentId": "x", "uuid": "y", "turn_index": 3}, ANSWER) == []
     assert fields_told(tiny_root, USER, ANSWER) == []
 
 
 def test_fields_that_one_side_alone_writes_are_named_with_the_other(tiny_root):
     (said,) = fields_told(tiny_root, {**USER, "name": "Ann"}, ANSWER, template=TEMPLATE)
-    assert "the teacher's chat template does not write name of messages" in said
+    assert "the teacher's chat template does not write these fields of messages: name (user);" in said
+
+
+def test_a_field_that_is_written_for_one_role_alone_is_named_for_the_other(tiny_root):
+    template = TEMPLATE.replace("{% if m.name %}", "{% if m.name and m.role == 'user' %}")
+    pairing = open_pairing(tiny_config(tiny_root, teacher__path=""))
+    pairing.student.tokenizer.chat_template = template
+    unwritten = UnwrittenFields(pairing)
+    ann = {"name": "Ann"}
+    for number in range(40):  # the user's name comes after the field was tried often in vain
+        user = Message("user", "Hi", ann if number > 30 else {})
+        unwritten.look("a.jsonl", Conversation.of([user, Message("assistant", "Ho", ann)]))
+    (said,) = unwritten.sentences()
+    assert "no chat template writes these fields of messages: name (assistant);" in said
 
 
 def plan_told(root: Path, source: str, **more: Any) -> list[str]:
