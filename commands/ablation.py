@@ -18,7 +18,14 @@ def ablate(
     cache: Annotated[
         list[str], typer.Option("--cache", help="Cache folder or hub id; may be repeated: an arm takes one it fits.")
     ],
-    heldout: Annotated[str, typer.Option("--heldout", help="Cache of unseen documents, to score every student on.")],
+    heldout: Annotated[
+        str,
+        typer.Option(
+            "--heldout",
+            help="Cache of unseen documents, to score every student on. dump-teacher --teacher none makes it: no "
+            "teacher, clean samples only.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs, ablation.md, ablation.json, ablation.png.")],
     matrix: Annotated[
         str, typer.Option("--matrix", metavar="NAME|FILE", help="paper, cache, or a file (student_train/matrix.py).")
@@ -38,12 +45,13 @@ def ablate(
     train.seed. The same command again trains only what is not finished.
     """
     run = run_config(recipe, config, settings, student=student)
-    from ..student_train.ablation import PICTURE_NAME, TABLE_NAME, plan_ablation, run_ablation
-    from ..student_train.ablation_report import claims_table, table
+    from ..student_train.ablation import PICTURE_NAME, TABLE_NAME, plan_ablation, refuse_own_inputs, run_ablation
+    from ..student_train.ablation_report import claims_table, missing, table
     from ..student_train.matrix import read_matrix
 
     asked = read_matrix(matrix)
     planned = plan_ablation(asked, run, cache, heldout, num_seeds=seeds)
+    refuse_own_inputs(planned, out)
     if dry_run:
         _print_plan(planned, out, as_json)
         return
@@ -53,7 +61,8 @@ def ablate(
     if as_json:
         typer.echo(json.dumps(result))
     else:
-        typer.echo(f"{table(result)}\n\n{claims_table(result)}\n\n{out / TABLE_NAME}, {out / PICTURE_NAME}")
+        parts = table(result), claims_table(result), missing(result), f"{out / TABLE_NAME}, {out / PICTURE_NAME}"
+        typer.echo("\n\n".join(filter(None, parts)))
     if result["failed"]:
         raise TryAgain(f"not trained: {', '.join(result['failed'])} (see above); the same command tries them again")
 

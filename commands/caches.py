@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ..shared.addresses import is_url, require_folder
+from ..shared.addresses import is_url, require_apart, require_folder
 from ..shared.errors import ConfigError
 from .options import (
     ConfigOption,
@@ -31,7 +31,8 @@ def inspect_cache(
         bool, typer.Option("--audit", help="Compare with the targets stored in full: tails, rounding, gradients.")
     ] = False,
     student: Annotated[
-        str | None, typer.Option("--student", help="With --audit: gradients at this checkpoint's logits.")
+        str | None,
+        typer.Option("--student", help="With --audit: gradients at this checkpoint's logits, or a run's."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,6 +50,10 @@ def inspect_cache(
         raise ConfigError(
             f"--audit reads what stays behind when a cache is read from {path}: copy it to a folder first"
         )
+    for option, written in (("--report", report_file), ("--plots", plots)):
+        if written is not None:
+            read = {"the cache": path, "--student": student}
+            require_apart(written, read, what=option, may_hold=True)
     from ..shared.cache.inspect import describe_cache
 
     say_first_look(path)
@@ -185,6 +190,7 @@ def cache_to_datasets(
     from ..shared.cache.reader import open_cache
 
     require_folder(out, "cache-to-datasets")
+    require_apart(out, {"the cache": cache}, what="OUT")
     opened = open_cache(cache)
     if form == "parquet":
         write_decoded(opened, out, temperature=temperature)

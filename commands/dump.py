@@ -54,7 +54,7 @@ def plan(
     from ..teacher_dump.plan import make_plan
 
     require_probe(probe)
-    made = prepare_plan(run, out) if out else make_plan(run)[0]
+    made = prepare_plan(run, out, say=say) if out else make_plan(run, say=say)[0]
     for line in made.sentences():
         say(line)
     size = estimate_size(made, num_probe=probe, root=out, say=say)
@@ -100,7 +100,7 @@ def dump_teacher(
     from ..teacher_dump.dump import prepare_plan
 
     def prepare() -> int:
-        plan = prepare_plan(run, out, launcher=launcher)
+        plan = prepare_plan(run, out, launcher=launcher, say=say)
         for line in plan.sentences():
             say(line)
         return plan.num_shards

@@ -13,7 +13,9 @@ RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe tha
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="A YAML file with the same sections as a recipe.")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one setting; may be repeated.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="Conversations: hub ids, folders or files joined by +.")]
-TeacherOption = Annotated[str | None, typer.Option("--teacher", help="Teacher checkpoint; none: clean samples only.")]
+TeacherOption = Annotated[
+    str | None, typer.Option("--teacher", help="Teacher checkpoint; none: no teacher, clean samples only.")
+]
 StudentOption = Annotated[str | None, typer.Option("--student", help="Student checkpoint: folder or hub id.")]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out and count what has no usable answer; short for data.skip_bad.")

@@ -9,7 +9,7 @@ import typer
 from ..shared.addresses import require_folder
 from ..shared.errors import ConfigError
 from .options import ConfigOption, JsonOption, RecipeOption, SetOption, StudentOption, run_config
-from .printing import print_result, say_first_look
+from .printing import print_result, say, say_first_look
 
 
 def train_student(
@@ -28,7 +28,10 @@ def train_student(
     no_resume: Annotated[bool, typer.Option("--no-resume", help="The same as --resume never.")] = False,
     heldout: Annotated[
         str | None,
-        typer.Option(help="Cache of unseen documents to score the student on, every train.heldout_every steps."),
+        typer.Option(
+            help="Cache of unseen documents to score the student on, every train.heldout_every steps. dump-teacher "
+            "--teacher none makes it: no teacher, clean samples only."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
@@ -48,7 +51,7 @@ def train_student(
         say_first_look(cache)
     how = {"auto": not no_resume, "never": False}.get(resume, Path(resume))
     with train_progress() as report:
-        folder = train(run, cache, out, resume=how, heldout=heldout, report=report)
+        folder = train(run, cache, out, resume=how, heldout=heldout, report=report, say=say)
     if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
         print_result({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
 

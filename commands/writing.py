@@ -46,16 +46,21 @@ def generate(
         stop=stop or None,
     )  # fmt: skip
     if show_steps:
-        _show_steps(writer, asked, raw)
+        cut = _show_steps(writer, asked, raw)
     elif as_json:
-        answer_prompts(writer, asked, raw=raw, batch_size=batch_size, show=_print_generation)
+        cut = answer_prompts(writer, asked, raw=raw, batch_size=batch_size, show=_print_generation)
     elif len(asked) == 1 and stream != "none":
         from ..student_train.answer_screen import TextStream
 
         watch = TextStream(writer.decoder.reader, writer.settings.stop, _write, by_block=stream == "block")
-        answer_prompts(writer, asked, raw=raw, batch_size=1, show=lambda *_: _write("\n"), watch=watch)
+        cut = answer_prompts(writer, asked, raw=raw, batch_size=1, show=lambda *_: _write("\n"), watch=watch)
     else:
-        answer_prompts(writer, asked, raw=raw, batch_size=batch_size, show=lambda _, answer: _write(f"{answer.text}\n"))
+        cut = answer_prompts(
+            writer, asked, raw=raw, batch_size=batch_size, show=lambda _, answer: _write(f"{answer.text}\n")
+        )
+    if cut:
+        most = writer.settings.max_new_tokens
+        say(f"{cut:,} of {len(asked):,} answers are cut off at decoding.max_new_tokens = {most:,} (--max-new-tokens)")
 
 
 def chat(
@@ -92,17 +97,18 @@ def _open_writer(
     return open_writer(run)
 
 
-def _show_steps(writer: "Writer", prompts: "list[Prompt]", raw: bool) -> None:
-    """One prompt after the other, each step painted on stdout."""
+def _show_steps(writer: "Writer", prompts: "list[Prompt]", raw: bool) -> int:
+    """One prompt after the other, each step painted on stdout; returns how many answers are cut off."""
     from rich.console import Console
 
     from ..student_train.answer_screen import StepPainter
     from ..student_train.prompts import answer_prompts
 
-    console = Console(highlight=False, markup=False)
+    console, cut = Console(highlight=False, markup=False), 0
     for prompt in prompts:
         with StepPainter(writer.decoder.reader, writer.settings.max_new_tokens, console) as painter:
-            answer_prompts(writer, [prompt], raw=raw, batch_size=1, show=lambda *_: None, watch=painter)
+            cut += answer_prompts(writer, [prompt], raw=raw, batch_size=1, show=lambda *_: None, watch=painter)
+    return cut
 
 
 def _print_generation(prompt: "Prompt", answer: "Generation") -> None:

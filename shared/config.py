@@ -108,7 +108,7 @@ class TeacherConfig:
     """The model that is asked once, in stage one only."""
 
     path: str = ""
-    """Checkpoint folder or hub id; empty, `none` or null: no teacher, the cache holds clean samples only (for `ce`)."""
+    """Checkpoint folder or hub id; `none`, null or empty: no teacher, clean samples only (for `ce`)."""
     tokenizer: str | None = None
     revision: str | None = None
     attention: Literal["native", "paper"] = "native"

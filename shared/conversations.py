@@ -25,14 +25,16 @@ import json
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from .errors import ConfigError, DataError
-from .source_rows import open_rows
+from .source_rows import open_rows, some
 from .sources import Source, listed, parse_sources, pin_sources
 
 __all__ = [
@@ -62,6 +64,8 @@ KNOWN_COLUMNS = frozenset(
     [*MESSAGES_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair), *SYSTEM_COLUMNS, *CONTEXT_COLUMNS,
      HISTORY_COLUMN, TOOLS_COLUMN]
 )  # fmt: skip
+FILTERED = "refused by a filter"
+"""Reason under which rows are counted that a filter of `data.source` does not let through."""
 _TURN_FIELDS = ("role", "from", "content", "value")
 
 Turns = Literal["last", "each"]
@@ -123,11 +127,15 @@ class _Reading(NamedTuple):
     extras: bool = True
     """Are system prompts, history and tools looked for, too? Not where `data.columns` names what is meant."""
 
+    @property
+    def columns(self) -> set[str]:
+        """All that are looked at."""
+        read = {self.messages or "", self.prompt, self.response, *self.context}
+        return read | ({*SYSTEM_COLUMNS, HISTORY_COLUMN, TOOLS_COLUMN} if self.extras else set())
+
     def unread(self, row: Mapping[str, Any]) -> set[str]:
         """Columns of a row that look like a part of the prompt, hold something, and are not read."""
-        read = {self.messages, self.prompt, self.response, *self.context}
-        read |= {*SYSTEM_COLUMNS, HISTORY_COLUMN, TOOLS_COLUMN} if self.extras else set()
-        known = {*KNOWN_COLUMNS, *PROMPT_LIKE} - read
+        known = {*KNOWN_COLUMNS, *PROMPT_LIKE} - self.columns
         if not self.extras:  # data.columns says which pair is meant
             known -= {*MESSAGES_COLUMNS, *(name for pair in PAIR_COLUMNS for name in pair)}
         return {name for name in known if row.get(name) not in (None, "", [], {})}
@@ -252,6 +260,10 @@ def _checked(tree: Any, what: str) -> Any:
         return [_checked(value, what) for value in tree]
     if isinstance(tree, str):
         return _text(tree, what)
+    if isinstance(tree, date | time):  # of a table; lines of JSON have them as texts
+        return tree.isoformat()
+    if isinstance(tree, Decimal | timedelta):
+        return str(tree)
     if tree is not None and not isinstance(tree, bool | int | float):
         raise _BadRow("malformed messages", f"{what}: {type(tree).__name__} is not JSON")
     return tree
@@ -290,22 +302,30 @@ def _unreadable(present: Sequence[str]) -> str:
 
 
 def _passes(row: Mapping[str, Any], column: str, values: set[str]) -> bool:
-    """True when the column holds one of the values; what is not text is compared as JSON (true, 3, null)."""
+    """True when the column holds one of the values; what is no text is compared as JSON (true, 3), dates as text."""
     if column not in row:
         return column == "lang"  # judged by the answer, once it is read
     value = row[column]
+    if isinstance(value, date | time | Decimal):
+        value = value.isoformat() if isinstance(value, date | time) else str(value)
     return (value if isinstance(value, str) else json.dumps(value, default=str)) in values
 
 
 class ConversationReader:
-    """The conversations of pinned sources by source and row number; opening reads no row."""
+    """The conversations of pinned sources by source and row number; opening reads no row.
 
-    def __init__(self, sources: Sequence[Source], *, columns: Mapping[str, str], turns: Turns = "last"):
+    Args: tell: told of files that are not read; nobody where the data were scanned before.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], *, columns: Mapping[str, str], turns: Turns = "last",
+        tell: Callable[[str], object] = lambda line: None,
+    ) -> None:  # fmt: skip
         self.sources = tuple(sources)
         self.turns: Turns = turns
         self._columns = columns
         self.parts = [
-            open_rows(source, KNOWN_COLUMNS | {*columns.values(), *(name for name, _ in source.where), "lang"})
+            open_rows(source, KNOWN_COLUMNS | {*columns.values(), *(name for name, _ in source.where), "lang"}, tell)
             for source in self.sources
         ]
         if columns and not any(set(columns.values()) <= set(part.columns) for part in self.parts):
@@ -361,8 +381,10 @@ class Conversations:
         self, sources: Sequence[Source], *, columns: Mapping[str, str], skip_bad: bool, turns: Turns = "last"
     ) -> None:
         self.dropped: Counter[str] = Counter()
-        """Rows left out, by reason; what a filter refused is not counted."""
-        self._reader = ConversationReader(sources, columns=columns, turns=turns)
+        """Rows left out, by reason."""
+        self.columns_read: list[str] = []
+        """A sentence for each source: which of its columns are read, and which are not."""
+        self._reader = ConversationReader(sources, columns=columns, turns=turns, tell=warnings.warn)
         self.sources = self._reader.sources
         part_of, row_of, ids = array("Q"), array("Q"), array("Q")
         num_found = Counter({source.path: 0 for source in self.sources})
@@ -376,7 +398,7 @@ class Conversations:
             if num == 0:
                 raise DataError(
                     f"source {path}: no conversation is left after filters and checks (left out so far: "
-                    f"{dict(self.dropped) or 'none but by filters'}); correct data.source"
+                    f"{dict(self.dropped) or 'none'}); correct data.source"
                 )
         kept = np.sort(np.unique(np.asarray(ids), return_index=True)[1])
         if len(kept) < len(ids):
@@ -387,6 +409,7 @@ class Conversations:
         """Row number and sample id of every sound row that the filters let through."""
         source, rows = self.sources[part], self._reader.parts[part]
         unread: set[str] = set()
+        present, read = set(rows.columns), {column for column, _ in source.where}
         where: dict[str, set[str]] = {}
         for column, value in source.where:
             where.setdefault(column, set()).add(value)
@@ -394,9 +417,13 @@ class Conversations:
         for i, row in enumerate(rows):
             unseen -= row.keys()
             if not all(_passes(row, column, values) for column, values in where.items()):
+                self.dropped[FILTERED] += 1
                 continue
+            present |= row.keys()
             try:
-                unread |= self._reader.reading(row).unread(row)
+                reading = self._reader.reading(row)
+                unread |= reading.unread(row)
+                read |= reading.columns
                 found = self._reader.conversations(row)
             except _BadRow as bad:
                 if not skip_bad:
@@ -410,6 +437,19 @@ class Conversations:
                 answer = conversation.messages[-1].content
                 if "lang" not in where or "lang" in row or any(value in answer for value in where["lang"]):
                     yield i, conversation.sample_id
+                else:
+                    self.dropped[FILTERED] += 1
+        self.columns_read.append(
+            f"source {source.title}: reads the columns {some(sorted(present & read))}; does not read "
+            f"{some(sorted(present - read)) or 'none'}"
+        )
+        if rows.lost_arguments:
+            warnings.warn(
+                f"source {source.title}: null arguments of calls ({some(sorted(rows.lost_arguments))}) are taken for "
+                "absent, because every row of a table has all fields of all its rows; where null is meant, store the "
+                "calls' arguments, and the tools, as JSON text",
+                stacklevel=2,
+            )
         unread |= {name for name in PROMPT_LIKE if name in rows.columns}
         if unread:
             warnings.warn(
@@ -460,7 +500,8 @@ def open_conversations(
     Args:
         columns: `data.columns`; used for the sources that have these columns, the others are recognised by name.
         turns: the last answer of a row is a sample, or each of its answers with all that comes before.
-        skip_bad: leave out rows without a conversation and count them in `.dropped`; broken JSON stays an error.
+        skip_bad: leave out rows without a conversation and count them in `.dropped`, beside repeated samples and what
+            filters refuse; broken JSON stays an error.
     Raises:
         ConfigError: `columns` is not {messages: …} or {prompt: …, response: …}.
         DataError: no such data, a bad row without `skip_bad`, no conversation left of some source, a column is missing.

@@ -6,10 +6,9 @@ Nothing is written for local files, and every error names the source and the lin
 import csv
 import json
 import mmap
-import warnings
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,9 @@ from .errors import DataError
 from .sources import FILE_SUFFIXES, Source, address, loading, source_kind
 from .stdlib_source import StdlibPair, stdlib_pairs
 
+MAX_NAMES = 8
+"""Of files or columns in a message; how many more there are is said."""
+
 
 class Rows(Protocol):
     """The rows of one source, read one at a time."""
@@ -25,6 +27,14 @@ class Rows(Protocol):
     columns: Sequence[str]
     """Of a table; else of the first row, and others may have others."""
     is_table: bool
+
+    @property
+    def lost_arguments(self) -> Set[str]:
+        """Fields in arguments of calls, or in what tools say of them, that were null in rows read so far.
+
+        A table cannot tell that from absent.
+        """
+        ...
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
@@ -38,8 +48,10 @@ class _JsonLines:
     """Rows of JSON lines, found by byte offset in a memory map or in the unpacked bytes of a file."""
 
     is_table = False
+    lost_arguments: Set[str] = frozenset()
 
     def __init__(self, data: mmap.mmap | bytes, name: str):
+        _require_utf8(data[:4], name)
         self._data, self._name = data, name
         self._starts = array("Q")
         start = 0
@@ -62,6 +74,8 @@ class _JsonLines:
         try:
             line = self._data[start : end if end >= 0 else len(self._data)]
             row = json.loads(line, object_pairs_hook=_distinct)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._name}, {self.place(i)}: {_not_utf8(error)}") from error
         except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{self._name}, {self.place(i)}: broken JSON ({str(error)[:200]}); repair or remove the line"
@@ -89,18 +103,32 @@ class _RowList:
 
     def __init__(self, rows: Any, columns: Sequence[str], *, is_table: bool = True):
         self._rows, self.columns, self.is_table = rows, columns, is_table
+        self.lost_arguments: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return map(_without_filling, self._rows) if self.is_table else iter(self._rows)
+        return map(self._without_filling, self._rows) if self.is_table else iter(self._rows)
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
-        return _without_filling(self._rows[i]) if self.is_table else self._rows[i]
+        return self._without_filling(self._rows[i]) if self.is_table else self._rows[i]
 
     def place(self, i: int) -> str:
         return f"row {i} (the first is 0)"
+
+    def _without_filling(self, value: Any, *, of_call: bool = False) -> Any:
+        """A row of a table without the nulls of fields that only other rows have."""
+        if isinstance(value, Mapping):
+            if of_call:
+                self.lost_arguments |= {name for name, inner in value.items() if inner is None}
+            return {
+                name: self._without_filling(inner, of_call=of_call or name in ("arguments", "parameters"))
+                for name, inner in value.items() if inner is not None
+            }  # fmt: skip
+        if isinstance(value, list):
+            return [self._without_filling(inner, of_call=of_call) for inner in value]
+        return value
 
 
 class _Chain:
@@ -112,6 +140,10 @@ class _Chain:
         self._names = names
         self._parts, self._ends = parts, list(accumulate(len(part) for part in parts))
         self.columns: Sequence[str] = list(dict.fromkeys(name for part in parts for name in part.columns))
+
+    @property
+    def lost_arguments(self) -> Set[str]:
+        return {name for part in self._parts for name in part.lost_arguments}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -134,32 +166,24 @@ class _Chain:
         return self._parts[number], i - (self._ends[number - 1] if number else 0)
 
 
-def _without_filling(value: Any) -> Any:
-    """A row of a table without the nulls of fields that only other rows have."""
-    if isinstance(value, Mapping):
-        return {name: _without_filling(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_filling(inner) for inner in value]
-    return value
-
-
-def open_rows(source: Source, wanted: Collection[str]) -> Rows:
+def open_rows(source: Source, wanted: Collection[str], tell: Callable[[str], object]) -> Rows:
     """The rows of a pinned source.
 
-    Args: wanted: columns that somebody may look at; others are not decoded where the file tells columns apart.
+    Args:
+        wanted: columns that somebody may look at; others are not decoded where the file tells columns apart.
+        tell: told of files that are not read.
     """
     kind = source_kind(source)
     if kind == "stdlib":
         rows = [pair._asdict() for pair in stdlib_pairs(source.split or "train")]
         return _RowList(rows, list(StdlibPair._fields))
     if kind == "file":
-        return _open_file(Path(source.path).expanduser(), source, wanted)
+        return _open_file(Path(source.path).expanduser(), wanted)
     import datasets
 
-    files = _local_files(source) if kind == "folder" else []
+    files = _local_files(source, tell) if kind == "folder" else []
     if files and all(file.name.endswith(FILE_SUFFIXES) for file in files):
-        parts = [_open_file(file, source, wanted) for file in files]
-        return parts[0] if len(parts) == 1 else _Chain(parts, [file.name for file in files])
+        return _open_files(files, source, wanted, tell)
     with loading(source):
         dataset = datasets.load_dataset(**address(source), name=source.config, split=source.split)
     assert isinstance(dataset, datasets.Dataset)
@@ -167,7 +191,7 @@ def open_rows(source: Source, wanted: Collection[str]) -> Rows:
     return _RowList(dataset.select_columns(present), dataset.column_names)
 
 
-def _local_files(source: Source) -> list[Path]:
+def _local_files(source: Source, tell: Callable[[str], object]) -> list[Path]:
     """The files of a folder that `datasets` finds for this config and split; read one by one, columns may differ."""
     import datasets
 
@@ -178,19 +202,50 @@ def _local_files(source: Source) -> list[Path]:
     folder = Path(source.path).expanduser()
     others = sorted(f.name for f in folder.iterdir() if f.name.endswith(FILE_SUFFIXES) and f.name not in known)
     if others and source.config in (None, "default"):
-        warnings.warn(
-            f"source {source.title}: {', '.join(others[:8])} beside its other files are not read: one kind of file a "
-            "folder is; name them too, joined by +",
-            stacklevel=2,
+        tell(
+            f"source {source.title}: {some(others)} beside its other files are not read: one kind of file a "
+            "folder is; name them too, joined by +"
         )
     return [Path(file) for file in of_splits.get(source.split or "train", []) if Path(file).is_file()]
 
 
-def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
+def _open_files(files: Sequence[Path], source: Source, wanted: Collection[str], tell: Callable[[str], object]) -> Rows:
+    """The rows of several files; those without any are left out, and said."""
+    opened = [(file, _open_file(file, wanted) if file.stat().st_size else None) for file in files]
+    full = [(file, rows) for file, rows in opened if rows is not None and len(rows)]
+    empty = [file.name for file, rows in opened if rows is None or not len(rows)]
+    if not full:
+        raise DataError(f"source {source.title}: none of its {len(files)} files holds a row ({some(empty)})")
+    if empty:
+        tell(f"source {source.title}: {len(empty)} of its {len(files)} files are empty and passed over: {some(empty)}")
+    return full[0][1] if len(full) == 1 else _Chain([rows for _, rows in full], [file.name for file, _ in full])
+
+
+def some(names: Sequence[str]) -> str:
+    """Names for a message: the first, and how many more there are."""
+    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+
+
+def _require_utf8(beginning: bytes, name: str) -> None:
+    """Raises: DataError: a text's first four bytes are those of an encoding with several bytes to a letter."""
+    encoding = json.detect_encoding(beginning)
+    if len(beginning) == 4 and encoding.startswith(("utf-16", "utf-32")):
+        kind = encoding[:6].upper()
+        raise DataError(
+            f"{name}: is {kind} text, and tide reads UTF-8; save it as that, for example: iconv -f {kind} -t UTF-8 "
+            "OLD > NEW"
+        )
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"is not UTF-8 text ({error.reason} at byte {error.start}); save the file as UTF-8"
+
+
+def _open_file(path: Path, wanted: Collection[str]) -> Rows:
     """The rows of a local file, without writing anything."""
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"source {source.path}: the file is empty")
+            raise DataError(f"source {path}: the file is empty")
         if path.name.endswith(".parquet"):
             return _open_parquet(path, wanted)
         if path.name.endswith((".csv", ".tsv")):
@@ -198,18 +253,19 @@ def _open_file(path: Path, source: Source, wanted: Collection[str]) -> Rows:
         if path.name.endswith(".zst"):
             return _JsonLines(_unpack_zst(path), str(path))
         with path.open("rb") as file:
+            _require_utf8(file.read(4), f"source {path}")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if path.name.endswith(".json") and data[:4096].lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"["):
             rows = json.loads(data[:], object_pairs_hook=_distinct)
             bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
             if bad is not None:
-                raise DataError(f"source {source.path}, row {bad} (the first is 0): expected an object with columns")
+                raise DataError(f"source {path}, row {bad} (the first is 0): expected an object with columns")
             return _RowList(rows, list(rows[0]) if rows else [], is_table=False)
         return _JsonLines(data, str(path))
     except UnicodeDecodeError as error:
-        raise DataError(f"source {source.path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        raise DataError(f"source {path}: {_not_utf8(error)}") from error
     except (ValueError, RecursionError, OSError) as error:  # pyarrow's own errors are among these
-        raise DataError(f"source {source.path}: cannot be read ({error}); write or fetch the file again") from error
+        raise DataError(f"source {path}: cannot be read ({error}); write or fetch the file again") from error
 
 
 def _open_parquet(path: Path, wanted: Collection[str]) -> Rows:
@@ -243,6 +299,8 @@ class _ArrowRows:
 def _open_csv(path: Path) -> Rows:
     """Rows of a table with a header, comma- or tab-separated; an empty cell is an empty text."""
     csv.field_size_limit(1 << 30)
+    with path.open("rb") as beginning:
+        _require_utf8(beginning.read(4), str(path))
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.name.endswith(".tsv") else ",", strict=True)
         try:

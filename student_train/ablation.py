@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..shared.addresses import require_apart
 from ..shared.cache import Manifest
 from ..shared.cache.files import atomic_write, output_errors, readable_json
 from ..shared.config import RunConfig, to_tree
 from ..shared.errors import CacheMismatch, ConfigError, TideError
-from .ablation_report import claims_table, draw, table
+from .ablation_report import claims_table, draw, missing, table
 from .arms import Job, Outcome, Say, described, run_jobs
 from .batches import require_in_cache
 from .comparison import AllScores, gain, seeds_of, summarise, verdict_on
@@ -100,9 +101,11 @@ def _cache_for(arm: Arm, manifests: Mapping[str, Manifest]) -> str:
         if all(facts[setting] == value for setting, value in arm.cache.items()):
             return name
     wanted = [f"{setting}={str(value).lower()}" for setting, value in arm.cache.items()]
+    options = ["--teacher none" if item == "signal.kind=none" else f"--set {item}" for item in wanted]
+    means = " (no teacher, clean samples only)" if "--teacher none" in options else ""
     raise _NotServed(
         f"needs a cache with {', '.join(wanted)}: run the tide dump-teacher command that made {next(iter(manifests))} "
-        f"again with {' '.join(f'--set {item}' for item in wanted)} and another --out, and give it as one more --cache"
+        f"again with {' '.join(options)}{means} and another --out, and give it as one more --cache"
     )
 
 
@@ -122,19 +125,30 @@ def _require_served(config: RunConfig, manifest: Manifest) -> None:
         raise _NotServed(str(error)) from error
 
 
+def refuse_own_inputs(planned: Planned, out: Path) -> None:
+    """Raises: ConfigError: `out` lies in a cache or in the student that the arms start from, or around them."""
+    student = planned.jobs[0].config.student
+    caches = {f"cache {number}": cache for number, cache in enumerate(dict.fromkeys(planned.caches.values()), 1)}
+    read = {"student.path": student.path, "student.tokenizer": student.tokenizer}
+    require_apart(out, {**caches, "--heldout": planned.jobs[0].heldout, **read})
+
+
 def run_ablation(matrix: Matrix, planned: Planned, out: Path, *, workers: int, say: Say) -> dict[str, Any]:
     """Train, score, compare; writes ablation.json, ablation.md and ablation.png into `out`.
 
     Returns: the content of ablation.json.
-    Raises: TryAgain: stopped, the same command continues. TideError: no student could be trained.
+    Raises: ConfigError: see `refuse_own_inputs`. TryAgain: stopped, the same command continues. TideError: no
+        student could be trained.
     """
+    refuse_own_inputs(planned, out)
     outcome = run_jobs(planned.jobs, out, workers=workers, say=say)
     if not outcome.scores:
         raise TideError(f"no student was trained: {next(iter(outcome.failed.values()))}")
     result = compare(matrix, planned, outcome)
     with output_errors(out):
         atomic_write(out / RESULT_NAME, readable_json(result))
-        atomic_write(out / TABLE_NAME, f"{table(result)}\n\n{claims_table(result)}\n".encode())
+        parts = table(result), claims_table(result), missing(result)
+        atomic_write(out / TABLE_NAME, ("\n\n".join(filter(None, parts)) + "\n").encode())
         draw(result, out / PICTURE_NAME)
     return result
 

@@ -45,6 +45,13 @@ def claims_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def missing(result: Mapping[str, Any]) -> str:
+    """A line for every arm that was left out and every student that could not be trained, with the reason; "": none."""
+    said = [f"left out: {name} {why}" for name, why in result["left_out"].items()]
+    said += [f"not trained: {name}: {why}" for name, why in result["failed"].items()]
+    return "\n".join(f"- {markdown_text(line, max_chars=1000)}" for line in said)
+
+
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Bits per byte of the arms, and gains over the baseline and top-1 accuracy by diffusion time."""
     num = len(result["seeds"])

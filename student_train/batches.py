@@ -98,6 +98,38 @@ class ViewOrder:
             targets=targets, chunks=chunks, unmatched_chunks=chunks - targets,
         )  # fmt: skip
 
+    def unused(self, num_steps: int) -> list[str]:
+        """What of the cache a training of so many steps does not use, a sentence each; [] where it uses all."""
+        size, num_fresh = self.train.batch_size, self._fresh_before(num_steps)
+        places = {"cached": (num_steps - num_fresh) * size, "fresh": num_fresh * size}
+        seen = np.zeros(self.num_samples, bool)
+        for purpose, num in places.items():
+            if num:
+                seen[self._order(purpose, 0)[:num]] = True
+        epochs, lines = sum(places.values()) / self.num_samples, []
+        length = f"{num_steps:,} steps of {size:,} are {epochs:.3g} epochs"
+        left = self.num_samples - int(seen.sum())
+        if left:
+            lines.append(f"{left:,} of the cache's {self.num_samples:,} samples are in no batch: {length}")
+        missing = 0.0 if self.train.steps else self.train.epochs * self.num_samples - num_steps * size
+        if missing > 0 and not left:
+            lines.append(
+                f"the last {missing:,.0f} samples of the last epoch are left out: {length}, as steps are whole batches"
+            )
+        if not places["cached"]:
+            lines.append("no cached view is used: every step draws new masks (train.ce_noise)")
+            return lines
+        width = min(self.train.views_per_row, self.used_views)
+        turns = range(-(-places["cached"] // self.num_samples))
+        used = {(turn * self.train.views_per_row + j) % self.used_views for turn in turns for j in range(width)}
+        if len(used) < self.num_views:
+            limit = f", and train.max_views = {self.used_views}" if self.used_views < self.num_views else ""
+            lines.append(
+                f"{len(used):,} of the cache's {self.num_views:,} views of a sample are used: an epoch takes {width}, "
+                f"and {length}{limit}"
+            )
+        return lines
+
     def row_numbers(self, item: Item) -> list[int]:
         """Cache rows of an item; for fresh noise the first view, whose x_0 is the sample's."""
         return [item.sample * self.num_views + view for view in item.views or (0,)]

@@ -81,4 +81,6 @@ class Chat:
         if self.stream == "none":
             self.write(generation.text)
         self.write("\n")
+        if generation.finish == "length":
+            self.note(f"(cut off at decoding.max_new_tokens = {settings.max_new_tokens})")
         return generation.text

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..shared.addresses import require_apart
 from ..shared.errors import ConfigError, DataError
 from ..shared.licences import folder_licence
 from ..shared.models.loading import load_model, local_folder, read_config
@@ -50,11 +51,12 @@ def convert_checkpoint(
         mask_token: None: the tokenizer's own, or else `<|mask|>`, added behind the vocabulary.
         chat_template: Jinja file for a tokenizer without one.
         dtype: of the written weights.
-    Raises: ConfigError: `out` exists; a mask id that text uses. DataError: another architecture, no chat template,
-        damaged weights. OutputError: `out` cannot be written.
+    Raises: ConfigError: `out` exists, or lies in `source`; a mask id that text uses. DataError: another
+        architecture, no chat template, damaged weights. OutputError: `out` cannot be written.
     """
     if out.exists():
         raise ConfigError(f"--out {out}: exists already; give the path of a new folder")
+    require_apart(out, {"the checkpoint": source, "--chat-template": chat_template})
     folder = local_folder(source, revision)
     config = read_config(folder)
     if config.get("model_type") not in CONVERTIBLE:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
+from ..shared.addresses import require_apart
 from ..shared.cache.files import atomic_write, readable_json, sha256_bytes
 from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import ConfigError, DataError, TideError
@@ -74,9 +75,13 @@ def evaluate_students(run: EvaluationRun, out: Path, *, say: Say) -> dict[str, A
     """Run what is missing, then write the report.
 
     Returns: the content of evaluation.json.
-    Raises: ConfigError: an unknown task, a task that runs code without leave. Unavailable: lm-eval is missing, or code
-        cannot be shut in. Any TideError that a task met, once the others are done and the report is written.
+    Raises: ConfigError: an unknown task, a task that runs code without leave, `out` lies in what is read.
+        Unavailable: lm-eval is missing, or code cannot be shut in. Any TideError that a task met, once the others are
+        done and the report is written.
     """
+    student = run.config.student
+    read = {"student.path": student.path, "student.tokenizer": student.tokenizer}
+    require_apart(out, {**read, "--compare": run.compare, "--data": run.data})
     benchmarks, left_out = chosen_benchmarks(run.suite, run.tasks, allow_code=run.allow_code)
     require_lm_eval()
     run = replace(run, data=run.data.resolve() if run.data else None)
@@ -143,6 +148,7 @@ class _Arm:
         self._say(f"{self.folder.name} {benchmark.name}: begins")
         start = time.perf_counter()
         found = self._evaluate(benchmark, lm, file.stem)
+        cut = set(gather_object(sorted(lm.cut)))  # every process asked its share
         if found is None:
             return {}
         scores, numbers, samples = found
@@ -150,7 +156,7 @@ class _Arm:
         result = {
             "benchmark": benchmark.name, "settings_hash": digest, "settings": settings, **numbers,
             "documents": len(scores), "stderr": _standard_error([score for _, _, score in scores]),
-            "truncated_prompts": len(lm.cut), "seconds": round(time.perf_counter() - start, 1),
+            "truncated_prompts": len(cut), "seconds": round(time.perf_counter() - start, 1),
             "forwards": counts.forwards, "token_forwards": counts.token_forwards, "processes": self.num_processes,
             "scores": scores,
         }  # fmt: skip
@@ -194,6 +200,8 @@ class _Arm:
         from lm_eval.api.model import CachingLM
         from lm_eval.evaluator import evaluate
 
+        from .lm_eval_model import CUT_KEY
+
         evaluation = self.config.evaluation
         metric = CodeEval(
             time_s=evaluation.code_time_s, memory_mb=evaluation.code_memory_mb, allowed=self.run.allow_code,
@@ -210,6 +218,7 @@ class _Arm:
                 cached, tasks, limit=self.run.limit, bootstrap_iters=0, log_samples=True, apply_chat_template=True,
                 fewshot_as_multiturn=False, confirm_run_unsafe_code=self.run.allow_code,
             )  # fmt: skip
+            lm.cut |= {key.removeprefix(CUT_KEY) for key in cached.dbdict if key.startswith(CUT_KEY)}
         if results is None:
             return None
         name, _, filtered = benchmark.metric.partition(",")
@@ -281,4 +290,5 @@ def _data_digest(data: Path | None) -> str:
 def _shown(result: Mapping[str, Any]) -> str:
     error = f" ± {100 * result['stderr']:.2f}" if result["stderr"] is not None else ""
     documents = f"{result['documents']:,} document{'s' * (result['documents'] != 1)}"
-    return f"{100 * result['score']:.2f} %{error} of {documents}"
+    cut = f", {result['truncated_prompts']:,} prompts cut" if result["truncated_prompts"] else ""
+    return f"{100 * result['score']:.2f} %{error} of {documents}{cut}"

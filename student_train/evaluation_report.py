@@ -74,6 +74,7 @@ def _score(result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "score": 100 * result["score"], "stderr": None if error is None else 100 * error,
         "documents": result["documents"], "seconds": result["seconds"],
+        "truncated_prompts": result["truncated_prompts"],
     }  # fmt: skip
 
 
@@ -131,7 +132,10 @@ def _of_result(row: Benchmark, result: Mapping[str, Any], title: str, decoding: 
     if result["documents"] < row.documents:
         lines.append(f"{row.title}: {result['documents']:,} of {row.documents:,} documents")
     if result["truncated_prompts"]:
-        lines.append(f"{row.title}, {title}: {result['truncated_prompts']:,} prompts lost their beginning")
+        lines.append(
+            f"{row.title}, {title}: {result['truncated_prompts']:,} prompts lost their beginning, as they have more "
+            "tokens than the student positions (evaluation.long_inputs)"
+        )
     return lines
 
 
@@ -152,7 +156,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines.append(f"| average of the eight | {' | '.join(cells)} |")
     lines += [
         "", "Per cent, ± one standard error over documents (0.00: all scored alike); gains are paired by document. "
-        f"Paper: {report['paper']['source']}.",
+        f"Paper: {report['paper']['source']}."
+        + (" (n cut): so many prompts lost their beginning." if any(
+            row["truncated_prompts"] for scores in report["students"].values() for row in scores.values()) else ""),
     ]  # fmt: skip
     for title, content in (
         ("What differs from the paper's protocol", report["differences"]),
@@ -167,7 +173,8 @@ def _cell(row: Mapping[str, Any] | None, key: str) -> str:
         return ""
     sign = "+" if key == "gain" else ""
     error = "" if row["stderr"] is None else f" ± {row['stderr']:.2f}"
-    return f"{row[key]:{sign}.2f}{error}"
+    cut = f" ({row['truncated_prompts']:,} cut)" if row.get("truncated_prompts") else ""
+    return f"{row[key]:{sign}.2f}{error}{cut}"
 
 
 def picture(report: Mapping[str, Any]) -> bytes:

@@ -42,6 +42,8 @@ _THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 _OF_STUDENT = ("tokenizer", "revision", "mask_token", "eos_token")
 _OF_REQUESTS = {"until", "do_sample", "temperature", "top_p", "max_gen_toks", "max_new_tokens"}
 _AUTO_BATCH = 16
+CUT_KEY = "cut "
+"""In lm-eval's response cache, before the digest of a text that lost its beginning."""
 
 
 class OpenStudent(NamedTuple):
@@ -293,7 +295,9 @@ class TideLM(TemplateLM):
                 f"a text of {len(ids)} tokens, and room for {room} in the {self.max_length} positions of this student; "
                 "with evaluation.long_inputs=truncate it would lose its beginning"
             )
-        self.cut.add(_digest(text))
+        self.cut.add(digest := _digest(text))
+        if self.cache_hook.dbdict is not None:  # a run that continues finds the answer there, and cuts nothing
+            self.cache_hook.dbdict[f"{CUT_KEY}{digest}"] = True
         return ids[-room:]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..shared.addresses import require_apart
 from ..shared.cache import Cache
 from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import CacheMismatch, ConfigError
@@ -80,24 +81,14 @@ def vocabulary_weights(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return model.get_input_embeddings().weight, model.get_output_embeddings().weight  # type: ignore[union-attr, return-value]
 
 
-def refuse_own_input(config: RunConfig, out: Path, cache: Cache) -> None:
-    """A run replaces folders below `out`, so neither the checkpoint it starts from nor its cache may lie there, and a
-    cache's folder holds nothing but the cache.
+def refuse_own_input(config: RunConfig, out: Path, cache: str | Path, heldout: str | None = None) -> None:
+    """A run replaces folders below `out`, so nothing that it reads may lie there, nor `out` in what it reads.
 
-    Raises: ConfigError: they do.
+    Raises: ConfigError: it does.
     """
-    here, there = out.expanduser().resolve(), Path(cache.root).resolve()
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise ConfigError(
-            f"--out {out} and the cache {cache.root} lie in each other: a training there would spoil the cache, and "
-            "any check of it; give a folder beside it"
-        )
-    if not config.student.path:
-        return
-    student = Path(config.student.path).expanduser().resolve()
-    for folder in (out / "student", out / "checkpoints"):
-        if student.is_relative_to(folder.resolve()):
-            raise ConfigError(f"student.path = {config.student.path} is where this run writes; give another --out")
+    student = config.student
+    read = {"student.path": student.path, "student.tokenizer": student.tokenizer}
+    require_apart(out, {"the cache": cache, "--heldout": heldout, **read})
 
 
 def student_card(config: RunConfig, cache: Cache, encoder: TextEncoder, num_steps: int) -> str:

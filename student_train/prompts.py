@@ -101,10 +101,11 @@ def _messages(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
 def answer_prompts(
     writer: Writer, prompts: Sequence[Prompt], *, raw: bool, batch_size: int,
     show: Callable[[Prompt, Generation], object], watch: Watch | None = None,
-) -> None:  # fmt: skip
+) -> int:  # fmt: skip
     """Answer all prompts and show each answer as soon as it and all before it are there.
 
     Args: watch: sees every step as well.
+    Returns: how many answers are cut off at `decoding.max_new_tokens`.
     Raises: ConfigError, DataError: a prompt that cannot be answered; nothing is written then.
     """
     done: dict[int, Generation] = {}
@@ -121,4 +122,5 @@ def answer_prompts(
                 shown += 1
 
     requests = [prompt.request(writer, raw=raw) for prompt in prompts]
-    writer.decoder.generate(requests, writer.settings, batch_size=batch_size, watch=step)
+    answers = writer.decoder.generate(requests, writer.settings, batch_size=batch_size, watch=step)
+    return sum(answer.finish == "length" for answer in answers)

@@ -23,7 +23,7 @@ from ..shared.cache.hub import Hub, HubAddress, parse_model_name
 from ..shared.cache.hub_push import Repository, Upload, checked_tag
 from ..shared.cache.trained_from import TRAINED_FROM_NAME, TrainedFrom, read_trained_from, trained_from
 from ..shared.errors import CacheMismatch, ConfigError, TryAgain
-from ..shared.models.loading import native_class, read_config
+from ..shared.models.loading import native_class, read_config, student_of_run
 from .checkpoint import Checkpoint, read_student
 from .evaluation_scores import find_evaluation, read_scores
 from .metrics import METRICS_NAME
@@ -88,7 +88,7 @@ def push_student(
         Unavailable, OutputError, TryAgain: see `push_cache`.
     """
     name = parse_model_name(repository)
-    folder = path / "student" if (path / "student" / "config.json").is_file() else path
+    folder = student_of_run(path.expanduser())
     state = read_student(folder)
     say(f"{folder}: every file is as it was written")
     facts, evaluation = _facts(folder, state, name, published)

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..shared.addresses import require_apart
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
 from ..shared.cache.trained_from import trained_from
@@ -65,7 +66,7 @@ _NOT_IDENTITY = {
 
 def train_student(
     config: RunConfig, cache_path: str, out: Path, *, resume: bool | Path = True, heldout: str | None = None,
-    report: Report = lambda metrics: None,
+    report: Report = lambda metrics: None, say: Callable[[str], object] = lambda line: None,
 ) -> Path:  # fmt: skip
     """Train a student from a cache.
 
@@ -78,12 +79,16 @@ def train_student(
             path is given.
         heldout: folder or hub id of a cache of unseen documents for the same student, to score it on while it trains.
         report: called with the metrics of every logged step, on the main process.
+        say: told there, before the first step, what of the cache this training does not use.
     Returns: the folder of the finished student.
     Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
-        ConfigError: the recipe needs something the cache does not have. TryAgain: stopped by a signal, state saved; or
-        another process of the run died. OutputError: nothing can be written below `out`. DataError: the student holds
-        NaN from the start. TideError: a loss or a weight became NaN, infinite or absurd.
+        ConfigError: the recipe needs something the cache does not have; `out` lies in what is read, or around it.
+        TryAgain: stopped by a signal, state saved; or another process of the run died. OutputError: nothing can be
+        written below `out`. DataError: the student holds NaN from the start. TideError: a loss or a weight became NaN,
+        infinite or absurd.
     """
+    refuse_own_input(config, out, cache_path, heldout)  # before anything is touched
+    require_apart(out, {"--resume": resume if isinstance(resume, Path) else None}, may_hold=True)
     cache = None
     if os.environ.get("LOCAL_RANK", "0") == "0":  # a folder that is new here is checked in full, once per machine
         cache = open_cache(cache_path, shard_cache=config.shard_cache)
@@ -94,12 +99,13 @@ def train_student(
         if cache is None:
             cache = open_cache(cache_path, shard_cache=config.shard_cache)
         identity = run_identity(config, cache)
-        refuse_own_input(config, out, cache)
         finished, checkpoint = on_main(accelerator, lambda: _find_start(out, identity, resume))
         if finished:
             return out / "student"
         run = Run(config, cache, out, checkpoint, accelerator=accelerator, heldout=heldout)
         stack.callback(run.close)
+        for line in run.order.unused(run.num_steps) if accelerator.is_main_process else ():
+            say(line)
         has_generators = run.device.type not in ("cpu", "mps")  # torch cannot fork that of mps
         kind = run.device.type if has_generators else "cuda"
         stack.enter_context(torch.random.fork_rng([run.device] if has_generators else [], device_type=kind))

@@ -4,6 +4,7 @@ Running the same command again finishes the job and redoes nothing that is whole
 """
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -30,11 +31,14 @@ _EXPECTED = ("lost+found", CLAIMS_NAME, RECORDS_NAME)
 
 
 def prepare_plan(
-    config: RunConfig, root: str | Path | Store, *, launcher: Launcher = "local", stop: Stop | None = None
-) -> Plan:
+    config: RunConfig, root: str | Path | Store, *, launcher: Launcher = "local", stop: Stop | None = None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Plan:  # fmt: skip
     """The plan below `root`: the one that is there, if its settings are these; otherwise a new one.
 
-    Args: launcher: `env`: of the ranks that come at the same time, one makes it and the others wait.
+    Args:
+        launcher: `env`: of the ranks that come at the same time, one makes it and the others wait.
+        say: see `make_plan`.
     Raises: CacheMismatch: a plan with other settings is there. DataError, ConfigError: see `make_plan`. OutputError:
         `root` cannot be written, found out before the work of planning. TryAgain: asked to stop.
     """
@@ -44,9 +48,9 @@ def prepare_plan(
         stop = stop or Stop(config.workers.grace_s)
         with stop.on_signals():
             if launcher == "env":
-                plan_once(store, config, stop)
+                plan_once(store, config, stop, say=say)
             else:
-                plan, _ = make_plan(config)
+                plan, _ = make_plan(config, say=say)
                 write_plan(store, plan)
                 return plan
     return read_plan(store).at(config, store)

@@ -5,7 +5,9 @@ itself and has no chunks.
 """
 
 import hashlib
+import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +28,7 @@ from ..shared.models.specs import (
     teacher_block_size,
     teacher_spec,
 )
+from ..shared.source_rows import some
 from ..shared.tokens import (
     Dropped,
     PairedSample,
@@ -37,6 +40,10 @@ from ..shared.tokens import (
     student_mask,
 )
 
+MAX_TRIES, WRITTEN = 16, -1
+"""Conversations in which a field is tried; and the mark of one that a template writes."""
+_ID = re.compile(r"id|uuid|index|idx|hash|(.*_)?(id|uuid|index|idx|hash)|.*[a-z](Id|ID|Uuid)")
+"""Names of fields that only tell messages apart."""
 _NO_CHUNKS = np.zeros((0, 4), np.int32)
 
 
@@ -125,6 +132,62 @@ class Pairing:
             **self.teacher.fingerprint, "spec": spec, "revision": snapshot_revision(self.teacher_folder),
             "config": hashlib.sha256((self.teacher_folder / "config.json").read_bytes()).hexdigest(),
         }  # fmt: skip
+
+
+class UnwrittenFields:
+    """Which fields of messages no chat template writes, source by source: found by rendering without them.
+
+    Templates treat roles differently, so a field is tried role by role. It counts as written once it changed a text;
+    until then, it is tried in a few of the conversations that have it. What a template must not leave out (calls,
+    reasoning before the answer) drops the sample (`TextEncoder.render`).
+    """
+
+    def __init__(self, pairing: Pairing) -> None:
+        self._sides = {"student": pairing.student}
+        if pairing.teacher is not None and pairing.config.teacher.see == "own":
+            self._sides["teacher"] = pairing.teacher
+        self._tried: dict[str, Counter[tuple[str, str, str]]] = {}
+
+    def look(self, source: str, conversation: Conversation) -> None:
+        """Try the fields of a conversation's messages that are still in doubt."""
+        fields = {(m.role, name) for m in conversation.messages for name in m.more if not _ID.fullmatch(name)}
+        if not fields:
+            return
+        tried = self._tried.setdefault(source, Counter())
+        for side, encoder in self._sides.items():
+            for role, name in fields:
+                key = side, name, role
+                if 0 <= tried[key] < MAX_TRIES:
+                    tried[key] = WRITTEN if _writes(encoder, conversation, role, name) else tried[key] + 1
+
+    def sentences(self) -> list[str]:
+        """What is left unwritten, a sentence for each source and the sides that leave it."""
+        lines = []
+        for source, tried in self._tried.items():
+            found: dict[tuple[str, ...], list[str]] = {}
+            for name, role in sorted({(name, role) for _, name, role in tried}):
+                silent = tuple(side for side in self._sides if tried[side, name, role] != WRITTEN)
+                found.setdefault(silent, []).append(f"{name} ({role})")
+            for silent, names in found.items():
+                which = "no chat template writes"
+                if len(silent) < len(self._sides):
+                    which = f"the {''.join(silent)}'s chat template does not write"
+                if silent:
+                    lines.append(
+                        f"source {source}: {which} these fields of messages: {some(names)}; if answers depend on them, "
+                        "write them into the content"
+                    )
+        return lines
+
+
+def _writes(encoder: TextEncoder, conversation: Conversation, role: str, name: str) -> bool:
+    """Does a field of the messages of a role change what the template makes of them?"""
+    turns = [message.to_json() for message in conversation.messages]
+    without = [{k: v for k, v in turn.items() if k != name or turn["role"] != role} for turn in turns]
+    try:
+        return encoder.render(turns, conversation.tools).text != encoder.render(without, conversation.tools).text
+    except Dropped:
+        return True  # it cannot do without
 
 
 def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> Pairing:

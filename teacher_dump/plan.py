@@ -26,6 +26,7 @@ from ..shared.cache.store import Store, open_store
 from ..shared.config import DataConfig, RunConfig, from_tree, to_tree
 from ..shared.conversations import (
     ConversationReader,
+    Conversations,
     Source,
     open_conversations,
     open_reader,
@@ -37,8 +38,9 @@ from ..shared.licences import folder_licence
 from ..shared.models.loading import read_config
 from ..shared.models.specs import outside_recommended_t
 from ..shared.noising import keyed_generator
+from ..shared.source_rows import some
 from ..shared.tokens import Dropped, PairedSample
-from .pairing import Pairing, open_pairing
+from .pairing import Pairing, UnwrittenFields, open_pairing
 from .portable import find_sources, planned_settings, portable_sources
 from .unigram import Unigram, answered_tokens
 
@@ -177,16 +179,22 @@ class Plan:
         return totals["teacher_tokens"] + totals["teacher_maskable"] * passes
 
 
-def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None) -> tuple[Plan, Pairing]:
+def make_plan(
+    config: RunConfig, *, progress: Callable[[], None] = lambda: None, say: Callable[[str], object] = lambda line: None
+) -> tuple[Plan, Pairing]:
     """Pin the sources, tokenise every conversation on both sides and cut the usable ones into shards.
 
-    Args: progress: called after each conversation.
+    Args:
+        progress: called after each conversation.
+        say: told what is read of the data and what is not: columns, fields of messages, conversations beyond a limit.
     Raises: DataError, ConfigError: see `open_conversations` and `open_pairing`; no usable sample is left.
     """
     sources = pin_sources(parse_sources(config.data.source))
     conversations = open_conversations(
         sources, columns=config.data.columns, skip_bad=config.data.skip_bad, turns=config.data.turns
     )
+    for line in conversations.columns_read:
+        say(line)
     pairing = open_pairing(config)
     if pairing.teacher_folder is not None:
         _warn_of_unusual_times(config, pairing.teacher_folder)
@@ -196,6 +204,9 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
     ranked = config.signal.codec == "compact" and config.signal.kind == "topk" and pairing.teacher_folder is not None
     occurrences = np.zeros(pairing.student_facts()["vocab_size"] if ranked else 0, np.int64)
     rows = chosen_rows(len(conversations), config.data)
+    for line in _limit_sentences(conversations, rows, config.data):
+        say(line)
+    unwritten = UnwrittenFields(pairing)
     unigram = None if pairing.spec is None else Unigram(len(rows), pairing.spec.vocab_size)
     for row in rows:
         progress()
@@ -205,6 +216,7 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         except Dropped as reason:
             dropped[str(reason)] += 1
             continue
+        unwritten.look(sources[conversations.place(row)[0]].title, conversation)
         cut = sample.student.cut_tokens, sample.teacher.cut_tokens
         if any(cut) and config.data.too_long != "truncate":
             if config.data.too_long == "error":
@@ -221,6 +233,8 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         if ranked:
             student = sample.student
             occurrences += np.bincount(student.x_0[student.prompt_tokens :], minlength=len(occurrences))
+    for line in unwritten.sentences():
+        say(line)
     dropped.update(conversations.dropped)
     if not samples:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "the data set is empty"
@@ -246,6 +260,24 @@ def make_plan(config: RunConfig, *, progress: Callable[[], None] = lambda: None)
         unigram=None if unigram is None else unigram.score(), coverage=dict(coverage), here=config,
     )  # fmt: skip
     return plan, pairing
+
+
+def _limit_sentences(conversations: Conversations, rows: Sequence[int], data: DataConfig) -> Iterator[str]:
+    """What `data.limit` does: which conversations are not used, or that there are not so many."""
+    num = len(conversations)
+    if data.limit is None:
+        return
+    if data.limit > num:
+        yield f"data.limit = {data.limit:,} is more than the {num:,} conversations that there are: all are used"
+    if len(rows) == num:
+        return
+    how = "the first of" if data.sample_seed is None else "drawn from"
+    yield f"data.limit = {data.limit:,}: {len(rows):,} conversations are used, {how} {num:,}"
+    used = {conversations.place(row)[0] for row in rows}
+    unused = [source.title for number, source in enumerate(conversations.sources) if number not in used]
+    if unused:
+        cure = "; data.sample_seed=0 would draw from all" if data.sample_seed is None else ""
+        yield f"data.limit = {data.limit:,}: nothing of {some(unused)} is used{cure}"
 
 
 def _cover(coverage: Counter[str], sample: PairedSample, *, has_teacher: bool) -> None:

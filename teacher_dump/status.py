@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..shared.cache.coverage import coverage_lines, left_out
 from ..shared.cache.files import parse_json
 from ..shared.cache.inert import terminal_text
-from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME
+from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME, read_manifest
 from ..shared.cache.receipts import listed_receipts
 from ..shared.cache.store import Store, open_store
 from ..shared.errors import CacheError
@@ -58,6 +59,8 @@ class DumpStatus:
         tokens_per_second: of the teacher, all living workers together.
         eta_s: shards left over the rate at which living workers finished theirs; None: none has finished one.
         last_error: worker, message and age of the newest one; None: there is none.
+        left_out: what does not get into the cache, or only in part, a sentence each: by the plan, and of a complete
+            cache by its manifest, which knows what the teacher could not answer as well.
     """
 
     cache: str
@@ -70,29 +73,48 @@ class DumpStatus:
     eta_s: float | None
     workers: tuple[WorkerStatus, ...]
     last_error: Mapping[str, Any] | None
+    left_out: tuple[str, ...] = ()
 
 
-def num_planned_shards(root: str | Path | Store) -> int | None:
-    """Shards of the plan; None: there is no plan yet. Raises: CacheError: the plan is damaged."""
+class Planned(NamedTuple):
+    """What the plan of a dump says: its shards, and what is left out or cut."""
+
+    shards: int
+    left_out: tuple[str, ...]
+
+
+def read_planned(root: str | Path | Store) -> Planned | None:
+    """None: there is no plan yet. Raises: CacheError: the plan is damaged."""
     store = open_store(root)
     path = store.path(PLAN_NAME)
     try:
         plan = parse_json(store.read(PLAN_NAME, max_bytes=MAX_PLAN_BYTES), path, max_bytes=MAX_PLAN_BYTES)
-        return -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
+        num_samples = len(plan["samples"])
+        num_shards = -(-num_samples // plan["settings"]["shards"]["samples_per_shard"])
+        has_teacher = plan["teacher"] is not None
+        return Planned(num_shards, _left_out(plan["dropped"], plan["coverage"], num_samples, has_teacher=has_teacher))
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); give the folder that dump-teacher writes") from error
 
 
-def dump_status(root: str | Path | Store, num_shards: int | None = None) -> DumpStatus:
+def _left_out(
+    dropped: Mapping[str, int], coverage: Mapping[str, int], num_samples: int, *, has_teacher: bool
+) -> tuple[str, ...]:
+    said = left_out(dropped, num_samples)
+    return (*([said] if said else []), *coverage_lines(coverage, num_samples, has_teacher=has_teacher))
+
+
+def dump_status(root: str | Path | Store, planned: Planned | None = None) -> DumpStatus:
     """How the dump below `root` is doing.
 
-    Args: num_shards: of its plan, if it is known already (a plan of millions of samples takes seconds to read).
+    Args: planned: what its plan says, if it is known already (one of millions of samples takes seconds to read).
     Raises: CacheError: there is no dump in that folder.
     """
     store = open_store(root)
-    num_shards = num_planned_shards(store) if num_shards is None else num_shards
+    planned = read_planned(store) if planned is None else planned
+    num_shards = None if planned is None else planned.shards
     records = read_records(store)
     if num_shards is None and not records:
         raise CacheError(
@@ -130,7 +152,18 @@ def dump_status(root: str | Path | Store, num_shards: int | None = None) -> Dump
             "worker": errors[0][0].worker, "age_s": errors[0][1],
             "error": errors[0][0].error or list(errors[0][0].failed.values())[-1],
         },
+        left_out=_of_manifest(store, planned) if complete else planned.left_out if planned else (),
     )  # fmt: skip
+
+
+def _of_manifest(store: Store, planned: Planned | None) -> tuple[str, ...]:
+    try:
+        manifest = read_manifest(store)
+    except CacheError:  # for verify-cache to tell
+        return planned.left_out if planned else ()
+    return _left_out(
+        manifest.dropped, manifest.coverage, manifest.totals.samples, has_teacher=manifest.teacher is not None
+    )
 
 
 def _is_alive(record: WorkerRecord, silent_s: float) -> bool:
@@ -143,10 +176,10 @@ def watch(
     root: str | Path | Store, every_s: float, *, sleep: Callable[[float], None] = time.sleep
 ) -> Iterator[DumpStatus]:
     """The status again and again, until the dump is complete."""
-    store, num_shards = open_store(root), None
+    store, planned = open_store(root), None
     while True:
-        num_shards = num_planned_shards(store) if num_shards is None else num_shards
-        status = dump_status(store, num_shards)
+        planned = read_planned(store) if planned is None else planned
+        status = dump_status(store, planned)
         yield status
         if status.state == "complete":
             return
@@ -165,6 +198,8 @@ def status_table(status: DumpStatus) -> RenderableType:
         ("time left", "unknown until a living worker has finished a shard" if status.eta_s is None
                       else f"about {duration(status.eta_s)}"),
     ]  # fmt: skip
+    said = status.left_out or ("nothing",)
+    rows += [("" if number else "left out", text) for number, text in enumerate(said if status.shards else ())]
     if status.last_error is not None:
         error = status.last_error
         rows.append(("last error", f"{error['error']} ({error['worker']}, {duration(error['age_s'])} ago)"))
@@ -178,6 +213,8 @@ def status_table(status: DumpStatus) -> RenderableType:
         for shard, reason in list(status.failed.items())[:MAX_SHOWN]:
             failed.add_row(_text(shard), _text(reason))
         parts.append(failed)
+        if len(status.failed) > MAX_SHOWN:
+            parts.append(_text(f"and {len(status.failed) - MAX_SHOWN} more; --json tells all"))
     if status.workers:
         workers = Table()
         for name in ("worker", "state", "shard", "done", "tokens/s", "last sign of life"):

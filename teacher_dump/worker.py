@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from ..shared.addresses import require_apart
 from ..shared.cache import Receipt
 from ..shared.cache.receipts import AUDIT_FOLDER, RECEIPTS_FOLDER, SHARD_FOLDER, listed_receipts, receipt_name
 from ..shared.cache.store import Store, open_store
 from ..shared.config import RunConfig
+from ..shared.conversations import parse_sources
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
 from ..shared.redaction import redacted
@@ -211,12 +213,25 @@ def work_and_tell(root: str | Path | Store, config: RunConfig, *, report: Report
 def open_output(root: str | Path | Store, config: RunConfig) -> Store:
     """The place of `--out`, with the patience and the scratch folder of the configuration.
 
-    Raises: OutputError: a folder that tide keeps there is a link, and what it leads to is somebody else's.
+    Raises: ConfigError: it lies in what is read, or around it. OutputError: a folder that tide keeps there is a link,
+        and what it leads to is somebody else's.
     """
+    if isinstance(root, str | Path):
+        require_apart(root, _inputs(config), makes_cache=True)
     workers = config.workers
     store = open_store(root, patience_s=workers.store_patience_s, scratch=workers.scratch)
     store.require_own(SHARD_FOLDER, AUDIT_FOLDER, RECEIPTS_FOLDER, CLAIMS_NAME, RECORDS_NAME)
     return store
+
+
+def _inputs(config: RunConfig) -> dict[str, str | None]:
+    """What a dump reads, as far as it may lie on this machine."""
+    teacher, student = config.teacher, config.student
+    read = {f"source {n}": s.path for n, s in enumerate(parse_sources(config.data.source), 1) if s.path != "stdlib"}
+    return {
+        **read, "teacher.path": teacher.path, "teacher.tokenizer": teacher.tokenizer, "student.path": student.path,
+        "student.tokenizer": student.tokenizer,
+    }  # fmt: skip
 
 
 def open_task(root: Path | Store, plan: Plan) -> ShardTask:

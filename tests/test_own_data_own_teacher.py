@@ -119,15 +119,19 @@ def test_a_strangers_five_commands(tide, place, tmp_path, recipe, form):
     out, err = tide("plan", *words, "--json")
     assert json.loads(out)["samples"] == 10
     assert "settings of that one are not used" in err
+    assert f"{form}.jsonl[split=train]: reads the columns " in err
     out, err = tide("dump-teacher", *words, "--out", cache, "--set", "teacher.dtype=float32", "--json")
     assert json.loads(out)["verdict"].startswith("The teacher knows this text")
+    assert f"{form}.jsonl[split=train]: reads the columns " in err
     out, _ = tide("inspect-cache", cache)
     assert out.startswith("The teacher knows this text")
     run = tmp_path / "run"
     steps = [
         word for item in ("train.steps=3", "train.batch_size=4", "train.precision=fp32") for word in ("--set", item)
     ]
-    tide("train-student", "--recipe", recipe, "--cache", cache, "--student", place / "my-student", "--out", run, *steps)
+    words = ["--recipe", recipe, "--cache", cache, "--student", place / "my-student", "--out", run]
+    _, err = tide("train-student", *words, *steps)
+    assert "2 of the cache's 10 views of a sample are used: an epoch takes 1, and 3 steps of 4 are 1.2 epochs" in err
     out, _ = tide("generate", "--student", run / "student", "--max-new-tokens", 8, "--json", "def area(w, h):")
     assert json.loads(out)["tokens"] <= 8
 

@@ -15,6 +15,7 @@ import yaml
 from ..errors import ConfigError
 from ..licences import hub_fields
 from .coverage import coverage_lines, left_out
+from .facts import value_chars
 from .files import atomic_write
 from .inert import markdown_text, terminal_text
 from .manifest import DataSource, Manifest
@@ -95,8 +96,8 @@ def card_text(manifest: Manifest, licences: Licences | None = None, *, repositor
     licences, has_preview = licences or licences_of(manifest), repository is not None
     header = yaml.safe_dump(_front_matter(manifest, licences, has_preview), sort_keys=False, width=2**16)
     shown = (
-        " The config `preview` shows some views as text, with the teacher's first choices; it is for people, and no "
-        "training reads it." if has_preview else ""
+        " The config `preview` shows some views as text, with the teacher's first choices (long ones are cut, and say "
+        "so); it is for people, and no training reads it." if has_preview else ""
     )  # fmt: skip
     sections = [
         f"---\n{header}---\n",
@@ -216,7 +217,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 def table(rows: Mapping[str, str]) -> str:
     """A Markdown table of names and values, in which nothing acts."""
     lines: Iterable[str] = (
-        f"| {markdown_text(name, max_chars=MAX_CELL_CHARS)} | {markdown_text(value, max_chars=MAX_CELL_CHARS)} |"
+        f"| {markdown_text(name, max_chars=MAX_CELL_CHARS)} "
+        f"| {markdown_text(value, max_chars=value_chars(name, MAX_CELL_CHARS))} |"
         for name, value in rows.items()
     )
     return "| | |\n|---|---|\n" + "\n".join(lines)

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..addresses import require_apart
 from ..errors import ConfigError
 from .codec_error import log_z
 from .files import atomic_write, fsync_folder, output_errors, temporary_name
@@ -40,11 +41,14 @@ def write_decoded(cache: "Cache", out: str | Path, *, temperature: float | None 
 
     Args: temperature: one of the cache's; None: its first.
     Returns: the files, `out/data/train-00000-of-00002.parquet` and so on.
-    Raises: ConfigError: `out` exists, or the cache does not hold this temperature. CacheError. OutputError.
+    Raises:
+        ConfigError: `out` exists or lies in a cache, or the cache does not hold this temperature. CacheError.
+        OutputError.
     """
     out, rows = Path(out), _Decoder(cache, temperature)
     if out.exists():
         raise ConfigError(f"{out}: exists already; give a new folder")
+    require_apart(out, {"the cache": cache.root})
     temporary, num_shards = temporary_name(out), len(cache.manifest.shards)
     names = [f"data/train-{shard:05d}-of-{num_shards:05d}.parquet" for shard in range(num_shards)]
     try:

@@ -34,7 +34,8 @@ def sample_view(cache: Cache) -> dict[str, Any] | None:
     """One view with the teacher's answers at a few positions; None for a cache without rows.
 
     Returns: plain JSON: sample_id, view, t, tokens, prompt_tokens, masked_positions, padding, segments (kind: prompt,
-        clean, chunk or masked; text; for a chunk its logp in nats) and teacher (position, token, probability, top).
+        clean, chunk or masked; text; for a chunk its logp in nats), tokens_not_shown (before the padding, in no
+        segment) and teacher (position, token, probability, top).
     Raises: CacheError: a damaged row group.
     """
     decoder = _Decoder(cache)
@@ -69,12 +70,14 @@ def spread_views(cache: Cache) -> list[dict[str, Any]]:
         if (row.sample_id, row.view) in taken:
             break  # no other view has as much to show
         taken.add((row.sample_id, row.view))
-        segments = []
-        for segment in decoder.segments(row):
+        segments, found = [], decoder.segments(row)
+        not_shown = decoder.not_shown(row, found)
+        for segment in found:
+            del segment["end"]
             first, last = segment.pop("positions")
             inside = range(*np.searchsorted(row.target_position, [first, last + 1]).tolist())
             segments.append({**segment, "tokens": last + 1 - first, "teacher": [decoder.says(row, i) for i in inside]})
-        views.append({**decoder.summary(row), "segments": segments})
+        views.append({**decoder.summary(row), "segments": segments, "tokens_not_shown": not_shown})
     return views
 
 
@@ -106,8 +109,16 @@ class _Decoder:
         """The view, and the teacher's answers at a few positions spread over it."""
         targets = int(np.searchsorted(row.target_position, self.padding_start(row)))
         spread = np.unique(np.linspace(0, targets - 1, NUM_SHOWN_POSITIONS).round().astype(int)) if targets else []
-        segments = [{k: v for k, v in s.items() if k != "positions"} for s in self.segments(row)]
-        return {**self.summary(row), "segments": segments, "teacher": [self.says(row, int(i)) for i in spread]}
+        found = self.segments(row)
+        segments = [{k: v for k, v in s.items() if k not in ("positions", "end")} for s in found]
+        return {
+            **self.summary(row), "segments": segments, "tokens_not_shown": self.not_shown(row, found),
+            "teacher": [self.says(row, int(i)) for i in spread],
+        }  # fmt: skip
+
+    def not_shown(self, row: ViewRow, segments: Sequence[dict[str, Any]]) -> int:
+        """Tokens before the padding that no segment shows; that the beginning of a prompt is left out, … says in it."""
+        return self.padding_start(row) - (segments[-1]["end"] if segments else 0)
 
     def padding_start(self, row: ViewRow) -> int:
         """Where the trailing run of EOS tokens starts, its first one (the answer's own end) excluded."""
@@ -129,7 +140,8 @@ class _Decoder:
         }
 
     def segments(self, row: ViewRow) -> list[dict[str, Any]]:
-        """x_0 up to its padding in pieces of one kind, each with its first and last position.
+        """x_0 up to its padding in pieces of one kind, each with its first and last position, and the `end` of what
+        its text shows.
 
         Kinds: prompt, clean, chunk (masked, with its log-probability), masked (outside chunks).
         """
@@ -148,16 +160,22 @@ class _Decoder:
             # The end of a prompt says most about the answer.
             shown = slice(max(first, end - MAX_TEXT_CHARS), end) if value == -3 else slice(first, end)
             text = self.words.text(row.x_0[shown])
-            if value == -3 and len(text) > MAX_TEXT_CHARS // 2:
+            if value == -3 and (len(text) > MAX_TEXT_CHARS // 2 or shown.start > first):
                 text = "…" + text[-MAX_TEXT_CHARS // 2 :]
             segment: dict[str, Any] = {"kind": kinds.get(value, "chunk"), "text": terminal_text(text, max_chars=room)}
             if value >= 0:
                 segment["logp"] = float(row.chunk_logp[value])
-            segments.append({**segment, "positions": (first, end - 1)})
+            shown_end = end if len(text) <= room else first + self._num_within(row.x_0[first:end], room - 1)
+            segments.append({**segment, "positions": (first, end - 1), "end": shown_end})
             room -= len(segment["text"])
             if room <= 0:
                 break
         return segments
+
+    def _num_within(self, ids: np.ndarray, num_chars: int) -> int:
+        """How many of the first tokens fit into so many characters."""
+        ends = np.cumsum([len(self.words.text([token])) for token in ids.tolist()])
+        return int(np.searchsorted(ends, num_chars, side="right"))
 
     def says(self, row: ViewRow, target: int) -> dict[str, Any]:
         """Probability of the clean token at a target, and the teacher's top tokens there."""
@@ -166,10 +184,10 @@ class _Decoder:
         position = int(row.target_position[target])
         return {
             "position": position,
-            "token": self.words.text(row.x_0[position : position + 1])[:MAX_TOKEN_CHARS],
+            "token": self.words.token(int(row.x_0[position])),
             "probability": float(np.exp(row.gold_logp[target])),
             "top": [
-                {"token": self.words.text([token])[:MAX_TOKEN_CHARS], "probability": float(np.exp(logp))}
+                {"token": self.words.token(int(token)), "probability": float(np.exp(logp))}
                 for token, logp in zip(row.top_ids[kept], row.top_logp[kept], strict=True)
             ],
         }
@@ -184,8 +202,17 @@ class _Words:
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
         """Ids that the vocabulary does not hold appear as <id>."""
         known = len(self.token_bytes)
-        raw = b"".join(self.token_bytes[i][:MAX_TOKEN_BYTES] if i < known else b"<%d>" % i for i in map(int, ids))
+        raw = b"".join(_short_bytes(self.token_bytes[i]) if i < known else b"<%d>" % i for i in map(int, ids))
         return _inert(raw.decode("utf-8", "replace"))
+
+    def token(self, token_id: int) -> str:
+        """One id; the end of a long word is … in place of the rest."""
+        text = self.text([token_id])
+        return text if len(text) <= MAX_TOKEN_CHARS else text[: MAX_TOKEN_CHARS - 1] + "…"
+
+
+def _short_bytes(token: bytes) -> bytes:
+    return token if len(token) <= MAX_TOKEN_BYTES else token[:MAX_TOKEN_BYTES] + "…".encode()
 
 
 def _inert(text: str) -> str:

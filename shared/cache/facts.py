@@ -11,6 +11,13 @@ from .number_text import bytes_text, number_text, percent_text
 
 Section = tuple[str, dict[str, str]]
 """A title, and values by name."""
+MAX_SENTENCE_CHARS = 2000
+"""Of the verdict, and of what was left out or cut, which must not be cut itself."""
+
+
+def value_chars(name: str, most: int) -> int:
+    """Characters of a value that may be shown: of most names `most`."""
+    return MAX_SENTENCE_CHARS if name.lower().startswith(("left out", "note")) else most
 
 
 def origin(description: Mapping[str, Any]) -> Iterator[Section]:

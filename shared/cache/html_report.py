@@ -12,7 +12,7 @@ from typing import Any
 
 from .audit_report import audit_sections
 from .decoded_views import spread_views
-from .facts import Section, means, origin, sizes
+from .facts import MAX_SENTENCE_CHARS, Section, means, origin, sizes, value_chars
 from .files import atomic_write
 from .html_style import style_sheet
 from .html_views import views_html
@@ -23,7 +23,6 @@ from .reader import open_cache
 from .svg import draw_svg
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-MAX_VERDICT_CHARS = 2000
 MAX_VALUE_CHARS = 1000
 
 
@@ -98,7 +97,7 @@ def _verdict(d: Mapping[str, Any]) -> str:
     said = d["verdict"]
     if not said:
         return ""
-    text = html_text(said["sentence"], max_chars=MAX_VERDICT_CHARS)
+    text = html_text(said["sentence"], max_chars=MAX_SENTENCE_CHARS)
     return f'\n<p class="lead">{text if said["sound"] else f"<b>{text}</b>"}</p>'
 
 
@@ -168,5 +167,7 @@ def _facts(section: tuple[str, Mapping[str, str]]) -> str:
 
 def _lines(rows: Mapping[str, str]) -> str:
     """Names and values for a <dl>."""
-    shown = {html_text(name): html_text(value, max_chars=MAX_VALUE_CHARS) for name, value in rows.items()}
+    shown = {
+        html_text(name): html_text(value, max_chars=value_chars(name, MAX_VALUE_CHARS)) for name, value in rows.items()
+    }
     return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in shown.items())

@@ -45,6 +45,8 @@ def _view(view: Mapping[str, Any]) -> str:
         "masked": f"{view['masked_positions']:,} of {response:,} tokens",
         "prompt": f"{view['prompt_tokens']:,} tokens",
     }
+    if view["tokens_not_shown"]:
+        facts["not shown"] = f"{view['tokens_not_shown']:,} more tokens"
     padding = view["padding"]
     if padding["tokens"]:
         facts["padding"] = f"{padding['tokens']:,} end-of-text, {padding['masked']:,} masked"

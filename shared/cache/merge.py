@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ..addresses import require_apart
 from ..config import to_tree
 from ..errors import CacheMismatch, ConfigError
 from .card import write_card
@@ -84,13 +85,14 @@ def merge_caches(roots: Sequence[str | Path], out: str | Path) -> Manifest:
     Raises:
         CacheMismatch: two parts differ in something that decides what a row means, share some of their samples, or
             share all of them under one seed; names parts and fields. CacheError: a part is damaged.
-        ConfigError: fewer than two parts, or `out` exists. OutputError.
+        ConfigError: fewer than two parts, or `out` exists or lies in a cache. OutputError.
     """
     out = Path(out)
     if len(roots) < 2:
         raise ConfigError(f"merge-caches: {len(roots)} cache given; expected at least two")
     if os.path.lexists(out):
         raise ConfigError(f"--out {out}: exists already; give a new folder")
+    require_apart(out, {f"part {number}": root for number, root in enumerate(roots, 1)})
     parts = [Part(open_cache(root, verify="full")) for root in roots]
     for part in parts:
         _require_same_family(parts[0], part)

@@ -5,7 +5,8 @@ depends on it: it says nothing that the shards do not say. One row per view:
 
     sample_id string, view int32, t float32, masked_share float32 (of the response)
     prompt string                  its end, if it is long
-    response string                chunks the teacher was asked about stand in ⟦ ⟧, other masked tokens in ⟨ ⟩
+    response string                chunks the teacher was asked about stand in ⟦ ⟧, other masked tokens in ⟨ ⟩; at the
+                                   end of a long one, how many tokens are not shown
     teacher list<struct<position int32, token string, probability float32,
                         top list<struct<token string, probability float32>>>>     a few positions; up to 5 tokens each
 """
@@ -65,6 +66,8 @@ def _row(view: dict[str, Any]) -> dict[str, Any]:
         if segment["kind"] != "prompt":
             opening, closing = MARKS.get(segment["kind"], ("", ""))
             response += opening + segment["text"] + closing
+    if view["tokens_not_shown"]:
+        response += f" … ({view['tokens_not_shown']:,} more tokens are not shown)"
     response_tokens = view["tokens"] - view["prompt_tokens"]
     return {
         "sample_id": view["sample_id"], "view": view["view"], "t": view["t"],

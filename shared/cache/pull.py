@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..addresses import require_apart
 from ..errors import CacheError, CacheMismatch, OutputError
 from . import own_entries
 from .files import atomic_write, fsync_folder, output_errors, readable_json, sha256_file
@@ -122,9 +123,11 @@ def pull_cache(
         audit: fetch the audit too, which `inspect-cache --audit` alone reads; verification says if it is absent.
     Raises:
         CacheError: incomplete, damaged or not a cache; nothing appears in `out` then. CacheMismatch: `out` holds
-            another cache. OutputError: `out` cannot be written, or is not empty. Unavailable, TryAgain: as `Hub.ask`.
+            another cache. ConfigError: `out` lies in a cache. OutputError: `out` cannot be written, or is not empty.
+        Unavailable, TryAgain: as `Hub.ask`.
     """
     wanted, out = parse_address(address, revision), Path(out)
+    require_apart(out, {}, what="OUT", makes_cache=True)
     hub = Hub(say, sleep)
     commit = hub.commit_of(wanted)
     say(f"{wanted} is {commit}")

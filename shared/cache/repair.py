@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..addresses import require_apart
 from ..errors import CacheError
 from .files import file_inside, fsync_folder, output_errors, temporary_name
 from .hub import Hub, is_address, parse_address
@@ -123,9 +124,11 @@ def repair_from(root: str | Path, source: str, *, revision: str | None = None) -
         source: a folder that holds the same cache, or a data set of the Hub; revision: commit, tag or branch there.
     Raises:
         CacheError: the manifest is missing or damaged, the source has other bytes, or the files are what the manifest
-            says and verification still fails. Unavailable: the Hub cannot be reached. OutputError.
+            says and verification still fails. ConfigError: the copies lie in each other. Unavailable: the Hub cannot be
+            reached. OutputError.
     """
     root = Path(root)
+    require_apart(root, {"--from": source}, what="the cache", makes_cache=True)
     manifest = read_manifest(root)
     damage, quarantine = find_damage(root, manifest), Quarantine(root)
     damaged: list[NamedFile] = [manifest.shards[shard] for shard in damage.shards]

@@ -8,14 +8,13 @@ from typing import Any
 
 from rich.text import Text
 
-from .facts import means, origin, sizes
+from .facts import MAX_SENTENCE_CHARS, means, origin, sizes, value_chars
 from .inert import terminal_text
 from .number_text import bytes_text, number_text
 
 BAR_WIDTH = 24
 MAX_VALUE_CHARS = 200
 MAX_DISTRIBUTION_LINES = 16
-MAX_VERDICT_CHARS = 2000
 _STYLES = {"prompt": "dim", "clean": "", "chunk": "bold cyan", "masked": "bold yellow"}
 _MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
 
@@ -25,7 +24,7 @@ def report(description: Mapping[str, Any]) -> Text:
     lines = [line for title, rows in origin(description) for line in _section(title, rows)][1:]
     if description["verdict"]:
         sound = description["verdict"]["sound"]
-        said = terminal_text(description["verdict"]["sentence"], max_chars=MAX_VERDICT_CHARS)
+        said = terminal_text(description["verdict"]["sentence"], max_chars=MAX_SENTENCE_CHARS)
         lines = [Text(said.replace("\n", " "), "bold" if sound else "bold red"), Text(), *lines]
     lines += [*_numbers(description), *_by_t(description)]
     chunks, targets = description["chunks"], description["targets"]
@@ -91,6 +90,8 @@ def _sample(sample: Mapping[str, Any]) -> Iterator[Text]:
         text.append(f"{left}{shown}{right}" if segment["kind"] in _MARKS else shown, _STYLES[segment["kind"]])
     for line in text.split("\n", allow_blank=True):
         yield Text("  │ ", "dim").append_text(line)  # the margin tells cached text from the report's own lines
+    if sample["tokens_not_shown"]:
+        yield Text(f"  and {sample['tokens_not_shown']:,} more tokens, which are not shown", "dim")
     padding = sample["padding"]
     if padding["tokens"]:
         masked = f"{padding['masked']:,} of them masked"
@@ -112,7 +113,7 @@ def _section(title: str, rows: Mapping[str, str]) -> Iterator[Text]:
     yield Text(title, "bold")
     width = max(len(name) for name in rows)
     for name, value in rows.items():
-        yield Text(f"  {name:{width}}  ", "dim").append(_one_line(value))
+        yield Text(f"  {name:{width}}  ", "dim").append(_one_line(value, value_chars(name, MAX_VALUE_CHARS)))
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int, str]], header: str = "") -> Iterator[Text]:
@@ -129,8 +130,8 @@ def _bars(title: str, rows: Sequence[tuple[str, int, str]], header: str = "") ->
         yield Text(f"  {_one_line(name):{width}}", "dim").append(numbers).append(f"  {bar}".rstrip(), "cyan")
 
 
-def _one_line(text: str) -> str:
-    return terminal_text(text, max_chars=MAX_VALUE_CHARS).replace("\n", "\\n").replace("\t", "\\t")
+def _one_line(text: str, max_chars: int = MAX_VALUE_CHARS) -> str:
+    return terminal_text(text, max_chars=max_chars).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _quoted(token: str) -> str:

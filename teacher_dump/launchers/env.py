@@ -6,6 +6,7 @@ die, come later or be alone. Whoever comes first makes the plan; the others wait
 
 import contextlib
 import os
+from collections.abc import Callable
 
 from ...shared.cache.manifest import PLAN_NAME
 from ...shared.cache.store import FolderStore, Store
@@ -29,9 +30,13 @@ def rank_from_environment() -> int:
     return 0
 
 
-def plan_once(store: Store, config: RunConfig, stop: Stop, *, look_again_s: float = 0.5) -> None:
+def plan_once(
+    store: Store, config: RunConfig, stop: Stop, *, look_again_s: float = 0.5,
+    say: Callable[[str], object] = lambda line: None,
+) -> None:  # fmt: skip
     """Make the plan at its place, or wait for the rank that is at it.
 
+    Args: say: see `make_plan`; the rank that makes it speaks.
     Raises: DataError, ConfigError: see `make_plan`. TryAgain: asked to stop.
     """
     board = Board(store, "", 0, config.workers)
@@ -41,7 +46,7 @@ def plan_once(store: Store, config: RunConfig, stop: Stop, *, look_again_s: floa
                 with board.holding("plan") as mine:
                     if mine and not store.exists(PLAN_NAME):
                         board.say("planning")
-                        plan, _ = make_plan(config, progress=board.progress)
+                        plan, _ = make_plan(config, progress=board.progress, say=say)
                         write_plan(store, plan)
                 if not mine:
                     stop.sleep(look_again_s)

@@ -93,6 +93,8 @@ def test_arms_take_the_cache_they_ask_for_and_others_are_left_out_with_what_to_d
     alone = plan(matrix, tiny_root, caches, "plain")
     assert "--set noise.comp_demo=true" in alone.left_out["demo"]
     assert caches.plain in alone.left_out["demo"]
+    clean = Matrix("ce", {"ce": CE, "clean": Arm(recipe="ce", cache={"signal.kind": "none"})})
+    assert "--teacher none (no teacher, clean samples only)" in plan(clean, tiny_root, caches).left_out["clean"]
     with pytest.raises(ConfigError, match="no arm of the matrix can be run"):
         plan(Matrix("demo", {"demo": DEMO}), tiny_root, caches)
     with pytest.raises(ConfigError, match=r"'noise.demo'; expected one of noise.comp_demo"):
@@ -157,6 +159,7 @@ claims:
     written = (tmp_path / "out" / "ablation.md").read_text()
     assert written.strip() in out
     assert "| KL &#124; helps |" in written
+    assert "- left out&#58; demo needs a cache with" in written
 
     trained.clear()
     out, _ = run("--seeds", "2", "--json")

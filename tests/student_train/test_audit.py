@@ -194,8 +194,12 @@ def test_gradients_at_a_real_student_are_those_of_its_naive_forward(root, tiny_r
                 attention_mask=block_diffusion_mask(length, BLOCK)[None, None], use_cache=False,
             ).logits  # fmt: skip
         logits.append(answer[0, one.position].double().numpy())
+    (tiny_root / "audited-run").mkdir(exist_ok=True)
+    (tiny_root / "audited-run" / "student").symlink_to(tiny_root / "student")
     (student,) = describe_audit(root, student=str(tiny_root / "student"))["students"]
     assert student["name"] == "student"
+    (of_run,) = describe_audit(root, student=str(tiny_root / "audited-run"))["students"]
+    assert of_run == {**student, "name": "audited-run"}
     expected = twin_losses(targets, logits, support)
     assert min(pair[0] for pair in expected["reverse_kl", None, 1.0] if pair) < 0.9  # k = 6 is felt
     assert len(student["losses"]) == len(expected)

@@ -78,6 +78,30 @@ def test_more_than_the_cache_holds_is_refused_with_what_to_dump(tmp_path: Path, 
         make_order(random_cache(tmp_path), **{setting: int(dump[-1])})
 
 
+@pytest.mark.parametrize("fresh_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "train",
+    [{"steps": 1}, {"steps": 2, "views_per_row": 2}, {"steps": 9}, {"epochs": 1}, {"epochs": 2, "max_views": 2},
+     {"epochs": 3}, {"epochs": 3, "batch_size": 5}, {"epochs": 4, "batch_size": 11, "views_per_row": 3}],
+)  # fmt: skip
+def test_what_a_training_does_not_use_is_what_a_walk_over_its_steps_finds(
+    tmp_path: Path, train: dict, fresh_ratio
+) -> None:
+    order = make_order(random_cache(tmp_path), fresh_ratio=fresh_ratio, **train)
+    size = order.train.batch_size
+    num_steps = train.get("steps") or max(1, round(train["epochs"] * 11 / size))
+    walked = [item for step in range(num_steps) for item in order.items(step)]
+    samples = 11 - len({item.sample for item in walked})
+    views = {view for item in walked for view in item.views}
+    said = " | ".join(order.unused(num_steps))
+    assert (f"{samples} of the cache's 11 samples are in no batch" in said) == (samples > 0), said
+    missing = 11 * train.get("epochs", 0) - len(walked)
+    assert (f"the last {missing} samples of the last epoch are left out" in said) == (missing > 0 and not samples), said
+    assert (f"{len(views)} of the cache's 3 views" in said) == (0 < len(views) < 3), said
+    assert ("no cached view is used" in said) == (not views), said
+    assert ("train.max_views = 2" in said) == ("max_views" in train and len(views) > 0), said
+
+
 def test_the_order_is_a_function_of_seed_epoch_and_cache_alone(tmp_path: Path) -> None:
     cache = random_cache(tmp_path)
     first, second = make_order(cache, seed=1, batch_size=5), make_order(cache, seed=1, batch_size=5)

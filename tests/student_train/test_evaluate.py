@@ -107,7 +107,10 @@ def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
     partial.mkdir()
     for name in ("openai", "Rowan"):
         (partial / name).symlink_to(place.data / name)
-    given = ["--student", place.student, "--limit", 5, "--set", "decoding.max_new_tokens=24"]
+    student = shutil.copytree(place.student, tmp_path / "short")
+    described = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(described | {"max_position_embeddings": 256}))  # prompts are cut
+    given = ["--student", student, "--limit", 5, "--set", "decoding.max_new_tokens=24"]
     given += ["--set", "decoding.temperature=0.7", "--set", "evaluation.draws=8"]
     command = [sys.executable, "-m", "tide", "eval", *map(str, given)]
     tasks = "gsm8k_cot,hellaswag_likelihood"
@@ -135,6 +138,7 @@ def test_two_processes_score_and_write_the_same_as_one(place, tmp_path):
         one, two = result(tmp_path / "one", name), result(tmp_path / "two", name)
         assert (one["processes"], two["processes"]) == (1, 2)
         assert one["scores"] == two["scores"]
+        assert one["truncated_prompts"] == two["truncated_prompts"] >= (name == "gsm8k_cot"), "of all processes"
         found = [*tmp_path.glob(f"one/student/{name}-*.samples.jsonl"), *tmp_path.glob(f"two/student/{name}-*.jsonl")]
         files = [file.read_text() for file in found]
         assert files[0] == files[1]

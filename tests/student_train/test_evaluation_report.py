@@ -49,6 +49,19 @@ def test_the_average_is_of_all_eight_or_none():
     assert describe(FACTS, EIGHT[1:], {"student": results | {"mmlu": {}}})["average"]["student"] is None
 
 
+def test_prompts_that_were_cut_stand_in_the_table_and_below_it():
+    row = EIGHT[0]
+    ours, theirs = made(row, [1.0, 0.0]) | {"truncated_prompts": 1200}, made(row, [1.0, 1.0])
+    report = describe(FACTS, [row], {"student": {row.name: ours}, "compare": {row.name: theirs}})
+    assert report["students"]["student"][row.name]["truncated_prompts"] == 1200
+    assert report["students"]["compare"][row.name]["truncated_prompts"] == 0
+    text = markdown(report)
+    assert f"| {row.title} | 50.00 ± 50.00 (1,200 cut) | 100.00 ± 0.00 |" in text
+    assert "(n cut): so many prompts lost their beginning" in text
+    assert f"{row.title}, this student: 1,200 prompts lost their beginning" in text
+    assert "cut)" not in markdown(describe(FACTS, [row], {"student": {row.name: theirs}}))
+
+
 def test_documents_that_differ_are_not_paired():
     row = EIGHT[0]
     other = made(row, [1.0, 0.0]) | {"scores": [["task", 5, 1.0], ["task", 6, 0.0]]}

@@ -235,6 +235,17 @@ def test_show_steps_ends_with_the_answer(tide):
     assert "".join(json.loads(text)["text"].split()) in "".join(out.split())
 
 
+@pytest.mark.parametrize("how", [(), ("--json",), ("--stream", "none"), ("--show-steps",)])
+def test_answers_that_are_cut_off_are_counted(tide, how):
+    code, _, err = tide("generate", QUESTION, "--max-new-tokens", 4, *how)
+    assert code == 0
+    assert err == "1 of 1 answers are cut off at decoding.max_new_tokens = 4 (--max-new-tokens)\n"
+    drawn = (QUESTION, "--max-new-tokens", 21, "--temperature", 0.8, "--seed", 4)
+    text = json.loads(tide("generate", *drawn, "--json")[1])["text"]
+    stop = next(letter for letter in text[2:] if letter.isascii() and letter.isalnum())
+    assert tide("generate", *drawn, "--stop", stop, *how)[2] == ""
+
+
 class Script:
     """Lines of a user; an exception class among them is raised instead."""
 
@@ -267,7 +278,9 @@ def test_a_chat_answers_with_everything_before_and_forgets_on_reset(student):
     third = expected(2, ("user", "second"))
     assert "".join(script.written) == f"{first}\n{second}\n{third}\n"
     assert [message["content"] for message in chat.messages] == ["second", third]
-    assert len(script.notes) == 3
+    cut = "(cut off at decoding.max_new_tokens = 10)"
+    assert len([note for note in script.notes if note != cut]) == 3
+    assert script.notes.count(cut) == 3  # the tiny student never ends an answer by itself
 
 
 @pytest.mark.parametrize("stream", ["step", "none"])

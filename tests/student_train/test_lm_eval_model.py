@@ -8,7 +8,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from tide.shared.errors import ConfigError, DataError
-from tide.student_train.lm_eval_model import THINK_PREFIX, OpenStudent, TideLM, open_student
+from tide.student_train.lm_eval_model import CUT_KEY, THINK_PREFIX, OpenStudent, TideLM, open_student
 from tide.student_train.sampling import Decoder
 from tiny_runs import tiny_config, write_model
 
@@ -128,6 +128,18 @@ def test_long_prompts_lose_their_beginning_and_are_counted(student, monkeypatch)
         model(student, max_length=40, long_inputs="refuse").generate_until(asked(long))
     with pytest.raises(DataError, match="leave no room for a prompt in the 40 positions"):
         model(student, max_length=40, max_new_tokens=40).generate_until(asked(TEXTS[0]))
+
+
+def test_cuts_of_answers_that_are_in_the_response_cache_are_known_again(student, tmp_path):
+    long = " ".join(TEXTS * 9)
+    for _ in range(2):  # a run, and one that continues it
+        lm = model(student, max_length=40)
+        cached: Any = CachingLM(lm, str(tmp_path / "answers.db"))
+        cached.generate_until(asked(long, TEXTS[2]))
+        kept = {key.removeprefix(CUT_KEY) for key in cached.dbdict if key.startswith(CUT_KEY)}
+        cached.dbdict.close()
+        assert len(kept | lm.cut) == 1
+    assert not lm.cut, "nothing was asked again"
 
 
 def test_a_response_cache_keeps_settings_and_students_apart(student, tmp_path):

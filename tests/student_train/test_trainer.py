@@ -226,7 +226,7 @@ def test_a_student_in_the_run_folder_is_not_overwritten(tiny: SimpleNamespace) -
     (own / "config.json").write_text("{}")
     with pytest.raises(OutputError, match="was not written by tide train-student"):
         tiny.train(tiny.config())
-    with pytest.raises(ConfigError, match="is where this run writes"):
+    with pytest.raises(ConfigError, match="lie in each other"):
         tiny.train(tiny.config(student__path=own))
     assert (own / "config.json").read_text() == "{}"
 

@@ -1,5 +1,6 @@
 """`tide status`: what it counts, what it tells, and that it changes nothing."""
 
+import dataclasses
 import io
 import json
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 from dump_checks import file_hashes
 from rich.console import Console
+from tide.shared.cache.coverage import left_out
+from tide.shared.cache.manifest import write_manifest
 from tide.shared.config import WorkersConfig
 from tide.shared.errors import CacheError, TryAgain
 from tide.teacher_dump.board import Board
@@ -126,6 +129,38 @@ def test_a_damaged_record_is_passed_over(begun):
     path.write_text('{"worker": 3}')
     assert dump_status(begun).workers == ()
     path.unlink()
+
+
+def test_what_is_left_out_is_told_by_the_plan_and_in_the_end_by_the_manifest(tiny_root, tmp_path, begun):
+    """Rows that are bad, samples that are cut, and, once it is complete, what the teacher could not answer."""
+    assert "left out nothing" in " ".join(text_of(dataclasses.replace(dump_status(begun), left_out=())).split())
+    assert "left out nothing" not in " ".join(text_of(dump_status(begun)).split())
+    rows = [*tiny_root.joinpath("pairs.jsonl").read_text().splitlines(), '{"prompt": "", "response": "x"}']
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    config = tiny_config(
+        tiny_root, data__source=tmp_path / "rows.jsonl", data__skip_bad=True, data__max_length=32, noise__views=1
+    )
+    plan = prepare_plan(config, tmp_path / "cache")
+    status = dump_status(tmp_path / "cache")
+    assert status.left_out == tuple(plan.sentences())
+    assert len(status.left_out) >= 2
+    text = " ".join(text_of(status).split())
+    assert "left out 1 of 9 samples are left out (no prompt: 1)" in text or "no prompt: 1" in text
+    assert "are cut off at data.max_length" in text
+    manifest = dump_teacher(config, tmp_path / "cache")
+    done = dump_status(tmp_path / "cache")
+    assert done.state == "complete"
+    assert done.left_out[0] == left_out(manifest.dropped, manifest.totals.samples)
+    counted = dataclasses.replace(manifest, dropped={**manifest.dropped, "numbers that are no numbers": 2})
+    write_manifest(tmp_path / "cache", counted)
+    assert "numbers that are no numbers: 2" in dump_status(tmp_path / "cache").left_out[0]
+    (tmp_path / "cache" / "manifest.json").write_text("{}")  # damaged: what the plan says
+    assert dump_status(tmp_path / "cache").left_out == tuple(plan.sentences())
+
+
+def test_failed_shards_beyond_those_shown_are_counted(begun, say):
+    say(2, worker="a", failed={str(4 + 100 * number): "RuntimeError: x" for number in range(45)})
+    assert "and 5 more; --json tells all" in text_of(dump_status(begun))
 
 
 def test_looking_changes_nothing(begun, say):

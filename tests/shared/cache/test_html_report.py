@@ -288,11 +288,11 @@ def test_the_command_writes_a_page_and_pictures_and_names_them(make_cache, tide,
     assert (code, "Signal" in out, str(page) in out) == (0, False, True)
 
 
-def test_names_of_a_stranger_are_drawn_as_they_are(write_hostile, tide, tmp_path):
-    root, _ = write_hostile()
+def test_names_of_a_stranger_are_drawn_as_they_are(write_hostile, tide, tmp_path_factory):
+    (root, _), folder = write_hostile(), tmp_path_factory.mktemp("plots")
     tree = json.loads((root / "manifest.json").read_text())["statistics"]
     rewrite(root, statistics=tree | {"column_bytes": {r"$\frac{1}{0$": 5, "東京": 3, "<b>": 2}})
-    code, _, err = tide("inspect-cache", root, "--plots", tmp_path / "plots")
+    code, _, err = tide("inspect-cache", root, "--plots", folder)
     assert (code, err) == (0, "")
 
 

@@ -1,6 +1,7 @@
 """`tide inspect-cache` and `tide verify-cache`: numbers that are true, text that cannot act, clear errors."""
 
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -8,9 +9,14 @@ import sys
 import unicodedata
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from tide.shared.cache import Manifest, Receipt, ShardStatistics, open_cache, read_manifest
+from tide.shared.cache.card import card_text
+from tide.shared.cache.decoded_views import spread_views
+from tide.shared.cache.html_report import report_html
+from tide.shared.cache.html_views import views_html
 from tide.shared.cache.inspect import describe_cache
 from tide.shared.cache.manifest import (
     DataSource,
@@ -21,9 +27,12 @@ from tide.shared.cache.manifest import (
     TeacherInfo,
     Totals,
     sealed_json,
+    write_manifest,
 )
+from tide.shared.cache.preview import preview_bytes
 from tide.shared.cache.report import report
-from tide.shared.cache.schema import SCHEMA_VERSION
+from tide.shared.cache.schema import SCHEMA_VERSION, ViewRow
+from tide.shared.cache.trust import keep_note, trust_note
 from tide.shared.errors import CacheError
 
 WORDS = [b"<end>", b"def", b" f", b"(", b")", b":", b"\n", b"return", b" 1", b" \xc3\xa9t\xc3\xa9"]
@@ -233,3 +242,52 @@ def test_the_documented_format_names_every_column_and_field(project_root, synthe
     }
     assert sorted(name for name in names if f"`{name}`" not in text) == []
     assert f"schema version {SCHEMA_VERSION}" in text
+
+
+@pytest.mark.parametrize("prompt_tokens", [8, 3000])
+def test_what_a_long_view_does_not_show_is_counted_everywhere(tmp_path, synthetic, prompt_tokens):
+    """Report, page and preview; a view that is shown whole says nothing of the kind."""
+    layout = synthetic.make_layout("none")
+    num_response = 5000
+    x_0 = np.full(prompt_tokens + num_response, 97, np.int32)
+    row = ViewRow("long", 0, 0.5, x_0, prompt_tokens, np.arange(num_response) % 4 == 0)
+    synthetic.finish(tmp_path, layout, [synthetic.write(tmp_path, [row], layout)])
+    sample = describe_cache(tmp_path)["sample"]
+    shown = "".join(s["text"] for s in sample["segments"] if s["kind"] != "prompt")
+    assert set(shown) <= {"a", "…"}
+    assert shown.count("a") + sample["tokens_not_shown"] == num_response
+    assert 900 < shown.count("a") <= 2000
+    assert sample["segments"][0]["text"].startswith("…") == (prompt_tokens > 1000)
+    count = f"{sample['tokens_not_shown']:,} more tokens"
+    assert f"  and {count}, which are not shown" in report(describe_cache(tmp_path)).plain.split("\n")
+    (view,) = spread_views(open_cache(tmp_path))
+    assert f"<dt>not shown</dt><dd>{count}</dd>" in views_html([view])
+    (previewed,) = pq.read_table(io.BytesIO(preview_bytes(open_cache(tmp_path)))).to_pylist()
+    assert previewed["response"].endswith(f" … ({count} are not shown)")
+
+
+def test_a_view_that_is_shown_whole_and_long_words_that_are_not(write_words):
+    sample = describe_cache(write_words(WORDS))["sample"]
+    assert sample["tokens_not_shown"] == 0
+    assert "not shown" not in report(describe_cache(write_words(WORDS))).plain
+    long = [WORDS[0], *(bytes([97 + i]) * (39 + i) for i in range(8)), b"z" * 300]
+    sample = describe_cache(write_words(long))["sample"]
+    tokens = {top["token"] for says in sample["teacher"] for top in [says, *says["top"]]}
+    assert {"a" * 39, "b" * 40, "f" * 39 + "…", "h" * 39 + "…"} <= tokens
+    assert all(len(token) <= 40 for token in tokens)
+    assert "z" * 256 + "…" in "".join(segment["text"] for segment in sample["segments"])
+
+
+def test_reasons_why_samples_are_left_out_are_never_cut(make_cache):
+    """More of them than fit into the values of other names."""
+    root = make_cache("topk")
+    manifest = read_manifest(root)
+    dropped = {f"a reason of some length, number {number}": 100 - number for number in range(40)}
+    manifest = dataclasses.replace(manifest, dropped=dropped)
+    write_manifest(root, manifest)
+    keep_note(trust_note(root, manifest))
+    description = describe_cache(root)
+    page = report_html(description, [])
+    for text in (report(description).plain, page, card_text(manifest)):
+        for reason in dropped:
+            assert reason in text
