@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .commands import ablation, caches, dump, evaluation, machine, sharing, students, writing
-from .shared.errors import EXIT_INTERRUPTED, TideError
-from .shared.redaction import redacted
+from .shared.errors import EXIT_INTERRUPTED, TideError, printable
+from .shared.redaction import printable_logs, redacted
 from .shared.stop_signals import StopAsked, end_on_signals
 
 
@@ -59,14 +59,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character must not end the command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    warnings.formatwarning = lambda message, category, *_, **__: redacted(f"{category.__name__}: {message}\n")
+    printable_logs()
+    warnings.formatwarning = lambda message, category, *_, **__: printable(
+        redacted(f"{category.__name__}: {message}\n")
+    )
     try:
         with end_on_signals():
             app()
     except TideError as error:
         from .shared.cache.inert import terminal_text  # messages may quote what a stranger wrote
 
-        typer.echo(terminal_text(redacted(f"{type(error).__name__}: {error}")), err=True)
+        said = Exception.__str__(error)  # not spelled out: what a stranger wrote to act is left out here
+        typer.echo(terminal_text(redacted(f"{type(error).__name__}: {said}")), err=True)
         sys.exit(error.exit_code)
     except (_Interrupted, KeyboardInterrupt):
         typer.echo("interrupted; what was finished is kept, and the same command continues", err=True)
@@ -75,7 +79,7 @@ def main() -> None:
         typer.echo(f"TryAgain: {stop}", err=True)
         sys.exit(stop.exit_code)
     except Exception:
-        typer.echo(redacted(traceback.format_exc()), err=True, nl=False)
+        typer.echo(printable(redacted(traceback.format_exc())), err=True, nl=False)
         typer.echo("This is a bug in tide, not a mistake of yours: please report it with the lines above.", err=True)
         sys.exit(1)
 

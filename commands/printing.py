@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..shared.errors import printable
 from ..shared.redaction import redacted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
         return
     width = max(len(name) for name in result)
     for name, value in result.items():
-        typer.echo(f"{name.replace('_', ' '):{width}}  {_shown(value)}")
+        typer.echo(printable(f"{name.replace('_', ' '):{width}}  {_shown(value)}"))
 
 
 def _shown(value: Any) -> str:

@@ -4,13 +4,28 @@ Every message says what is wrong, where (file, shard, row, field), what was expe
 Codes follow sysexits(3): 2 usage, 65 bad data, 69 unavailable, 74 input/output, 75 try again, 130 interrupted.
 """
 
+import re
+
 EXIT_INTERRUPTED = 130
+
+_ACTING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with characters that act on a terminal spelled out (`\\x1b`); newline and tab stay.
+
+    Names and texts of a checkpoint or a data set end up in messages, and a terminal obeys what it is sent.
+    """
+    return _ACTING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class TideError(Exception):
-    """Base of all errors that `tide` reports as one message instead of a traceback."""
+    """Base of all errors that `tide` reports as one message instead of a traceback; the message is `printable`."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(TideError, ValueError):

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .regular_files import require_regular
+
 _MAX_CARD_BYTES = 2**20
 
 _HUB_NAMES = """
@@ -29,6 +31,7 @@ def folder_licence(folder: Path) -> str | None:
 
     card = folder / "README.md"
     try:
+        require_regular([card])
         if card.stat().st_size > _MAX_CARD_BYTES:
             return None
         metadata = metadata_load(card)

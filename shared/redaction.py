@@ -5,6 +5,8 @@ import os
 import re
 import sys
 
+from .errors import printable
+
 HIDDEN = "<token>"
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bapi_org_[A-Za-z0-9]{16,}")
 _AWS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}")
@@ -32,8 +34,19 @@ def _tokens_in_use() -> set[str]:
 
 class _Redacting(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redacted(record.getMessage()), None
+        record.msg, record.args = printable(redacted(record.getMessage())), None
         return True
+
+
+class _Printable(logging.LogRecord):
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def printable_logs() -> None:
+    """From now on no logger of this process, of whatever library, writes control characters: names of weights, files
+    and tokens that a stranger chose are quoted there. Calling it again is harmless."""
+    logging.setLogRecordFactory(_Printable)
 
 
 def redact_logs(name: str) -> None:

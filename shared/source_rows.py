@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .errors import DataError
+from .regular_files import require_regular
 from .sources import FILE_SUFFIXES, Source, address, loading, source_kind
 from .stdlib_source import StdlibPair, stdlib_pairs
 
@@ -243,6 +244,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def _open_file(path: Path, wanted: Collection[str]) -> Rows:
     """The rows of a local file, without writing anything."""
+    require_regular([path])
     try:
         if path.stat().st_size == 0:
             raise DataError(f"source {path}: the file is empty")

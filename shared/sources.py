@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import ConfigError, DataError, Unavailable
 from .licences import folder_licence
+from .regular_files import open_regular, require_regular
 from .stdlib_source import STDLIB_LICENCE, STDLIB_SPLITS, stdlib_version
 
 FILE_SUFFIXES = (".jsonl", ".jsonl.zst", ".json", ".parquet", ".csv", ".tsv")
@@ -163,6 +164,7 @@ def source_kind(source: Source) -> str:
     if source.path == "stdlib":
         return "stdlib"
     path = Path(source.path).expanduser()
+    require_regular([path])
     if path.is_dir():
         return "folder"
     if path.is_file():
@@ -188,15 +190,16 @@ def is_local(path: str) -> bool:
 def content_hash(source: Source) -> str:
     """SHA-256 of a file, or of the names and hashes of all visible files of a folder."""
     path = Path(source.path).expanduser()
+    require_regular([path])
     try:
         if path.is_file():
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         total = hashlib.sha256()
         for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
             name = file_path.relative_to(path)
             if not any(part.startswith(".") for part in name.parts):
-                with file_path.open("rb") as file:
+                with open_regular(file_path) as file:
                     total.update(f"{name.as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
         return f"sha256:{total.hexdigest()}"
     except OSError as error:
@@ -285,6 +288,7 @@ def address(source: Source) -> dict[str, Any]:
     """Where `datasets` finds a folder or a Hub set."""
     path = Path(source.path).expanduser()
     if path.is_dir():
+        require_regular(path.rglob("*"))
         return {"path": _without_pattern(str(path.resolve()))}
     return {"path": source.path, "revision": source.revision}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, DataError
+from .regular_files import require_regular
 from .token_bytes import tokenizer_label
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
@@ -33,6 +34,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_templa
     name = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     if Path(name).is_dir():
         name = str(student_of_run(Path(name)))
+        require_regular(Path(name).iterdir())
     if is_local(name) and not Path(name).is_dir():
         raise DataError(f"tokenizer {name}: no such folder; give a folder with tokenizer.json, or a hub id")
     try:

@@ -15,6 +15,7 @@ from ..shared.addresses import require_apart
 from ..shared.errors import ConfigError, DataError
 from ..shared.licences import folder_licence
 from ..shared.models.loading import load_model, local_folder, read_config
+from ..shared.regular_files import require_regular
 from ..shared.tokenizer_setup import DEFAULT_MASK_TOKEN, save_tokenizer
 from ..shared.tokens import TextEncoder, load_tokenizer
 from .checkpoint import replacing
@@ -99,6 +100,7 @@ def _read_template(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
+        require_regular([path])
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--chat-template {path}: cannot be read ({error}); give a Jinja file") from error

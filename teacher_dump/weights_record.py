@@ -9,34 +9,32 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ..shared.cache.files import parse_json, readable_json
 from ..shared.cache.receipts import RECEIPTS_FOLDER
 from ..shared.cache.store import Store, open_store
-from ..shared.errors import CacheError, CacheMismatch
+from ..shared.errors import CacheError, CacheMismatch, DataError
+from ..shared.file_hashes import file_sha256
 
 RECORD_NAME = f"{RECEIPTS_FOLDER}/teacher.json"
 DOUBTS_NAME = f"{RECEIPTS_FOLDER}/doubts.json"
 MAX_RECORD_BYTES = 1 << 16
-_SAMPLES, _SAMPLE_BYTES = 64, 64 * 1024
 
 
 def weight_fingerprint(folder: Path) -> str:
-    """SHA-256 over every weight file's name, size, header and 64 evenly spaced samples of 64 KiB.
+    """SHA-256 over name and SHA-256 of every file that the weights are loaded from, so over every byte of them.
 
-    A file of up to 4 MiB is read in full. Hashing 32 GB on every worker is not needed to tell two checkpoints apart.
+    Each file is hashed once on a machine and remembered (file_hashes.py).
+
+    Raises: DataError: as `weight_files`, and a file that cannot be read.
     """
+    from ..shared.models.weight_files import weight_files  # torch comes along, and `tide status` needs none
+
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}\n".encode())
-        with file.open("rb") as stream:
-            header_bytes = min(int.from_bytes(stream.read(8), "little"), size)
-            digest.update(stream.read(header_bytes))
-            for offset in np.linspace(8 + header_bytes, size, num=_SAMPLES, endpoint=False, dtype=np.int64):
-                stream.seek(int(offset))
-                digest.update(stream.read(_SAMPLE_BYTES))
+    for file in weight_files(folder):
+        try:
+            digest.update(f"{file.name}:{file_sha256(file)}\n".encode())
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error}); check its permissions, or fetch it again") from error
     return digest.hexdigest()
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from ..config import from_tree
 from ..errors import CacheError, ConfigError, OutputError
+from ..regular_files import open_regular, read_regular
 
 T = TypeVar("T")
 
@@ -209,8 +210,7 @@ def readable_json(tree: Any) -> bytes:
 def read_bounded(path: Path, *, max_bytes: int) -> bytes:
     """A file, or a byte more than `max_bytes` of a larger one. Raises: FileNotFoundError; OutputError: not readable."""
     try:
-        with open(path, "rb") as file:
-            return file.read(max_bytes + 1)
+        return read_regular(path, max_bytes=max_bytes)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -311,7 +311,7 @@ def sha256_bytes(data: bytes) -> str:
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal. Raises: CacheError: it is missing; OutputError: it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise CacheError(f"{path}: missing; fetch it again, or run the same dump-teacher command again") from error
@@ -351,7 +351,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     Raises: CacheError: the footer is larger than that; errors of pyarrow for `reading` to explain.
     """
     size = path.stat().st_size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, size - 8))
         footer_bytes = int.from_bytes(file.read(4), "little")
     if footer_bytes > (256 << 10) + size // 16:

@@ -1,30 +1,37 @@
 """`load_model`: a checkpoint folder or hub id -> a native transformers model, or a clear error.
 
 config.json is read as data: `auto_map` is ignored and nothing in the checkpoint is executed. Every weight must be
-found and every stored weight must be used; anything else is an error that lists names.
+found and every stored weight must be used; anything else is an error that lists names. Files are chosen and opened by
+tide (weight_files.py), sizes compared with their headers before a model is built, and whatever transformers raises
+while it reads what a stranger wrote becomes one message.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging as log
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..errors import ConfigError, DataError, Unavailable
+from ..errors import ConfigError, DataError, TideError, Unavailable
+from ..regular_files import read_regular
 from ..sources import is_local
+from .config_fields import keep_notes, known_fields, require_computed
 from .specs import family_of, resolve
+from .weight_files import StoredWeights, one_line, open_weights, require_plain_checkpoint, weight_files
 
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "README.md"]
 _WEIGHT_FILES = ["*.safetensors"]
 _MAX_CONFIG_BYTES = 2**20
-_NOT_OURS = ("auto_map", "architectures", "model_type", "transformers_version")
-"""Fields of a config.json that name code or another class."""
+_SPARE_WEIGHTS = 2**20
+"""Numbers that a config.json may ask for beyond twice what is stored: then the names of what is missing are told."""
 
 
 def local_folder(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -75,20 +82,35 @@ def snapshot_revision(folder: Path) -> str | None:
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint folder, as data.
 
-    Raises: DataError: missing, too large or not a JSON object.
+    Raises: DataError: missing, too large or not a JSON object; the folder holds an adapter, or a pipe or device in a
+        file's place.
     """
-    file = folder / "config.json"
+    if folder.is_dir():
+        require_plain_checkpoint(folder)
     try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise DataError(f"{file}: larger than {_MAX_CONFIG_BYTES} bytes, not a model configuration")
-        config = json.loads(file.read_text())
+        return _read_object(folder / "config.json")
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no config.json; give a checkpoint folder or a hub id") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A small JSON object of a checkpoint. Raises: DataError; FileNotFoundError."""
+    try:
+        data = read_regular(file, max_bytes=_MAX_CONFIG_BYTES)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise DataError(f"{file}: larger than {_MAX_CONFIG_BYTES} bytes, not a model configuration")
+        tree = json.loads(data, parse_constant=_no_constant)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON: {error}; fetch the checkpoint again") from error
-    if not isinstance(config, dict):
-        raise DataError(f"{file}: expected a JSON object, got {type(config).__name__}; fetch the checkpoint again")
-    return config
+    if not isinstance(tree, dict):
+        raise DataError(f"{file}: expected a JSON object, got {type(tree).__name__}; fetch the checkpoint again")
+    return tree
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def load_model(
@@ -117,25 +139,119 @@ def load_model(
     folder = local_folder(path, revision)
     raw = read_config(folder)
     config, model_class = native_class(raw, str(folder))
-    if not list(folder.glob("*.safetensors")):
-        if random_seed is None:
-            raise DataError(f"{folder}: no *.safetensors weights (pickled weights are not read); fetch them")
-        with torch.random.fork_rng(devices=[]):
+    if random_seed is not None and not weight_files(folder):
+        _require_memory(config, model_class, folder)
+        with _reading(folder), torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_seed)
             config._attn_implementation = attn_implementation
-            return model_class(config).to(getattr(torch, dtype)).eval()
-    try:
-        model, info = model_class.from_pretrained(
-            folder, config=config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation,
-            use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True,
-            ignore_mismatched_sizes=True, device_map=None if device_map is None else dict(device_map),
-        )  # fmt: skip
-    except torch.OutOfMemoryError as error:
-        raise Unavailable(f"{folder}: the weights do not fit into the device's memory: {error}") from error
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{folder}: the weights cannot be loaded ({error}); fetch the checkpoint again") from error
+            model = model_class(config).to(getattr(torch, dtype)).eval()
+        keep_notes(raw, model.config)
+        return model
+    with open_weights(folder) as stored:
+        _require_sizes(config, model_class, stored, folder)
+        with _reading(folder):  # without a path: transformers looks for no file of its own, adapters included
+            model, info = model_class.from_pretrained(
+                None, config=config, dtype=getattr(torch, dtype), attn_implementation=attn_implementation,
+                state_dict=dict(stored.tensors), output_loading_info=True, trust_remote_code=False,
+                local_files_only=True, ignore_mismatched_sizes=True,
+                device_map=None if device_map is None else dict(device_map),
+            )  # fmt: skip
     _require_all_weights(info, folder)
+    _require_one_head(model, folder)
+    model.config.name_or_path = str(folder)
+    keep_notes(raw, model.config)
+    _read_generation_config(model, folder)
     return model
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises over a stranger's files is one error that names them; it says nothing itself, for
+    what it would report (weights that are missing or too many) tide refuses."""
+    of_transformers = log.getLogger("transformers")
+    before = of_transformers.level
+    of_transformers.setLevel(log.ERROR)
+    try:
+        yield
+    except TideError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise Unavailable(f"{folder}: the weights do not fit into the device's memory: {error}") from error
+    except Exception as error:
+        raise DataError(
+            f"{folder}: the weights cannot be loaded ({type(error).__name__}: {str(error)[:500]}); fetch the "
+            "checkpoint again"
+        ) from error
+    finally:
+        of_transformers.setLevel(before)
+
+
+def _num_described(config: PretrainedConfig, model_class: Any, folder: Path) -> int:
+    """Weights of the model that config.json describes, counted without storage."""
+    with _reading(folder), torch.device("meta"):
+        return sum(weight.numel() for weight in model_class(config).parameters())
+
+
+def _require_sizes(config: PretrainedConfig, model_class: Any, stored: StoredWeights, folder: Path) -> None:
+    """Compare config.json with the headers of the weights: nothing is built that is not there to be read.
+
+    Raises: DataError: names the sizes that differ.
+    """
+    if config.num_hidden_layers > len(stored.shapes):
+        raise DataError(
+            f"{folder}/config.json: num_hidden_layers = {config.num_hidden_layers}, and the weights are "
+            f"{len(stored.shapes)} tensors in all; correct config.json, or fetch the checkpoint again"
+        )
+    expected = (config.vocab_size, config.hidden_size)
+    for name, shape in stored.shapes.items():
+        if name.endswith(("embed_tokens.weight", "word_embeddings.weight", "wte.weight")) and shape != expected:
+            raise DataError(
+                f"{folder}/config.json: vocab_size = {config.vocab_size} and hidden_size = {config.hidden_size}, and "
+                f"{one_line(name)} has the shape {list(shape)}; the checkpoint does not fit its "
+                "config.json: correct it, or fetch the checkpoint again"
+            )
+    described = _num_described(config, model_class, folder)
+    if described > 2 * stored.num_values + _SPARE_WEIGHTS:
+        raise DataError(
+            f"{folder}/config.json describes a model of {described:,} weights, and the files hold "
+            f"{stored.num_values:,}; correct its sizes (intermediate_size, heads, experts), or fetch it again"
+        )
+
+
+def _require_memory(config: PretrainedConfig, model_class: Any, folder: Path) -> None:
+    """Raises: DataError: a model without weights that is larger than this machine's memory."""
+    described = _num_described(config, model_class, folder)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if 4 * described > memory:
+        raise DataError(
+            f"{folder}/config.json describes a model of {described:,} weights and there are none to read; random ones "
+            f"would take {4 * described / 1e9:,.0f} GB of {memory / 1e9:,.0f}. Fetch the weights, or correct the file"
+        )
+
+
+def _require_one_head(model: PreTrainedModel, folder: Path) -> None:
+    """Raises: DataError: config.json says that head and embedding are one, and the weights hold two."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.tie_word_embeddings and head is not None and head.weight is not embedding.weight:
+        raise DataError(
+            f"{folder}/config.json: tie_word_embeddings = true, and the weights hold a head that differs from the "
+            "embedding; set it to false if the head is meant, or remove the head from the weights"
+        )
+
+
+def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
+    """Raises: DataError: generation_config.json is none."""
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return
+    raw = _read_object(file)
+    try:
+        model.generation_config = GenerationConfig.from_dict(raw)
+    except Exception as error:  # transformers raises whatever a field's class raises
+        raise DataError(
+            f"{file}: is not valid ({type(error).__name__}: {str(error)[:300]}); remove the file, which tide does not "
+            "need, or fetch it again"
+        ) from error
 
 
 def native_class(raw: Mapping[str, Any], where: str) -> tuple[PretrainedConfig, Any]:
@@ -145,10 +261,13 @@ def native_class(raw: Mapping[str, Any], where: str) -> tuple[PretrainedConfig, 
     """
     family = family_of(raw, where)
     config_class, model_class = resolve(family.config_class), resolve(family.model_class)
-    try:
-        config = config_class.from_dict({name: value for name, value in raw.items() if name not in _NOT_OURS})
-    except Exception as error:  # transformers raises whatever a field's type check raises
-        raise DataError(f"{where}/config.json is not a valid configuration: {error}") from error
+    fields = known_fields(raw, config_class, where)
+    with _reading(Path(where)):
+        try:
+            config = config_class.from_dict(fields)
+        except Exception as error:  # transformers raises whatever a field's type check raises
+            raise DataError(f"{where}/config.json is not a valid configuration: {str(error)[:500]}") from error
+    require_computed(config, where)
     return config, model_class
 
 
@@ -156,7 +275,7 @@ def _require_all_weights(info: dict[str, Any], folder: Path) -> None:
     """Raises: DataError: lists weights that are missing, unexpected or of another shape; transformers goes on."""
     problems = []
     for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(_weight_name(key) for key in info.get(f"{kind}_keys") or ())
+        names = sorted(one_line(_weight_name(key)) for key in info.get(f"{kind}_keys") or ())
         if names:
             shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             problems.append(f"{kind} weights: {shown}")
