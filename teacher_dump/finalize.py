@@ -42,9 +42,11 @@ from ..shared.cache.receipts import (
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.store import FolderStore, Store, open_store
-from ..shared.cache.trust import keep_note, trust_note
+from ..shared.cache.trust import keep_note, trust_note, written_here
+from ..shared.cache.verify import verify_before_commit
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from ..shared.errors import DataError
+from ..shared.errors import CacheError
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
 from .plan import Plan
@@ -106,6 +108,8 @@ def finalize(
         **parts,
     )  # fmt: skip
     note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written
+    if isinstance(store, FolderStore) and (note is None or not written_here(plan.hash, receipts)):
+        _check_the_work_of_others(root, manifest)
     write_card(root, manifest)
     store.publish([VOCABULARY_NAME, CARD_NAME])
     write_manifest(root, manifest)
@@ -144,6 +148,18 @@ def _whole_shards(
         found = list(threads.map(looked_at, listed))
     whole = [receipt for receipt in found if receipt is not None]
     return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
+
+
+def _check_the_work_of_others(root: Path, manifest: Manifest) -> None:
+    """Somebody else may have left a shard and a receipt that fits it: neither is evidence of what the shard means."""
+    try:
+        verify_before_commit(root, manifest)
+    except CacheError as error:
+        raise CacheError(
+            f"{error} (The manifest was not written: not every shard here was made by this user's dump, or others may "
+            "write this folder. Remove the shard that is named and its receipt in receipts/, run the same command "
+            "again, and it is made anew)"
+        ) from error
 
 
 def _forget(store: Store, damaged: list[int]) -> None:
