@@ -45,8 +45,7 @@ from ..shared.cache.store import FolderStore, Store, open_store
 from ..shared.cache.trust import keep_note, trust_note, written_here
 from ..shared.cache.verify import verify_before_commit
 from ..shared.cache.vocabulary import VOCABULARY_NAME
-from ..shared.errors import DataError
-from ..shared.errors import CacheError
+from ..shared.errors import CacheError, DataError
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
 from .plan import Plan

@@ -25,7 +25,7 @@ from .files import file_inside, sha256_file
 from .manifest import Manifest, NamedFile, read_manifest, sealed_json
 from .receipts import AUDIT_FOLDER
 from .trust import is_kept, keep_note, trust_note
-from .verify_shards import check_shards
+from .verify_shards import check_shards, noted, raise_all
 
 CHILD_BYTES = 2 << 30
 """Memory of the child, at most: several decoded row groups and the ids of a few million samples. What it really gets
@@ -60,8 +60,8 @@ def verify_cache(
         audit: False: leave the audit files alone, whether they are there or not.
         manifest: of the folder, if it was read already: the files are compared with this one.
     Returns: its `audit` is "left out" also where all files of the audit are missing, as after `pull-cache --no-audit`.
-    Raises: CacheError: the first check that fails; names file, row and field. Some files of an audit without the others
-        are a damaged cache.
+    Raises: CacheError: the first check that fails, of all files where sizes and hashes differ; names file, row and
+        field. Some files of an audit without the others are a damaged cache.
     """
     root = Path(root)
     manifest = manifest or read_manifest(root)
@@ -115,8 +115,11 @@ def verify_shard(root: str | Path, shard: int) -> None:
 
 def _check_files(root: Path, manifest: Manifest, *, full: bool, audit: bool) -> None:
     """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
+    damaged: list[CacheError] = []
     for entry in manifest.files(audit=audit):
-        check_file(root, entry, full=full)
+        with noted(damaged):
+            check_file(root, entry, full=full)
+    raise_all(damaged, root)
     for name in unnamed_files(root, manifest):
         raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
 

@@ -7,12 +7,14 @@ number, with their audit if AUDIT is 1, and prints one line of JSON:
 is what whoever asks has read. It imports numpy and pyarrow, and no torch.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +59,34 @@ def check_footers(root: Path, manifest: Manifest, *, audit: bool = True, full: b
 
     Returns: uncompressed bytes of the largest row group. Raises: CacheError.
     """
-    largest = 0
+    largest, damaged = 0, list[CacheError]()
     for shard in range(len(manifest.shards)):
-        largest = max(largest, check_one_footer(root, manifest, shard, full=full))
+        with noted(damaged):
+            largest = max(largest, check_one_footer(root, manifest, shard, full=full))
     for shard in manifest.audit_of if audit else ():
-        largest = max(largest, check_audit_footer(root, manifest, shard, full=full))
+        with noted(damaged):
+            largest = max(largest, check_audit_footer(root, manifest, shard, full=full))
+    raise_all(damaged, root)
     return largest
+
+
+@contextlib.contextmanager
+def noted(damaged: list[CacheError]) -> Iterator[None]:
+    """What is wrong with one file is kept for `raise_all`, so that the others are looked at as well."""
+    try:
+        yield
+    except CacheError as error:
+        damaged.append(error)
+
+
+def raise_all(damaged: list[CacheError], root: Path) -> None:
+    """Raises: CacheError: there are any; says all of them, and the command that repairs."""
+    if damaged:
+        raise CacheError(
+            f"{'; '.join(map(str, damaged))}. To repair: tide repair-cache {root} --from COPY (a folder or a data set "
+            f"of the Hub that holds the same cache), or tide repair-cache {root} with the options of its dump-teacher "
+            "command"
+        )
 
 
 def check_contents(root: Path, manifest: Manifest, *, audit: bool = True) -> None:
