@@ -92,7 +92,7 @@ class Bounded:
 
     def _exceeded(self, how: str) -> DataError:
         return DataError(
-            f"{self._what} exceeds what one conversation may take ({how}); it is broken, or made to do harm. Use "
+            f"{self._what} exceeds what it may take ({how}); it is broken, or made to do harm. Use "
             "another checkpoint's, or correct the file"
         )
 
