@@ -42,7 +42,7 @@ from ..shared.cache.receipts import (
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.store import FolderStore, Store, open_store
-from ..shared.cache.trust import keep_note, trust_note, written_here
+from ..shared.cache.trust import keep_note, made_by_others, trust_note
 from ..shared.cache.verify import verify_before_commit
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from ..shared.errors import CacheError, DataError
@@ -107,8 +107,9 @@ def finalize(
         **parts,
     )  # fmt: skip
     note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written
-    if isinstance(store, FolderStore) and (note is None or not written_here(plan.hash, receipts)):
-        _check_the_work_of_others(root, manifest)
+    others = made_by_others(plan.hash, receipts) if isinstance(store, FolderStore) else []
+    if others or (note is None and isinstance(store, FolderStore)):
+        _check_the_work_of_others(root, manifest, others)
     write_card(root, manifest)
     store.publish([VOCABULARY_NAME, CARD_NAME])
     write_manifest(root, manifest)
@@ -149,16 +150,21 @@ def _whole_shards(
     return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
 
 
-def _check_the_work_of_others(root: Path, manifest: Manifest) -> None:
+def _check_the_work_of_others(root: Path, manifest: Manifest, others: list[int]) -> None:
     """Somebody else may have left a shard and a receipt that fits it: neither is evidence of what the shard means."""
     try:
         verify_before_commit(root, manifest)
     except CacheError as error:
         raise CacheError(
-            f"{error} (The manifest was not written: not every shard here was made by this user's dump, or others may "
-            "write this folder. Remove the shard that is named and its receipt in receipts/, run the same command "
+            f"{error} (The manifest was not written. {_listed(others)} not made by this user's dump, or others may "
+            "write this folder: remove what is wrong from data/ and its receipt from receipts/, run the same command "
             "again, and it is made anew)"
         ) from error
+
+
+def _listed(shards: list[int]) -> str:
+    names = ", ".join(map(str, shards[:8])) + (" ..." if len(shards) > 8 else "")
+    return f"Shards {names} were" if shards else "A shard was"
 
 
 def _forget(store: Store, damaged: list[int]) -> None:

@@ -85,14 +85,14 @@ def note_written(receipt: Receipt) -> None:
         _write_note(_written(receipt.plan_hash), f"{_digest(receipt)}\n".encode())
 
 
-def written_here(plan_hash: str, receipts: Iterable[Receipt]) -> bool:
-    """Has this user's own dump written all these shards, as their receipts describe them?"""
+def made_by_others(plan_hash: str, receipts: Iterable[Receipt]) -> list[int]:
+    """Numbers of the shards that this user's own dump has not written, as their receipts describe them."""
     try:
         notes = [note for note in notes_folder().glob(f"{plan_hash}.*.shards") if is_private(note)]
         known = {line for note in notes for line in note.read_text().split()}
     except (OSError, RuntimeError, UnicodeDecodeError):
         known = set()
-    return all(_digest(receipt) in known for receipt in receipts)
+    return [receipt.shard for receipt in receipts if _digest(receipt) not in known]
 
 
 def is_private(*paths: Path) -> bool:

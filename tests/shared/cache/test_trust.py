@@ -231,7 +231,8 @@ def test_a_colleagues_shard_is_checked_before_a_manifest_vouches_for_it(tiny_roo
     if lie == "ids beyond the vocabulary":
         first = [dataclasses.replace(row, x_0=np.full_like(row.x_0, 10**6)) for row in first]
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "check_batch", lambda *a: None)  # the colleague's own code checks nothing
+        if lie == "ids beyond the vocabulary":
+            patch.setattr(writer, "check_batch", lambda *a: None)  # the colleague's own code checks nothing
         made = write_shard(root / name, first, manifest.layout, plan_hash=manifest.plan_hash, shard=0)
     if lie == "statistics":
         made = dataclasses.replace(made, gold_logp=made.gold_logp - 1.0)
