@@ -163,14 +163,18 @@ def merge_caches(
 ) -> None:
     """Put caches of one teacher, student and signal together: other samples, or further views of the same ones.
 
-    Parts of the same samples need different noise.seed; their views are numbered one part after the other.
+    Parts of the same samples need different noise.seed; their views are numbered one part after the other. Given again,
+    the same command verifies what is there.
     """
+    from ..shared.cache.merge import is_merged
     from ..shared.cache.merge import merge_caches as merge
 
     for path in (*paths, out):
         require_folder(path, "merge-caches")
+    done = "done already" if is_merged(out) else "merged"
     manifest = merge(paths, out)
-    print_result({"cache": str(out), "manifest_hash": manifest.hash, **vars(manifest.totals)}, as_json)
+    result = {"cache": str(out), "manifest_hash": manifest.hash, **vars(manifest.totals), "result": done}
+    print_result(result, as_json)
 
 
 def cache_to_datasets(

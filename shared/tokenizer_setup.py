@@ -3,19 +3,33 @@
 Folder or hub id -> a fast tokenizer with a chat template; tokenizer and settings -> mask id, EOS id, fingerprint.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .bounded import Bounded, Refused
 from .errors import ConfigError, DataError
 from .regular_files import require_regular
 from .token_bytes import tokenizer_label
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
 """What a student's mask is called where nothing says otherwise, as in the paper's student."""
+MAX_TOKENIZER_BYTES = 128 << 20
+"""Of each of a tokenizer's files; the largest in use have a third of it."""
+MAX_ADDED_TOKENS = 100_000
+LOAD_CPU_S, LOAD_BYTES = 30, 2 << 30
+"""What reading a tokenizer's files may take: half a second and 0.2 GB for 150,000 tokens."""
+_MAX_GROWTH = 64.0
+"""How many times as long a plain tokenizer's normaliser may make a text."""
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_template: str | None = None) -> Any:
@@ -37,6 +51,7 @@ def load_tokenizer(path: str | Path, revision: str | None = None, *, chat_templa
         require_regular(Path(name).iterdir())
     if is_local(name) and not Path(name).is_dir():
         raise DataError(f"tokenizer {name}: no such folder; give a folder with tokenizer.json, or a hub id")
+    _require_harmless(name, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False, use_fast=True)
     except Exception as error:  # transformers, tokenizers and the hub raise their own kinds, down to bare Exception
@@ -181,6 +196,92 @@ def require_template(tokenizer: Any) -> None:
             f"{tokenizer_label(tokenizer)} has no chat template (chat_template in tokenizer_config.json, or "
             "chat_template.jinja); use an instruction-tuned model's tokenizer, or add a template"
         ) from error
+
+
+def is_plain(tokenizer: Any) -> bool:
+    """Does every text take it time and memory in proportion, by what its normaliser and pre-tokenizer are made of?"""
+    backend = tokenizer.backend_tokenizer
+    return _is_plain([json.loads(part.__getstate__()) for part in (backend.normalizer, backend.pre_tokenizer) if part])
+
+
+def _is_plain(trees: Sequence[Any]) -> bool:
+    """The same, from the JSON of both. A regular expression without repeated groups and with few repetitions in each
+    alternative does not backtrack for long; replacements must not make a text much longer."""
+    parts = [part for tree in trees for part in _mappings(tree)]
+    growth = 1.0
+    for part in parts:
+        pattern = part.get("pattern")
+        regex = pattern.get("Regex") if isinstance(pattern, Mapping) else None
+        if isinstance(regex, str) and not _is_plain_regex(regex):
+            return False
+        literal = pattern.get("String", "") if isinstance(pattern, Mapping) else ""
+        growth *= max(1.0, (len(part.get("content") or "") + (regex is not None)) / max(1, len(literal)))
+        growth *= max(1.0, len(part.get("prepend") or ""))
+    return growth <= _MAX_GROWTH
+
+
+def _mappings(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in a tree, at any depth."""
+    if isinstance(tree, Mapping):
+        yield tree
+    members = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    for member in members:
+        yield from _mappings(member)
+
+
+def _is_plain_regex(regex: str) -> bool:
+    bare = re.sub(r"\\[pP]\{[^}]*\}|\\[^0-9]", "x", regex)
+    bare = re.sub(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]", "x", bare)
+    if len(regex) > 4096 or re.search(r"\\|\)[*+{]|\)\?[*+?]|\{[^}]*\d{4}|\}\{", bare):
+        return False
+    return all(len(re.findall(r"[*+]|,\}", part)) <= 3 for part in bare.split("|"))
+
+
+def _require_harmless(name: str, revision: str | None) -> None:
+    """Look at a tokenizer's files before they are loaded here, and load one that is not plain in a child first.
+
+    Raises: DataError: larger than any tokenizer, or it cannot be loaded within limits of time and memory.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from transformers.utils.hub import cached_file
+
+        with contextlib.suppress(Exception):  # what is wrong is said by whoever loads it
+            found = cached_file(name, "tokenizer.json", revision=revision)
+            folder = folder if found is None else Path(found).parent
+    sizes = {file: (folder / file).stat().st_size for file in _FILES if (folder / file).is_file()}
+    for file, size in sizes.items():
+        if size > MAX_TOKENIZER_BYTES:
+            raise DataError(
+                f"{folder / file}: {size:,} bytes, and a tokenizer's files have up to {MAX_TOKENIZER_BYTES:,}; use "
+                "another checkpoint's"
+            )
+    if not sizes:
+        return
+    try:
+        wrong = Bounded(_looked_at, f"tokenizer {name}", cpu_s=LOAD_CPU_S, memory_bytes=LOAD_BYTES)(folder)
+    except Refused:  # it cannot be read: what is wrong is said by whoever loads it
+        return
+    if wrong:
+        raise DataError(f"tokenizer {name}: {wrong}; use another checkpoint's, or correct the file")
+
+
+def _looked_at(folder: Path) -> str:
+    """What is wrong with a tokenizer's files, "" for nothing; runs in a child."""
+    trees = {}
+    for file in _FILES:
+        if file.endswith(".json") and (folder / file).is_file():
+            trees[file] = json.loads((folder / file).read_text())
+            for key in ("added_tokens", "added_tokens_decoder"):
+                added = trees[file].get(key, ())
+                if len(added) > MAX_ADDED_TOKENS:
+                    return f"{file} adds {len(added):,} tokens, and {MAX_ADDED_TOKENS:,} are allowed"
+    described = trees.get("tokenizer.json", {})
+    if not _is_plain([described.get("normalizer"), described.get("pre_tokenizer")]):
+        from tokenizers import Tokenizer
+
+        Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return ""
 
 
 def _without_defaults(tree: Any) -> Any:

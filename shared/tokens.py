@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .bounded import Bounded, Refused
 from .chunks import align_chunks
 from .errors import ConfigError, DataError
 from .token_bytes import ByteTable, TokenPlaces, byte_table, student_ids_of_teacher, tokenizer_label
 from .tokenizer_setup import (
     find_eos,
+    is_plain,
     load_tokenizer,
     published_mask,
     require_template,
@@ -146,6 +148,10 @@ class TextEncoder:
                 f"{tokenizer_label(tokenizer)}: id {self.eos_id} is both EOS and mask; name another token for one"
             )
         require_template(self.tokenizer)
+        label = tokenizer_label(tokenizer)
+        self._render = Bounded(_Template(self.tokenizer), f"{label}: the chat template")
+        # A tokenizer of another kind reads every text twice, first where it can do no harm.
+        self._try = None if is_plain(self.tokenizer) else Bounded(_Reading(self.tokenizer), f"{label}: the tokenizer")
         self._turn_end = ""
         self._turn_end = self._find_turn_end()
 
@@ -193,10 +199,7 @@ class TextEncoder:
                 f"the prompt is not Unicode text at character {error.start}: half of a surrogate pair, or a byte that "
                 "is not UTF-8, which no tokenizer can read; correct it"
             ) from None
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        ids = backend.encode(text, add_special_tokens=False).ids
+        ids = self._read(text).ids
         if self.mask_id in ids:
             raise ConfigError("the prompt holds the student's mask token, which stands for what is not written yet")
         return ids
@@ -265,10 +268,7 @@ class TextEncoder:
 
         Raises: Dropped: the prompt leaves no room, or the text holds the mask token.
         """
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()  # other users of the tokenizer leave their settings behind
-        backend.no_padding()
-        encoding = backend.encode(rendering.text, add_special_tokens=False)
+        encoding = self._read(rendering.text)
         ids = encoding.ids
         places = TokenPlaces(rendering.text, encoding, self.bytes_of)
         prompt_tokens = places.first_from(rendering.prompt_chars)
@@ -290,11 +290,28 @@ class TextEncoder:
         cut = max(0, len(ids) - self.max_length)
         return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cut)
 
+    def write(self, messages: Messages, **options: Any) -> str:
+        """What the template makes of messages, within limits of time, memory and length (bounded.py).
+
+        Args: options: of `apply_chat_template`, beside those of the encoder.
+        Raises: Refused: the template, or transformers, refuses them. DataError: a limit is exceeded.
+        """
+        return self._render(list(messages), **self.template, **options)
+
     def _apply(self, messages: Messages, **options: Any) -> str:
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **self.template, **options)
-        except Exception as error:  # a template is somebody else's program, and fails as it likes
+            return self.write(messages, **options)
+        except Refused as error:
             raise Dropped("chat template refuses the conversation") from error
+
+    def _read(self, text: str) -> Any:
+        """The tokenizer's encoding of a text. Raises: DataError: it takes more time or memory than a text may."""
+        if self._try is not None:
+            try:
+                self._try(text)
+            except Refused as error:
+                raise DataError(f"{tokenizer_label(self.tokenizer)} fails on a text: {error}") from error
+        return _Reading(self.tokenizer).encoding(text)
 
     def _find_turn_end(self) -> str:
         """What follows the answer in a plain conversation. A template that fails on it would drop every sample."""
@@ -309,6 +326,33 @@ class TextEncoder:
                 "the rendered prompt and to hold the answer once; fix the template or its arguments"
             ) from error
         return rendering.text[rendering.content[1] :]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A tokenizer's chat template: messages and options -> text."""
+
+    tokenizer: Any
+
+    def __call__(self, messages: list[Any], **options: Any) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A tokenizer as texts are read with it, names of special tokens included; called: "" if it can read the text."""
+
+    tokenizer: Any
+
+    def encoding(self, text: str) -> Any:
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # other users of the tokenizer leave their settings behind
+        backend.no_padding()
+        return backend.encode(text, add_special_tokens=False)
+
+    def __call__(self, text: str) -> str:
+        self.encoding(text)
+        return ""
 
 
 def _words(calls: Any) -> Iterator[str]:

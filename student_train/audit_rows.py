@@ -12,7 +12,9 @@ import numpy as np
 
 from ..shared.cache import Cache, ViewRow
 from ..shared.cache.audit import AuditRow, read_audit_group
-from ..shared.cache.files import file_inside, open_parquet, reading
+from ..shared.cache.files import file_inside, pinned_parquet
+from ..shared.cache.manifest import NamedFile
+from ..shared.cache.trust import is_private
 from ..shared.errors import CacheError
 
 SLICE_BYTES = 64 << 20
@@ -69,12 +71,12 @@ class AuditedViews:
     def _by_shard(self) -> Iterator[tuple[int, Iterator[AuditRow]]]:
         first = 0
         for shard, entry in self.cache.manifest.audit_of.items():
-            yield shard, self._read(entry.name, first)
+            yield shard, self._read(entry, first)
             first += entry.rows
 
-    def _read(self, name: str, first: int) -> Iterator[AuditRow]:
-        path, done = file_inside(self.cache.root, name), 0
-        with reading(path), open_parquet(path) as file:
+    def _read(self, entry: NamedFile, first: int) -> Iterator[AuditRow]:
+        path, done = file_inside(self.cache.root, entry.name), 0
+        with pinned_parquet(path, None if is_private(path) else entry.sha256) as file:
             for group in range(file.num_row_groups):
                 num_rows = file.metadata.row_group(group).num_rows
                 wanted = [i for i in range(num_rows) if (first + done + i) % self.step == 0]
@@ -93,7 +95,7 @@ class AuditedViews:
         shards = self.cache.manifest.shards
         start = sum(entry.rows for entry in shards[:shard])
         path = file_inside(self.cache.root, shards[shard].name)
-        with reading(path), open_parquet(path) as file:
+        with pinned_parquet(path, None if is_private(path) else shards[shard].sha256) as file:
             table = file.read(["sample_id", "view"], use_threads=False)
         keys = zip(table["sample_id"].to_pylist(), table["view"].to_pylist(), strict=True)
         return {key: start + number for number, key in enumerate(keys)}

@@ -18,7 +18,6 @@ from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import jinja2
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object
@@ -27,6 +26,7 @@ from lm_eval.api.model import CacheHook, TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from ..shared.bounded import Refused
 from ..shared.cache.files import sha256_file
 from ..shared.config import DecodingConfig, EvaluationConfig, RunConfig, load_config, to_tree
 from ..shared.config_tree import suggest
@@ -171,11 +171,11 @@ class TideLM(TemplateLM):
         """Messages to the prompt a student was trained on; without `add_generation_prompt`, the last one goes on."""
         encoder = self.student.writer.encoder
         try:
-            written: Any = encoder.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt, **encoder.template,
+            written = encoder.write(
+                chat_history, add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
             )  # fmt: skip
-        except (jinja2.TemplateError, TypeError) as error:
+        except Refused as error:
             raise DataError(f"the student's chat template refuses a prompt of this task: {error}") from error
         if not add_generation_prompt and chat_history[-1]["content"][:1].isspace():
             # As in transformers 4: tasks were written for it, and MBPP's reading counts on the student to write the

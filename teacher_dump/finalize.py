@@ -42,9 +42,10 @@ from ..shared.cache.receipts import (
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
 from ..shared.cache.store import FolderStore, Store, open_store
-from ..shared.cache.trust import keep_note, trust_note
+from ..shared.cache.trust import keep_note, made_by_others, trust_note
+from ..shared.cache.verify import verify_before_commit
 from ..shared.cache.vocabulary import VOCABULARY_NAME
-from ..shared.errors import DataError
+from ..shared.errors import CacheError, DataError
 from .claims import is_alive, remove_claims
 from .pairing import Pairing, open_pairing
 from .plan import Plan
@@ -106,6 +107,9 @@ def finalize(
         **parts,
     )  # fmt: skip
     note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written
+    others = made_by_others(plan.hash, receipts) if isinstance(store, FolderStore) else []
+    if others or (note is None and isinstance(store, FolderStore)):
+        _check_the_work_of_others(root, manifest, others)
     write_card(root, manifest)
     store.publish([VOCABULARY_NAME, CARD_NAME])
     write_manifest(root, manifest)
@@ -144,6 +148,23 @@ def _whole_shards(
         found = list(threads.map(looked_at, listed))
     whole = [receipt for receipt in found if receipt is not None]
     return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
+
+
+def _check_the_work_of_others(root: Path, manifest: Manifest, others: list[int]) -> None:
+    """Somebody else may have left a shard and a receipt that fits it: neither is evidence of what the shard means."""
+    try:
+        verify_before_commit(root, manifest)
+    except CacheError as error:
+        raise CacheError(
+            f"{error} (The manifest was not written. {_listed(others)} not made by this user's dump, or others may "
+            "write this folder: remove what is wrong from data/ and its receipt from receipts/, run the same command "
+            "again, and it is made anew)"
+        ) from error
+
+
+def _listed(shards: list[int]) -> str:
+    names = ", ".join(map(str, shards[:8])) + (" ..." if len(shards) > 8 else "")
+    return f"Shards {names} were" if shards else "A shard was"
 
 
 def _forget(store: Store, damaged: list[int]) -> None:

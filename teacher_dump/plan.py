@@ -44,6 +44,9 @@ from .pairing import Pairing, UnwrittenFields, open_pairing
 from .portable import find_sources, planned_settings, portable_sources
 from .unigram import Unigram, answered_tokens
 
+_SEAL = "plan_hash"
+"""The field of plan.json beside those of the plan: the SHA-256 of their canonical JSON."""
+
 
 class PlannedSample(NamedTuple):
     """Where a sample stands in the data: number of the source, row in it, the id it had, and `digest` of its tokens."""
@@ -318,7 +321,7 @@ def write_plan(root: Path | Store, plan: Plan) -> None:
     Raises: CacheMismatch: another command was faster, with another plan.
     """
     store = open_store(root)
-    store.write_once(PLAN_NAME, readable_json(plan.to_json()))
+    store.write_once(PLAN_NAME, readable_json({**plan.to_json(), _SEAL: plan.hash}))
     theirs = read_plan(store)
     if theirs.hash != plan.hash:
         changes = _changes(theirs.settings, plan.settings)
@@ -332,7 +335,7 @@ def write_plan(root: Path | Store, plan: Plan) -> None:
 def read_plan(root: Path | Store) -> Plan:
     """Read plan.json.
 
-    Raises: CacheError: missing, damaged, or of another version.
+    Raises: CacheError: missing, damaged, edited, or of another version.
     """
     store = open_store(root)
     path = store.path(PLAN_NAME)
@@ -345,6 +348,12 @@ def read_plan(root: Path | Store) -> Plan:
         raise CacheError(
             f"{path}: schema_version is {version!r:.40}, this tide writes {SCHEMA_VERSION}; finish the dump with the "
             "tide that began it, or dump into another folder"
+        )
+    seal = tree.pop(_SEAL, None)  # plans of earlier versions have none
+    if seal is not None and seal != sha256_bytes(canonical_json(tree)):
+        raise CacheError(
+            f"{path}: was edited after it was made: {_SEAL} is {seal!r:.80}, not the hash of the other fields. Restore "
+            "the file as it was; other settings are another cache: give them on the command line, with another --out"
         )
     try:
         return Plan(

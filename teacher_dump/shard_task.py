@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..shared.cache import Receipt, shard_name, write_receipt, write_shard
 from ..shared.cache.audit import audit_name, write_audit
+from ..shared.cache.trust import note_written
 from ..shared.conversations import ConversationReader
 from ..shared.errors import CacheMismatch, DataError
 from ..shared.tokens import PairedSample
@@ -61,10 +62,12 @@ class ShardTask:
         statistics = write_shard(root / name, rows, self.plan.layout, plan_hash=plan_hash, shard=shard)
         statistics = replace(statistics, **answered_sums(views, self.plan.unigram))
         audit = self._write_audit(root, shard, views)
-        return write_receipt(
+        receipt = write_receipt(
             root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit,
             left_out=Counter(left_out.values()),
         )  # fmt: skip
+        note_written(receipt)
+        return receipt
 
     def _write_audit(self, root: Path, shard: int, views: Sequence[View]) -> str | None:
         """The audit file of a shard, or None and no file if none of its targets is audited."""

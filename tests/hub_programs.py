@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,18 @@ def synthetic_cache(root: Path, num_shards: int = NUM_SHARDS) -> Path:
         root, layout, [synthetic_caches.write(root, s, layout, n, num_shards) for n, s in enumerate(shards)]
     )
     return root
+
+
+@dataclass(frozen=True)
+class Longer(File):
+    """A file of which the Hub says that it has `told` bytes, and sends more."""
+
+    told: int = 0
+
+    def entry(self, path: str) -> dict[str, Any]:
+        """As `File.entry`."""
+        entry = super().entry(path) | {"size": self.told}
+        return entry | ({"lfs": {**entry["lfs"], "size": self.told}} if self.sha256 else {})
 
 
 def attempt(action: Callable[[], Any]) -> dict[str, Any]:
@@ -205,8 +218,16 @@ def pull(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     true_hash = hub.repositories["me/base"].head.tree["data/views-00001-of-00006.parquet"].sha256
     edited(hub, "me/liar", "me/base", **{"00001-of": File(bent, true_hash)})
     out["liar"] = pulled("me/liar", "h")
+    edited(hub, "me/flood", "me/base", **{"00001-of": Longer(sound + bytes(30 << 20), true_hash, len(sound))})
+    out["flood"] = pulled("me/flood", "n")
+    sizes = [path.stat().st_size for path in (work / "n").rglob("*") if path.is_file()]
+    out["most of a flood"] = max(sizes) <= max(path.stat().st_size for path in root.rglob("*") if path.is_file())
+    words = (root / "vocabulary.parquet").read_bytes()
+    edited(hub, "me/long", "me/base", vocabulary=Longer(words * 2, None, len(words)))
+    out["long"] = pulled("me/long", "o")
     from tide.shared.cache.manifest import sealed_json
 
+    out["read from afar"] = attempt(lambda: len(list(open_cache("me/flood"))))
     tree = json.loads((root / "manifest.json").read_text())
     tree["statistics"]["t_histogram"][3] += 1
     edited(hub, "me/wrong", "me/base", **{"manifest.json": File(sealed_json(tree))})

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..config import from_tree
 from ..errors import CacheError, ConfigError, OutputError
-from ..regular_files import open_regular, read_regular
+from ..regular_files import read_regular, require_regular
 
 T = TypeVar("T")
 
@@ -68,23 +68,23 @@ def _free_space(path: Path) -> str:
     return "free space unknown"
 
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:32]
+HOST = re.sub(r"[^A-Za-z0-9]", "-", socket.gethostname())[:32]
 
 
 def temporary_name(path: Path) -> Path:
     """A fresh hidden name next to `path`; several writers of the same file never share one."""
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    return path.with_name(f".{path.name}.{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def leftover_owner(name: str) -> int | None:
     """The process of this machine that made a temporary file of this name; None: it is no such name."""
-    match = re.fullmatch(rf"\..+\.{_HOST}-(\d+)-[0-9a-f]{{8}}\.tmp", name)
+    match = re.fullmatch(rf"\..+\.{HOST}-(\d+)-[0-9a-f]{{8}}\.tmp", name)
     return int(match[1]) if match else None
 
 
 def leftovers(path: Path) -> list[Path]:
     """Temporary files of `path` made on this machine (on others a lock may not be visible from here)."""
-    return sorted(path.parent.glob(f".{path.name}.{_HOST}-*.tmp"))
+    return sorted(path.parent.glob(f".{path.name}.{HOST}-*.tmp"))
 
 
 def fsync_folder(folder: Path) -> None:
@@ -350,16 +350,75 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     footer may have 256 KiB and a 16th of the file.
     Raises: CacheError: the footer is larger than that; errors of pyarrow for `reading` to explain.
     """
-    size = path.stat().st_size
-    with open_regular(path) as file:
-        file.seek(max(0, size - 8))
-        footer_bytes = int.from_bytes(file.read(4), "little")
+    return _parquet(path, _opened(path))
+
+
+def _opened(path: Path) -> pa.OSFile:
+    require_regular([path])
+    return pa.OSFile(str(path))
+
+
+def _parquet(path: Path, source: pa.OSFile) -> pq.ParquetFile:
+    size = source.size()
+    source.seek(max(0, size - 8))
+    footer_bytes = int.from_bytes(source.read(4), "little")
     if footer_bytes > (256 << 10) + size // 16:
         raise CacheError(f"{path}: damaged (a footer of {footer_bytes:,} bytes in a file of {size:,}); fetch it again")
     return pq.ParquetFile(
-        path, page_checksum_verification=True, thrift_container_size_limit=MAX_FOOTER_ITEMS,
+        source, page_checksum_verification=True, thrift_container_size_limit=MAX_FOOTER_ITEMS,
         thrift_string_size_limit=1 << 20,
     )  # fmt: skip
+
+
+class Pinned:
+    """A Parquet file opened once: its bytes are hashed and read through one descriptor, whatever its name leads to.
+
+    `require_same` after a read says that nobody has written to the file between the hash and the read.
+
+    Args:
+        sha256: of the whole file.
+        seen: `self.seen` of an earlier opening: the same file, unchanged, is not hashed again.
+    Raises: CacheError: other bytes. As `open_parquet`.
+    """
+
+    def __init__(self, path: Path, sha256: str, seen: tuple[int, ...] | None = None) -> None:
+        self.path, self._source = path, _opened(path)
+        self.seen = self._status()
+        if self.seen != seen and self._sha256() != sha256:
+            raise CacheError(
+                f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
+            )
+        self.file = _parquet(path, self._source)
+
+    def require_same(self) -> None:
+        """Raises: CacheError: the file was written to since it was opened."""
+        if self._status() != self.seen:
+            raise CacheError(
+                f"{self.path}: somebody wrote to it while it was read; nothing of it was used. Read a cache from a "
+                "folder that nobody else may write"
+            )
+
+    def _status(self) -> tuple[int, ...]:
+        status = os.fstat(self._source.fileno())
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def _sha256(self) -> str:
+        digest, place = hashlib.sha256(), 0
+        while data := os.pread(self._source.fileno(), 1 << 20, place):
+            digest.update(data)
+            place += len(data)
+        return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def pinned_parquet(path: Path, sha256: str | None) -> Iterator[pq.ParquetFile]:
+    """`open_parquet` for a block, `reading` included; with `sha256`, only these bytes are read in it (`Pinned`)."""
+    with reading(path):
+        pinned = None if sha256 is None else Pinned(path, sha256)
+        with open_parquet(path) if pinned is None else pinned.file as file:
+            yield file
+            if pinned is not None:
+                pinned.require_same()
 
 
 @contextlib.contextmanager

@@ -27,11 +27,11 @@ from typing import Any
 from ... import __version__
 from ..addresses import require_apart
 from ..config import to_tree
-from ..errors import CacheMismatch, ConfigError
+from ..errors import CacheError, CacheMismatch, ConfigError
 from .card import write_card
 from .codec_error import summary
 from .files import atomic_write, canonical_json, fsync_folder, output_errors, sha256_bytes, temporary_name
-from .manifest import DataSource, Manifest, PartInfo, TeacherInfo, manifest_parts, write_manifest
+from .manifest import DataSource, Manifest, PartInfo, TeacherInfo, manifest_parts, read_manifest, write_manifest
 from .manifest_fields import UNKNOWN
 from .reader import Cache, open_cache
 from .receipts import Receipt, write_receipt
@@ -80,24 +80,30 @@ class Part:
 
 
 def merge_caches(roots: Sequence[str | Path], out: str | Path) -> Manifest:
-    """Merge caches into a new folder.
+    """Merge caches into a new folder; one that holds their merge already is verified and stays as it is.
 
     Raises:
         CacheMismatch: two parts differ in something that decides what a row means, share some of their samples, or
             share all of them under one seed; names parts and fields. CacheError: a part is damaged.
-        ConfigError: fewer than two parts, or `out` exists or lies in a cache. OutputError.
+        ConfigError: fewer than two parts, or `out` is something else or lies in a cache. OutputError.
     """
     out = Path(out)
     if len(roots) < 2:
         raise ConfigError(f"merge-caches: {len(roots)} cache given; expected at least two")
-    if os.path.lexists(out):
+    known = is_merged(out)
+    if os.path.lexists(out) and not known:
         raise ConfigError(f"--out {out}: exists already; give a new folder")
     require_apart(out, {f"part {number}": root for number, root in enumerate(roots, 1)})
-    parts = [Part(open_cache(root, verify="full")) for root in roots]
+    parts = [Part(open_cache(root, verify=True if known else "full")) for root in roots]
     for part in parts:
         _require_same_family(parts[0], part)
         _require_whole_samples(part)
     groups = _groups(parts)
+    if known:
+        cache = open_cache(out)
+        if cache.manifest.plan_hash != _plan_hash(groups):
+            raise ConfigError(f"--out {out}: exists already, and is the merge of other caches; give a new folder")
+        return cache.manifest
     audited = [str(part.cache.root) for part in parts if part.manifest.audit is not None]
     if audited:
         warnings.warn(
@@ -114,6 +120,19 @@ def merge_caches(roots: Sequence[str | Path], out: str | Path) -> Manifest:
         shutil.rmtree(temporary, ignore_errors=True)
     keep_note(trust_note(out, manifest))
     return manifest
+
+
+def is_merged(folder: str | Path) -> bool:
+    """Is there a cache that `merge_caches` made?"""
+    try:
+        return bool(read_manifest(Path(folder)).parts)
+    except CacheError:
+        return False
+
+
+def _plan_hash(groups: Sequence[Sequence[Part]]) -> str:
+    """What identifies a merge: its parts, in order."""
+    return sha256_bytes(canonical_json([to_tree(info) for group in groups for info in _provenance(group)]))
 
 
 def _require_same_family(one: Part, other: Part) -> None:
@@ -198,7 +217,7 @@ def _seeds(part: Part) -> set[Any]:
 def _write(root: Path, groups: Sequence[Sequence[Part]]) -> Manifest:
     """Everything but the folder's final name."""
     infos = [info for group in groups for info in _provenance(group)]
-    plan_hash = sha256_bytes(canonical_json([to_tree(info) for info in infos]))
+    plan_hash = _plan_hash(groups)
     pieces = [(group, samples) for group in groups for samples in group[0].shards]
     receipts = []
     for shard, (group, samples) in enumerate(pieces):

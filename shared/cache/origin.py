@@ -65,7 +65,10 @@ class HubOrigin:
         """As `Origin.fetch`."""
         commit, folder = str(self.address.revision), target.with_name(f".hub{target.name}")  # hidden like the target
         try:
-            fetch(self.hub, self.address.repository, entry.name, commit, folder, again=True).replace(target)
+            fetched = fetch(
+                self.hub, self.address.repository, entry.name, commit, folder, most_bytes=entry.bytes, again=True
+            )
+            fetched.replace(target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -97,13 +100,13 @@ class StoreOrigin:
     def manifest(self) -> Manifest:
         """As `Origin.manifest`."""
         manifest = read_manifest(self.store)
-        sizes, named = listed_sizes(self.store), manifest.files()
+        sizes, named, damaged = listed_sizes(self.store), manifest.files(), list[str]()
         for entry in (*manifest.shards, *(manifest.audit.files if manifest.audit else ())):
             if sizes.get(entry.name) != entry.bytes:
                 found = "missing" if entry.name not in sizes else f"{sizes[entry.name]:,} bytes"
-                raise CacheError(
-                    f"{self.url}/{entry.name}: {found}, the manifest says {entry.bytes:,} bytes. {self.advice}"
-                )
+                damaged.append(f"{self.url}/{entry.name}: {found}, the manifest says {entry.bytes:,} bytes")
+        if damaged:
+            raise CacheError(f"{'; '.join(damaged)}. {self.advice}")
         stray = sorted(sizes.keys() - {entry.name for entry in named})
         if stray:
             raise CacheError(

@@ -95,21 +95,51 @@ def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[Name
 def fetched_manifest(hub: Hub, repository: str, commit: str) -> Manifest:
     """The manifest at a commit, fetched into a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        fetch(hub, repository, MANIFEST_NAME, commit, Path(folder))
+        fetch(hub, repository, MANIFEST_NAME, commit, Path(folder), most_bytes=MAX_MANIFEST_BYTES)
         return read_manifest(folder)
 
 
-def fetch(hub: Hub, repository: str, name: str, commit: str, folder: Path, *, again: bool = False) -> Path:
-    """Download one file to `folder / name`; the client continues after broken connections."""
+def fetch(
+    hub: Hub, repository: str, name: str, commit: str | None, folder: Path | None, *, most_bytes: int,
+    again: bool = False,
+) -> Path:  # fmt: skip
+    """Download one file to `folder / name`; the client continues after broken connections.
+
+    Args:
+        folder: None: into the client's own cache.
+        most_bytes: of the file; where more are sent, the transfer is cut off.
+    Raises: CacheError: more bytes are sent. As `Hub.ask`.
+    """
+    gauge = _gauge(f"{repository}: {name}", most_bytes)
 
     def download() -> Path:
         return Path(
             hub.api.hf_hub_download(
-                repository, name, repo_type="dataset", revision=commit, local_dir=folder, force_download=again
+                repository, name, repo_type="dataset", revision=commit, local_dir=folder, force_download=again,
+                tqdm_class=gauge,
             )
-        )
+        )  # fmt: skip
 
     return hub.ask(f"fetching {name} of {repository}", download)
+
+
+def _gauge(what: str, most_bytes: int) -> Any:
+    """A progress bar of the client, which is told of bytes before they are written: it ends a transfer of too many."""
+    from huggingface_hub.utils import tqdm
+
+    class Gauge(tqdm):  # pyright: ignore[reportMissingTypeArgument]
+        num_bytes = 0
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.num_bytes += n or 0
+            if self.num_bytes > most_bytes:
+                raise CacheError(
+                    f"{what}: the Hub sends more than the {most_bytes:,} bytes that the manifest names; cut off and "
+                    "refused, its owner should push it again"
+                )
+            return super().update(n)
+
+    return Gauge
 
 
 def pull_cache(
@@ -196,7 +226,7 @@ def _fetch_all(hub: Hub, repository: str, commit: str, entries: list[NamedFile],
 
     def bring(entry: NamedFile) -> None:
         path = staging / entry.name
-        fetch(hub, repository, entry.name, commit, staging, again=True)
+        fetch(hub, repository, entry.name, commit, staging, most_bytes=entry.bytes, again=True)
         if not is_whole(path, entry):
             path.unlink(missing_ok=True)
             raise CacheError(

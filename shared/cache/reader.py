@@ -19,10 +19,11 @@ from ..addresses import is_url, local_path
 from ..config import ShardCacheConfig
 from ..errors import CacheError, CacheMismatch, ConfigError
 from .batch import RowBatch
-from .files import file_inside, open_parquet, reading
+from .files import Pinned, file_inside, open_parquet, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .schema import ViewRow
 from .table import read_group
+from .trust import is_private
 from .verify import VerifyReport, verify_cache
 from .vocabulary import VOCABULARY_NAME, Vocabulary, read_vocabulary
 
@@ -98,7 +99,7 @@ def open_cache(
         raise CacheError(f"{root} is a folder and has no revision {revision!r}; leave revision out")
     cache = Cache(root, read_manifest(root))
     if verify:
-        verify_cache(root, mode=verify if isinstance(verify, str) else "auto")
+        verify_cache(root, mode=verify if isinstance(verify, str) else "auto", manifest=cache.manifest)
     return cache
 
 
@@ -125,6 +126,8 @@ class Cache(Sequence[ViewRow]):
     def _reset(self) -> None:
         self._lock = threading.RLock()
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._pinned: dict[int, Pinned] = {}
+        self._seen: dict[int, tuple[int, ...]] = {}
         self._batches: OrderedDict[tuple[int, int], RowBatch] = OrderedDict()
         self._row_groups: list[RowGroup] | None = None
         self._starts: np.ndarray = np.zeros(1, np.int64)
@@ -204,12 +207,17 @@ class Cache(Sequence[ViewRow]):
         with self._lock:
             file = self._files.get(shard)
             if file is None:
-                path = file_inside(self.root, self.manifest.shards[shard].name)
+                entry = self.manifest.shards[shard]
+                path = file_inside(self.root, entry.name)
                 with reading(path):
-                    file = open_parquet(path)
+                    if is_private(path):
+                        file = open_parquet(path)
+                    else:  # what was checked may have been exchanged since
+                        self._pinned[shard] = pinned = Pinned(path, entry.sha256, self._seen.get(shard))
+                        self._seen[shard], file = pinned.seen, pinned.file
                 self._files[shard] = file
                 if len(self._files) > OPEN_SHARDS:
-                    self._files.popitem(last=False)
+                    self._pinned.pop(self._files.popitem(last=False)[0], None)
             self._files.move_to_end(shard)
             return file
 
@@ -218,7 +226,15 @@ class Cache(Sequence[ViewRow]):
         file, name = self._file(shard), self.manifest.shards[shard].name
         with reading(self.root / name):
             first_row = sum(file.metadata.row_group(g).num_rows for g in range(group))
-            return read_group(file, group, self.layout, where=str(self.root / name), first_row=first_row)
+            batch = read_group(file, group, self.layout, where=str(self.root / name), first_row=first_row)
+            self._require_same(shard)
+            return batch
+
+    def _require_same(self, shard: int) -> None:
+        """Raises: CacheError: somebody wrote to the shard since it was opened, where others may write."""
+        pinned = self._pinned.get(shard)
+        if pinned is not None:
+            pinned.require_same()
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[ViewRow]:
         """Rows by number (0 .. len - 1, file order), in the given order; each row group is decoded once per call.
@@ -257,6 +273,7 @@ class Cache(Sequence[ViewRow]):
         for shard, entry in enumerate(self.manifest.shards):
             with reading(self.root / entry.name):
                 table = self._file(shard).read(["sample_id", *present], use_threads=False)
+                self._require_same(shard)
             ids = table["sample_id"].combine_chunks()
             begins = np.ones(len(ids), np.int64)  # samples never continue in the next shard
             begins[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
@@ -281,7 +298,7 @@ class Cache(Sequence[ViewRow]):
         """Bytes and teacher ids of the student's tokens. Raises: CacheError: the cache holds no vocabulary."""
         if self.manifest.vocabulary is None:
             raise CacheError(f"{self.root}: made without {VOCABULARY_NAME}; dump again to get one")
-        return read_vocabulary(self.root)
+        return read_vocabulary(self.root, self.manifest.vocabulary.sha256)
 
     def to_datasets(self, *, decoded: bool = False, temperature: float | None = None) -> "datasets.Dataset":
         """The shards as a `datasets.Dataset`, one row per view.

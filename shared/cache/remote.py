@@ -26,6 +26,7 @@ from .schema import ViewRow
 from .shard_cache import ShardCache, WrongBytes
 from .trust import content_note, is_kept, keep_note
 from .verify import VerifyReport, verify_cache, verify_shard
+from .verify_shards import noted
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -138,8 +139,16 @@ class RemoteCache(Cache):
             raise CacheError(f"{self.origin}: {error}. {self.origin.advice}") from error
 
     def _bring_all(self) -> None:
-        for _ in in_parallel(self._bring, named_files(self.manifest, str(self.origin), audit=False)):
+        damaged: list[CacheError] = []
+
+        def bring(entry: NamedFile) -> None:
+            with noted(damaged):
+                self._bring(entry)
+
+        for _ in in_parallel(bring, named_files(self.manifest, str(self.origin), audit=False)):
             pass
+        if damaged:
+            raise CacheError("; ".join(map(str, damaged)))
 
     def fetch_all(self) -> None:
         """Bring every file here and run all checks, those that need every shard included; once per user and cache.

@@ -19,6 +19,7 @@ from ..errors import CacheError
 from .files import file_inside, fsync_folder, output_errors, temporary_name
 from .hub import Hub, is_address, parse_address
 from .manifest import Manifest, NamedFile, read_manifest
+from .pull import fetch
 from .receipts import read_receipt, receipt_path
 from .verify import audit_is_here, check_file, unnamed_files, verify_cache
 
@@ -135,7 +136,7 @@ def repair_from(root: str | Path, source: str, *, revision: str | None = None) -
     damaged += [manifest.audit_of[shard] for shard in damage.audits]
     if damage.vocabulary and manifest.vocabulary is not None:
         damaged.append(manifest.vocabulary)
-    other = _locate(source, revision, [entry.name for entry in damaged]) if damaged else root
+    other = _locate(source, revision, damaged) if damaged else root
     for entry in damaged:
         with _copied(other, root, entry) as copy:
             quarantine.take(entry.name)
@@ -179,8 +180,8 @@ def require_sound(root: Path) -> None:
         ) from error
 
 
-def _locate(source: str, revision: str | None, names: Sequence[str]) -> Path:
-    """The folder of another copy; of one on the Hub, `names` alone are fetched."""
+def _locate(source: str, revision: str | None, entries: Sequence[NamedFile]) -> Path:
+    """The folder of another copy; of one on the Hub, these files alone are fetched."""
     if Path(source).is_dir():
         if revision is not None:
             raise CacheError(f"{source} is a folder and has no revision {revision!r}; leave revision out")
@@ -188,8 +189,8 @@ def _locate(source: str, revision: str | None, names: Sequence[str]) -> Path:
     if not is_address(source):
         raise CacheError(f"{source}: no such folder (and not an id of the Hub, which has the form owner/name)")
     address, hub = parse_address(source, revision), Hub()
-    return Path(hub.ask(f"fetching files of {address}", lambda: hub.api.snapshot_download(
-        address.repository, repo_type="dataset", revision=address.revision, allow_patterns=list(names))))  # fmt: skip
+    paths = [fetch(hub, address.repository, e.name, address.revision, None, most_bytes=e.bytes) for e in entries]
+    return paths[0].parents[entries[0].name.count("/")]
 
 
 @contextlib.contextmanager

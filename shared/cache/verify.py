@@ -22,10 +22,10 @@ from typing import Literal
 
 from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
-from .manifest import Manifest, NamedFile, read_manifest
+from .manifest import Manifest, NamedFile, read_manifest, sealed_json
 from .receipts import AUDIT_FOLDER
 from .trust import is_kept, keep_note, trust_note
-from .verify_shards import check_shards
+from .verify_shards import check_shards, noted, raise_all
 
 CHILD_BYTES = 2 << 30
 """Memory of the child, at most: several decoded row groups and the ids of a few million samples. What it really gets
@@ -49,20 +49,22 @@ class VerifyReport:
 
 
 def verify_cache(
-    root: str | Path, *, mode: Literal["auto", "quick", "full"] = "full", audit: bool = True
-) -> VerifyReport:
+    root: str | Path, *, mode: Literal["auto", "quick", "full"] = "full", audit: bool = True,
+    manifest: Manifest | None = None,
+) -> VerifyReport:  # fmt: skip
     """Check a cache.
 
     Args:
         mode: "full": all six checks; "quick": manifest, sizes and footers; "auto": quick for a folder that was made or
             checked in full by this user on this machine and has not changed (trust.py), full for any other.
         audit: False: leave the audit files alone, whether they are there or not.
+        manifest: of the folder, if it was read already: the files are compared with this one.
     Returns: its `audit` is "left out" also where all files of the audit are missing, as after `pull-cache --no-audit`.
-    Raises: CacheError: the first check that fails; names file, row and field. Some files of an audit without the others
-        are a damaged cache.
+    Raises: CacheError: the first check that fails, of all files where sizes and hashes differ; names file, row and
+        field. Some files of an audit without the others are a damaged cache.
     """
     root = Path(root)
-    manifest = read_manifest(root)
+    manifest = manifest or read_manifest(root)
     note = None if mode == "quick" else trust_note(root, manifest)
     audit_here = audit_is_here(root, manifest)
     audit = audit and audit_here
@@ -70,7 +72,7 @@ def verify_cache(
         mode = "quick" if is_kept(note) else "full"
     _check_files(root, manifest, full=mode == "full", audit=audit)
     if mode == "full":
-        _check_in_child(root, audit=audit)
+        _check_in_child(root, manifest, audit=audit)
     else:
         check_shards(root, manifest, full=False, audit=audit)
     if mode == "full" and audit == audit_here:
@@ -78,6 +80,13 @@ def verify_cache(
     totals, state = manifest.totals, audit_state(root, manifest)
     said: AuditState = "left out" if state == "checked" and not audit else state
     return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes, said)
+
+
+def verify_before_commit(root: Path, manifest: Manifest) -> None:
+    """All checks of a cache whose manifest is not written yet. Raises: CacheError: the first check that fails."""
+    for entry in manifest.files():
+        check_file(root, entry, full=True)
+    _check_in_child(root, manifest, audit=manifest.audit is not None)
 
 
 def audit_state(root: Path, manifest: Manifest) -> AuditState:
@@ -101,13 +110,16 @@ def verify_shard(root: str | Path, shard: int) -> None:
     What only all shards together show (a sample in two of them, the statistics) waits for `verify_cache`.
     Raises: CacheError: the first check that fails; names file, row and field.
     """
-    _check_in_child(Path(root), shard)
+    _check_in_child(Path(root), read_manifest(root), shard)
 
 
 def _check_files(root: Path, manifest: Manifest, *, full: bool, audit: bool) -> None:
     """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
+    damaged: list[CacheError] = []
     for entry in manifest.files(audit=audit):
-        check_file(root, entry, full=full)
+        with noted(damaged):
+            check_file(root, entry, full=full)
+    raise_all(damaged, root)
     for name in unnamed_files(root, manifest):
         raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
 
@@ -132,7 +144,7 @@ def unnamed_files(root: Path, manifest: Manifest) -> list[str]:
     return [name for name in files if name not in named and "/." not in name]
 
 
-def _check_in_child(root: Path, shard: int | None = None, *, audit: bool = False) -> None:
+def _check_in_child(root: Path, manifest: Manifest, shard: int | None = None, *, audit: bool = False) -> None:
     """Checks 3 to 6 in a process of their own, with `CHILD_BYTES` of memory."""
     # -P keeps the current folder, which a stranger may have filled, off the import path.
     command = [sys.executable, "-P", "-m", f"{__package__}.verify_shards", str(root.absolute()), str(CHILD_BYTES)]
@@ -141,7 +153,8 @@ def _check_in_child(root: Path, shard: int | None = None, *, audit: bool = False
     # One malloc arena: each further one reserves 64 MB of the address space that the child has to live in.
     malloc = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1"}
     environment = {**os.environ, "PYTHONPATH": search_path, **malloc}
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    given = sealed_json(manifest.to_json())
+    done = subprocess.run(command, env=environment, input=given, capture_output=True, check=False)
     try:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
     except (ValueError, IndexError):

@@ -25,18 +25,21 @@ from .audit import (
     rounding_mass,
 )
 from .batch import RowBatch
-from .files import file_inside, open_parquet, reading
+from .files import file_inside, pinned_parquet
 from .footers import check_parquet_footer, written_schema
-from .manifest import Manifest
+from .manifest import Manifest, NamedFile
 from .schema import Layout, ViewRow, shard_metadata
 
 
-def check_audit_footer(root: Path, manifest: Manifest, shard: int) -> int:
-    """Check 3 of one shard's audit; uncompressed bytes of its largest row group. Raises: CacheError."""
+def check_audit_footer(root: Path, manifest: Manifest, shard: int, *, full: bool = True) -> int:
+    """Check 3 of one shard's audit, and if `full` its SHA-256; uncompressed bytes of its largest row group.
+
+    Raises: CacheError.
+    """
     assert manifest.audit is not None
     entry = manifest.audit_of[shard]
     path = file_inside(root, entry.name)
-    with reading(path), open_parquet(path) as file:
+    with pinned_parquet(path, entry.sha256 if full else None) as file:
         return check_parquet_footer(
             file, path, expected=written_schema(AUDIT_SCHEMA, OPTIONS), entry=entry,
             metadata=shard_metadata(manifest.plan_hash, shard),
@@ -65,13 +68,13 @@ class AuditCheck:
         self.seed = seed if type(seed) is int else None
         entry = manifest.audit_of.get(shard)
         self.path = None if entry is None else root / entry.name
-        self._rows = iter(()) if entry is None else self._walk(entry.name)
+        self._rows = iter(()) if entry is None else self._walk(entry)
         self._next = next(self._rows, None)
 
-    def _walk(self, name: str) -> Iterator[tuple[AuditBatch, int]]:
+    def _walk(self, entry: NamedFile) -> Iterator[tuple[AuditBatch, int]]:
         """Every row of the file, checked by itself; a row group at a time."""
-        path, first_row = file_inside(self.root, name), 0
-        with reading(path), open_parquet(path) as file:
+        path, first_row = file_inside(self.root, entry.name), 0
+        with pinned_parquet(path, entry.sha256) as file:
             for group in range(file.num_row_groups):
                 batch = self._group(file, group, path, first_row)
                 first_row += len(batch)

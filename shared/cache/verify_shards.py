@@ -3,15 +3,18 @@
 `python -m tide.shared.cache.verify_shards ROOT BYTES AUDIT [SHARD]` limits its own memory to what the footers call for,
 at most BYTES above what it starts with, its time to what that many bytes may take, checks all shards or the one of that
 number, with their audit if AUDIT is 1, and prints one line of JSON:
-{"kind": name of the error or null, "error": its message or null}. It imports numpy and pyarrow, and no torch.
+{"kind": name of the error or null, "error": its message or null}. The manifest comes on standard input: what is checked
+is what whoever asks has read. It imports numpy and pyarrow, and no torch.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +25,9 @@ import pyarrow.parquet as pq
 from ..errors import CacheError, TideError
 from .batch import RowBatch, rounded
 from .checks import SampleOrder, check_batch
-from .files import file_inside, open_parquet, reading
+from .files import file_inside, pinned_parquet
 from .footers import check_parquet_footer, written_schema
-from .manifest import Manifest, read_manifest
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, manifest_from_bytes
 from .schema import Layout, arrow_schema, parquet_options, shard_metadata
 from .statistics import WRITER_ONLY, ShardStatistics, batch_statistics, leaf_bytes, merge
 from .table import read_group
@@ -46,19 +49,44 @@ def check_shards(root: Path, manifest: Manifest, *, full: bool, audit: bool = Tr
     Args: audit: check the audit files as well.
     Raises: CacheError: the first check that fails; names shard, row and field.
     """
-    check_footers(root, manifest, audit=audit)
+    check_footers(root, manifest, audit=audit, full=full)
     if full:
         check_contents(root, manifest, audit=audit)
 
 
-def check_footers(root: Path, manifest: Manifest, *, audit: bool = True) -> int:
-    """Check 3, for every file. Returns: uncompressed bytes of the largest row group. Raises: CacheError."""
-    largest = 0
+def check_footers(root: Path, manifest: Manifest, *, audit: bool = True, full: bool = True) -> int:
+    """Check 3, for every file, and if `full` that its bytes are still those that the manifest names.
+
+    Returns: uncompressed bytes of the largest row group. Raises: CacheError.
+    """
+    largest, damaged = 0, list[CacheError]()
     for shard in range(len(manifest.shards)):
-        largest = max(largest, check_one_footer(root, manifest, shard))
+        with noted(damaged):
+            largest = max(largest, check_one_footer(root, manifest, shard, full=full))
     for shard in manifest.audit_of if audit else ():
-        largest = max(largest, check_audit_footer(root, manifest, shard))
+        with noted(damaged):
+            largest = max(largest, check_audit_footer(root, manifest, shard, full=full))
+    raise_all(damaged, root)
     return largest
+
+
+@contextlib.contextmanager
+def noted(damaged: list[CacheError]) -> Iterator[None]:
+    """What is wrong with one file is kept for `raise_all`, so that the others are looked at as well."""
+    try:
+        yield
+    except CacheError as error:
+        damaged.append(error)
+
+
+def raise_all(damaged: list[CacheError], root: Path) -> None:
+    """Raises: CacheError: there are any; says all of them, and the command that repairs."""
+    if damaged:
+        raise CacheError(
+            f"{'; '.join(map(str, damaged))}. To repair: tide repair-cache {root} --from COPY (a folder or a data set "
+            f"of the Hub that holds the same cache), or tide repair-cache {root} with the options of its dump-teacher "
+            "command"
+        )
 
 
 def check_contents(root: Path, manifest: Manifest, *, audit: bool = True) -> None:
@@ -66,7 +94,7 @@ def check_contents(root: Path, manifest: Manifest, *, audit: bool = True) -> Non
     order, statistics = SampleOrder(), []
     support = None
     if manifest.vocabulary is not None:
-        vocabulary, limit = read_vocabulary(root), manifest.student.vocab_size
+        vocabulary, limit = read_vocabulary(root, manifest.vocabulary.sha256), manifest.student.vocab_size
         num_tokens = len(vocabulary.token_bytes)
         if num_tokens > limit:
             raise CacheError(f"{root / manifest.vocabulary.name}: {num_tokens:,} tokens, the manifest says {limit:,}")
@@ -90,10 +118,11 @@ def check_shard(root: Path, manifest: Manifest, shard: int) -> None:
     check_one_shards_pages(root, manifest, shard, SampleOrder())
 
 
-def check_one_footer(root: Path, manifest: Manifest, shard: int) -> int:
-    """Check 3 of one shard; uncompressed bytes of its largest row group."""
-    path = file_inside(root, manifest.shards[shard].name)
-    with reading(path), open_parquet(path) as file:
+def check_one_footer(root: Path, manifest: Manifest, shard: int, *, full: bool = True) -> int:
+    """Check 3 of one shard, as in `check_footers`; uncompressed bytes of its largest row group."""
+    entry = manifest.shards[shard]
+    path = file_inside(root, entry.name)
+    with pinned_parquet(path, entry.sha256 if full else None) as file:
         return check_footer(file, path, manifest, shard)
 
 
@@ -103,7 +132,7 @@ def check_one_shards_pages(
     """Checks 4 and 5 of one shard and, with `audit`, of its audit."""
     entry = manifest.shards[shard]
     path = file_inside(root, entry.name)
-    with reading(path), open_parquet(path) as file:
+    with pinned_parquet(path, entry.sha256) as file:
         found = check_pages(file, path, manifest.layout, order, audit)
     if audit is not None:
         audit.finish()
@@ -200,7 +229,8 @@ def main(root: str, more_bytes: str, with_audit: str = "1", shard: str | None = 
     answer: dict[str, str | None] = {"kind": None, "error": None}
     base, most, audit = _address_space(), int(more_bytes), with_audit == "1"
     try:
-        manifest = read_manifest(root)
+        data = sys.stdin.buffer.read(MAX_MANIFEST_BYTES + 1)
+        manifest = manifest_from_bytes(data, str(Path(root) / MANIFEST_NAME))
         num_bytes = sum(entry.bytes for entry in manifest.files(audit=audit))
         _limit(base, min(most, FOOTER_MEMORY), CPU_S + CPU_S_PER_MB * num_bytes / 1e6)
         one = None if shard is None else int(shard)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
-from .files import atomic_write, open_parquet, reading
+from .files import atomic_write, pinned_parquet
 
 VOCABULARY_NAME = "vocabulary.parquet"
 MAX_TOKENS = 1 << 21
@@ -67,13 +67,14 @@ def write_vocabulary(root: str | Path, token_bytes: Sequence[bytes], teacher_id:
     atomic_write(path, sink.getvalue().to_pybytes())
 
 
-def read_vocabulary(root: str | Path) -> Vocabulary:
+def read_vocabulary(root: str | Path, sha256: str | None = None) -> Vocabulary:
     """Inverse of `write_vocabulary`.
 
+    Args: sha256: what the file must be; None: it was compared before.
     Raises: CacheError: the file is missing, damaged, of other columns, or its ids are not 0, 1, 2, ...
     """
     path = Path(root) / VOCABULARY_NAME
-    with reading(path), open_parquet(path) as file:
+    with pinned_parquet(path, sha256) as file:
         info = file.metadata
         if file.schema_arrow.remove_metadata() != _SCHEMA:
             raise CacheError(f"{path}: columns are {file.schema_arrow}; expected {_SCHEMA}")

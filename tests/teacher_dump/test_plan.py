@@ -10,7 +10,7 @@ import pytest
 from tide import cli
 from tide.shared.config import load_config
 from tide.shared.conversations import open_conversations, parse_sources
-from tide.shared.errors import ConfigError
+from tide.shared.errors import CacheError, ConfigError
 from tide.shared.tokens import Dropped
 from tide.teacher_dump import pairing as pairing_module
 from tide.teacher_dump import plan as plan_module
@@ -60,6 +60,35 @@ def test_a_plan_survives_the_disk(tiny_root, tmp_path):
     assert again.hash == plan.hash
     assert again.config.signal == config.signal
     assert again.config.noise == config.noise
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda tree: tree["settings"]["noise"].update(seed=99), lambda tree: tree["samples"].pop(),
+        lambda tree: tree["settings"]["noise"].update(seed="many"), lambda tree: tree.update(more=1),
+        lambda tree: tree.pop("totals"), lambda tree: tree.update(plan_hash="0" * 64),
+    ],
+    ids=["a setting", "a sample", "no setting", "a field more", "a field less", "its hash"],
+)  # fmt: skip
+def test_a_plan_that_was_edited_is_called_edited(tiny_root, tmp_path, edit):
+    config = tiny_config(tiny_root)
+    prepare_plan(config, tmp_path)
+    tree = json.loads((tmp_path / "plan.json").read_text())
+    edit(tree)
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    for read in (lambda: read_plan(tmp_path), lambda: prepare_plan(config, tmp_path)):
+        with pytest.raises(CacheError, match=r"plan\.json: was edited after it was made"):
+            read()
+
+
+def test_a_plan_is_the_same_written_in_another_way_or_by_an_earlier_tide(tiny_root, tmp_path):
+    plan = prepare_plan(tiny_config(tiny_root), tmp_path)
+    tree = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(tree, indent=7))
+    assert read_plan(tmp_path).hash == plan.hash == tree.pop("plan_hash")
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    assert read_plan(tmp_path).hash == plan.hash
 
 
 def test_shards_hold_every_sample_once_and_in_order(tiny_root):

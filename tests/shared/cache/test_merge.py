@@ -195,8 +195,30 @@ def test_the_command(part, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["tide", "merge-caches", *map(str, roots), "--out", str(tmp_path / "out"), "--json"]
     )
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    assert json.loads(capsys.readouterr().out)["rows"] == 8
+    for result in ("merged", "done already"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        said = json.loads(capsys.readouterr().out)
+        assert (said["rows"], said["result"]) == (8, result)
     verify_cache(tmp_path / "out")
+
+
+def test_a_merge_of_other_parts_or_in_another_order_is_not_done_already(part, tmp_path):
+    a, b, c = (part(name, samples=range(2 * n, 2 * n + 2)) for n, name in enumerate("abc"))
+    merged, out = merge_caches([a, b], tmp_path / "out"), tmp_path / "out"
+    for roots in ([b, a], [a, c], [a, b, c]):
+        with pytest.raises(ConfigError, match="exists already, and is the merge of other caches"):
+            merge_caches(roots, out)
+    assert merge_caches([a, b], out).hash == merged.hash
+    again = merge_caches([out, c], tmp_path / "all")  # a merge of a merge
+    assert merge_caches([out, c], tmp_path / "all").hash == again.hash
+
+
+def test_a_merge_that_is_damaged_since_is_not_called_done(part, tmp_path):
+    a, b = part("a", samples=range(2)), part("b", samples=range(2, 4))
+    merge_caches([a, b], tmp_path / "out")
+    shard = next((tmp_path / "out" / "data").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-1] + b"X")
+    with pytest.raises(CacheError, match="SHA-256 differs"):
+        merge_caches([a, b], tmp_path / "out")

@@ -67,6 +67,8 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(pulled):
         ("hole", "CacheError", "data/views-00001-of-00006.parquet is missing there", 1),
         ("bent", "CacheError", "is not the file that the manifest names", 1),
         ("liar", "CacheError", "arrived with another size or SHA-256", None),
+        ("flood", "CacheError", "sends more than the", None),
+        ("long", "CacheError", "sends more than the", None),
         ("wrong", "CacheError", "statistics.t_histogram is", NUM_SHARDS + 2),
         ("escape", "CacheError", "vocabulary.name is '../../escaped.parquet'", 1),
         ("nowhere", "Unavailable", "looking up me/nowhere: not found", 0),
@@ -78,6 +80,11 @@ def test_what_is_not_a_sound_cache_is_refused_and_leaves_nothing(pulled, name, e
     assert (result["error"], result["held"]) == (error, [])
     assert message in result["message"]
     assert num_fetched in (None, len(result["fetched"]))
+
+
+def test_no_more_bytes_are_written_than_the_manifest_names(pulled):
+    assert pulled["most of a flood"]
+    assert "sends more than the" in pulled["read from afar"]["message"]
 
 
 def test_other_things_in_the_folder_are_left_alone(pulled):

@@ -163,18 +163,18 @@ def test_the_hub_is_asked_for_the_damaged_files_alone(pair, monkeypatch):
     root, copy = pair
     asked = []
 
-    def snapshot_download(self, name: str, *, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((name, repo_type, revision, allow_patterns))
+    def hf_hub_download(self, name: str, file: str, *, repo_type: str, revision: str | None, **_: object) -> str:
+        asked.append((name, repo_type, revision, file))
         if name != "me/cache":
             raise huggingface_hub.errors.HFValidationError("401")
-        return str(copy)
+        return str(copy / file)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", hf_hub_download)
     assert repair_from(root, "me/cache").replaced == ()
     assert asked == []
     flip(root / OTHER)
-    with pytest.raises(Unavailable, match="fetching files of me/other"):
+    with pytest.raises(Unavailable, match=f"fetching {OTHER} of me/other"):
         repair_from(root, "me/other")
     repair_from(root, "me/cache", revision="v1")
-    assert asked[1:] == [("me/cache", "dataset", "v1", [OTHER])]
+    assert asked[1:] == [("me/cache", "dataset", "v1", OTHER)]
     assert read_manifest(root).hash == read_manifest(copy).hash

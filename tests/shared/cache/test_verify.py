@@ -338,3 +338,31 @@ def test_a_cache_for_another_student_is_refused(make_cache):
         cache.require_student("9c0e" * 16)
     with pytest.raises(CacheMismatch, match="chat template"):
         cache.require_student("1f3a" * 16, "45")
+
+
+@pytest.mark.parametrize("mode", ["quick", "full"])
+def test_every_damaged_file_is_named_with_the_command_that_repairs(make_cache, tide, mode):
+    root = make_cache(num_shards=4)
+    names = [entry.name for entry in read_manifest(root).files()]
+    hit = [names[0], names[2], names[-1]]
+    for number, name in enumerate(hit):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(data[:-20] if mode == "quick" or number else data[:100] + b"?" + data[101:])
+    (root / hit[1]).unlink()
+    code, _, said = tide("verify-cache", root, *(["--quick"] if mode == "quick" else []))
+    assert code == 65
+    assert {name for name in names if name in said} == set(hit)
+    assert f"tide repair-cache {root} --from" in said
+
+
+def test_every_damaged_footer_is_named(make_cache):
+    root = make_cache(num_shards=3)
+    names = [entry.name for entry in read_manifest(root).shards]
+    for name in names[1:]:
+        data = bytearray((root / name).read_bytes())
+        data[-6] ^= 0x40  # the footer's length
+        (root / name).write_bytes(bytes(data))
+    with pytest.raises(CacheError) as caught:
+        verify_cache(root, mode="quick")
+    assert [name in str(caught.value) for name in names] == [False, True, True]
+    assert "repair-cache" in str(caught.value)
