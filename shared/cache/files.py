@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from ..config import from_tree
 from ..errors import CacheError, ConfigError, OutputError
-from ..regular_files import read_regular, require_regular
+from ..regular_files import open_regular, read_regular, require_regular
 
 T = TypeVar("T")
 
