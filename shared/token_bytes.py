@@ -160,21 +160,21 @@ class TokenPlaces:
             gap = len(self._text[chars[0] : self._offsets[first][0]].encode())
         return gap, text[gap:].startswith(b"".join(self.spelt[first:last]))
 
-    def cuts(self, chars: tuple[int, int], first: int, last: int) -> np.ndarray:
+    def cuts(self, chars: tuple[int, int], first: int, last: int, exact_gap: int | None) -> np.ndarray:
         """Where tokens first to last - 1 begin in a text span, as `align_stretches` wants it.
 
         A token that spells its own characters begins at a byte of the text, whatever was changed elsewhere. Of tokens
         that spell something else (a normaliser composed, folded or swallowed characters), only the characters that
         they stand for together are known.
 
+        Args: exact_gap: bytes of the span before token `first`, if the tokens spell the text behind them; else None.
         Returns: int32 [n, 3]: byte of the span; token, counted from `first`; whether the bytes up to the next row are
             known.
         """
         if first >= last:
             return np.zeros((0, 3), dtype=np.int32)
-        gap, exact = self.compare(chars, first, last)
-        if exact:
-            at = gap + np.concatenate([[0], self._ends[first:last] - self._starts[first]])
+        if exact_gap is not None:
+            at = exact_gap + np.concatenate([[0], self._ends[first:last] - self._starts[first]])
             rows = np.stack([at, np.arange(len(at)), np.ones(len(at), np.int64)], axis=1)
         else:
             rows = np.array([row for row in self._known(chars, first, last) if row[1] <= last], dtype=np.int64)

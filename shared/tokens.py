@@ -8,10 +8,10 @@ align a short answer ("yes") to its first occurrence in the prompt.
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -86,7 +86,7 @@ class EncodedSample:
     truncated: bool
     """Cut to exactly max_length tokens; no EOS was added."""
     exact_bytes: bool
-    """The span's token bytes are the text's UTF-8. False: a normaliser changed some of it, which may cost chunks there."""
+    """The span's token bytes are the text's UTF-8. False: a normaliser changed some of it, which may have no chunks."""
     token_bytes: tuple[bytes, ...]
     """Bytes of the tokens in `content`."""
     cuts: np.ndarray
@@ -289,7 +289,7 @@ class TextEncoder:
         if (x_0 == self.mask_id).any():
             raise Dropped("contains the mask token")
         first, last = min(first, len(x_0)), min(last, len(x_0))
-        spelt, cuts = tuple(places.spelt[first:last]), places.cuts(alignable, first, last)
+        spelt, cuts = tuple(places.spelt[first:last]), places.cuts(alignable, first, last, gap if exact else None)
         cut = max(0, len(ids) - self.max_length)
         return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cuts, cut)
 
@@ -341,7 +341,7 @@ def pair(
         see: `own`: the teacher reads its own template and tokens; `student`: it reads the student's ids.
     Returns: chunks are positions of both x_0. If both sides hold the same tokens of the same text, every token of the
         response, EOS filling included, is a chunk of its own. Else the answers are aligned, with the end of the turn if
-        it is written alike, as far as both tokenizers spell them alike: what the normaliser of one changed has no chunk.
+        it is written alike, as far as both tokenizers spell them alike: what one normaliser changed has no chunk.
     Raises:
         Dropped: one side cannot use the sample.
         DataError: see = "student", and a token of the sample means something else to the teacher.
@@ -382,8 +382,9 @@ def _alignable(student: Rendering, teacher: Rendering) -> tuple[tuple[int, int],
     low, high = max(starts), min(ends)
     suffixes = [side.text[side.content[1] :] for side in sides]
     more = len(suffixes[0]) if ends[0] == ends[1] and suffixes[0] == suffixes[1] else 0
-    between = [side.text[side.prompt_chars : side.content[0]] for side in sides] if starts[0] == starts[1] else [""]
-    less = len(os.path.commonprefix([part[::-1] for part in between]))
+    between = [side.text[side.prompt_chars : side.content[0]] if starts[0] == starts[1] else "" for side in sides]
+    pairs = zip(reversed(between[0]), reversed(between[1]), strict=False)
+    less = sum(1 for _ in takewhile(lambda chars: chars[0] == chars[1], pairs))
     spans = []
     for side, start in zip(sides, starts, strict=True):
         shift = side.content[0] - start

@@ -44,7 +44,7 @@ def wrap(backend: Tokenizer, added=()) -> PreTrainedTokenizerFast:
 
 
 def byte_level(*merges, normalizer=None, added=(), trim=False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the 256 bytes; merges of pairs of characters in the GPT-2 alphabet. `trim`: RoBERTa's offsets."""
+    """Byte-level BPE of the 256 bytes; merges in the GPT-2 alphabet. `trim`: RoBERTa's offsets."""
     vocab = {chr(point): i for i, point in enumerate(byte_level_alphabet())}
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))
