@@ -11,12 +11,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Literal
 
 import numpy as np
 
 from .bounded import Bounded, Refused
-from .chunks import align_chunks
+from .chunks import align_stretches
 from .errors import ConfigError, DataError
 from .token_bytes import ByteTable, TokenPlaces, byte_table, student_ids_of_teacher, tokenizer_label
 from .tokenizer_setup import (
@@ -87,9 +88,11 @@ class EncodedSample:
     truncated: bool
     """Cut to exactly max_length tokens; no EOS was added."""
     exact_bytes: bool
-    """The span's token bytes are the text's UTF-8. False: a normaliser changed the text; no chunks."""
+    """The span's token bytes are the text's UTF-8. False: a normaliser changed some of it, which may have no chunks."""
     token_bytes: tuple[bytes, ...]
     """Bytes of the tokens in `content`."""
+    cuts: np.ndarray
+    """int32 [n, 3]: where tokens of `content` begin in the alignable text (see `TokenPlaces.cuts`)."""
     cut_tokens: int = 0
     """Tokens beyond max_length, which were cut off."""
 
@@ -286,9 +289,9 @@ class TextEncoder:
         if (x_0 == self.mask_id).any():
             raise Dropped("contains the mask token")
         first, last = min(first, len(x_0)), min(last, len(x_0))
-        spelt = tuple(places.spelt[first:last])
+        spelt, cuts = tuple(places.spelt[first:last]), places.cuts(alignable, first, last, gap if exact else None)
         cut = max(0, len(ids) - self.max_length)
-        return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cut)
+        return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cuts, cut)
 
     def write(self, messages: Messages, **options: Any) -> str:
         """What the template makes of messages, within limits of time, memory and length (bounded.py).
@@ -382,7 +385,7 @@ def pair(
         see: `own`: the teacher reads its own template and tokens; `student`: it reads the student's ids.
     Returns: chunks are positions of both x_0. If both sides hold the same tokens of the same text, every token of the
         response, EOS filling included, is a chunk of its own. Else the answers are aligned, with the end of the turn if
-        it is written alike. Without exact bytes on either side there are no chunks.
+        it is written alike, as far as both tokenizers spell them alike: what one normaliser changed has no chunk.
     Raises:
         Dropped: one side cannot use the sample.
         DataError: see = "student", and a token of the sample means something else to the teacher.
@@ -413,35 +416,29 @@ def _offset_in(answer: str, text: str, head: str, tail: str) -> int | None:
 
 
 def _alignable(student: Rendering, teacher: Rendering) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Character spans, student's and teacher's, of the longest text after the prompt that both sides share."""
+    """Character spans, student's and teacher's, of the longest text after the prompt that both sides share.
+
+    It grows around the answer: by what both write alike between prompt and answer (reasoning), and by the turn's end.
+    """
     sides = (student, teacher)
     starts = [side.content_offset for side in sides]
     ends = [side.content_offset + side.content[1] - side.content[0] for side in sides]
     low, high = max(starts), min(ends)
     suffixes = [side.text[side.content[1] :] for side in sides]
     more = len(suffixes[0]) if ends[0] == ends[1] and suffixes[0] == suffixes[1] else 0
+    between = [side.text[side.prompt_chars : side.content[0]] if starts[0] == starts[1] else "" for side in sides]
+    pairs = zip(reversed(between[0]), reversed(between[1]), strict=False)
+    less = sum(1 for _ in takewhile(lambda chars: chars[0] == chars[1], pairs))
     spans = []
     for side, start in zip(sides, starts, strict=True):
         shift = side.content[0] - start
-        spans.append((shift + low, max(shift + high + more, shift + low)))
+        spans.append((shift + low - less, max(shift + high + more, shift + low)))
     return spans[0], spans[1]
 
 
 def _aligned(student: EncodedSample, teacher: EncodedSample) -> np.ndarray:
     """Chunks of two encodings of the same alignable text, as positions in x_0."""
-    if not (student.exact_bytes and teacher.exact_bytes):
-        return np.zeros((0, 4), dtype=np.int32)
-    # A stand-in for the bytes that one side begins later makes both begin at the same byte. What it joins is dropped.
-    ahead = teacher.gap_bytes - student.gap_bytes
-    sides = [list(teacher.token_bytes), list(student.token_bytes)]
-    late, early = (0, 1) if ahead > 0 else (1, 0)
-    if ahead:
-        missing = b"".join(sides[early])[: abs(ahead)]
-        sides[late].insert(0, missing)
-    chunks = align_chunks(*sides)
-    if ahead:
-        chunks = chunks[chunks[:, 2 * late] > 0]
-        chunks[:, 2 * late : 2 * late + 2] -= 1
+    chunks = align_stretches(teacher.token_bytes, student.token_bytes, teacher.cuts, student.cuts)
     starts = np.array([teacher.content[0], student.content[0]], dtype=np.int32)
     return chunks + np.repeat(starts, 2)
 

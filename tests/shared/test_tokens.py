@@ -463,10 +463,11 @@ def test_chunks_beyond_a_truncated_side_are_dropped(side):
     assert getattr(sample, side).truncated
 
 
-def test_text_changed_on_one_side_gives_no_chunks():
+def test_text_changed_on_one_side_has_chunks_around_the_change():
     student, teacher = encoder(byte_level()), encoder(byte_level(normalizer=normalizers.NFC()))
     sample = pair(student, teacher, talk("hi", "cafe\u0301"), see="own")
-    assert sample.chunks.shape == (0, 4)
+    # teacher: c, a, f, two bytes of é, <end>; student: c, a, f, e, two bytes of the accent, <end>
+    assert sample.chunks.tolist() == [[5, 6, 5, 6], [6, 7, 6, 7], [7, 8, 7, 8], [10, 11, 11, 12]]
     assert sample.chunks.dtype == np.int32
     assert (sample.student.exact_bytes, sample.teacher.exact_bytes) == (True, False)
 
@@ -584,7 +585,8 @@ def test_real_tokenizers_split_any_text_into_its_bytes(qwen, llada, text):
 def test_real_tokenizers_normalise_and_rewrite(qwen, llada):
     sample = pair(qwen, llada, talk("hi", "cafe\u0301"), see="own")
     assert not sample.student.exact_bytes
-    assert len(sample.chunks) == 0
+    check_chunks(qwen, llada, sample)
+    assert spell(qwen, sample.student.x_0[sample.chunks[0, 2] : sample.chunks[-1, 3]]) == "café".encode()
     assert len(pair(qwen, llada, talk("cafe\u0301", "cafe"), see="own").chunks)
     with pytest.raises(Dropped, match="template rewrites the content"):
         pair(qwen, llada, talk("hi", "<think>hm</think>yes"), see="own")
