@@ -1,6 +1,6 @@
 """Rules of the house that no tool checks by itself.
 
-The README's file tree is a fenced block whose info string is `tree`. A line is a path, two or more blanks and a
+The file tree of docs/tree.md is a fenced block whose info string is `tree`. A line is a path, two or more blanks and a
 sentence; folders end with a slash, and what is indented below one lies inside it:
 
     ```tree
@@ -42,10 +42,10 @@ def test_layers_import_downwards_only(project_root, monkeypatch, capsys):
     assert importlinter.cli.lint_imports(no_cache=True) == 0, capsys.readouterr().out
 
 
-def readme_tree(text: str) -> dict[str, str]:
-    """Path -> sentence of the README's tree."""
+def file_tree(text: str) -> dict[str, str]:
+    """Path -> sentence of the tree."""
     block = re.search(r"^```tree\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert block, "README.md has no file tree: add a fenced block ```tree (its format is in tests/test_architecture.py)"
+    assert block, "docs/tree.md has no fenced block ```tree (its format: above)"
     tree: dict[str, str] = {}
     folders: list[tuple[int, str]] = []
     for line in filter(str.strip, block[1].splitlines()):
@@ -54,7 +54,7 @@ def readme_tree(text: str) -> dict[str, str]:
         while folders and folders[-1][0] >= indent:
             folders.pop()
         path = (folders[-1][1] if folders else "") + name
-        assert path not in tree, f"README.md names {path} twice"
+        assert path not in tree, f"docs/tree.md names {path} twice"
         tree[path] = sentence.strip()
         if name.endswith("/"):
             folders.append((indent, path))
@@ -64,24 +64,24 @@ def readme_tree(text: str) -> dict[str, str]:
 def test_the_trees_format_is_understood():
     lines = ["cli.py   one command each", "shared/  both", "  cache/   shards", "    a.py   is a", "  b.py  is b"]
     text = "\n".join(["intro", "```tree", *lines, "```", ""])
-    assert readme_tree(text) == {
+    assert file_tree(text) == {
         "cli.py": "one command each", "shared/": "both", "shared/cache/": "shards", "shared/cache/a.py": "is a",
         "shared/b.py": "is b",
     }  # fmt: skip
 
 
-def test_the_readme_names_every_module_and_nothing_else(project_root, modules):
-    tree = readme_tree((project_root / "README.md").read_text())
+def test_the_tree_names_every_module_and_nothing_else(project_root, modules):
+    tree = file_tree((project_root / "docs" / "tree.md").read_text())
     wanted = {
         path.as_posix(): (ast.get_docstring(module) or "").partition("\n")[0]
         for path, module in modules.items() if path.name != "__init__.py" and path.parts[0] != "tests"
     }  # fmt: skip
     missing = [f"{path}  {sentence}" for path, sentence in wanted.items() if path not in tree]
-    _none("README.md's tree lacks (with each file's own first line)", missing)
+    _none("docs/tree.md lacks (with each file's own first line)", missing)
     gone = [path for path in tree if not (project_root / path).exists()]
-    _none("README.md's tree names what does not exist", gone)
+    _none("docs/tree.md names what does not exist", gone)
     mute = [path for path, sentence in tree.items() if len(sentence.split()) < 2]
-    _none("README.md's tree says nothing about", mute)
+    _none("docs/tree.md says nothing about", mute)
 
 
 def test_every_file_opens_with_its_purpose(modules):

@@ -12,7 +12,7 @@ from tide.shared.config import load_config
 from tide.shared.errors import EXIT_INTERRUPTED, TideError
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "docs/operations.md", "docs/reproducing.md"]
+DOCUMENTS = ["README.md", "docs/commands.md", "docs/operations.md", "docs/reproducing.md"]
 
 
 def commands(text: str) -> list[list[str]]:
