@@ -11,6 +11,7 @@ sentence; folders end with a slash, and what is indented below one lies inside i
 """
 
 import ast
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,17 @@ def _none(what: str, found: list[str]) -> None:
     assert not found, f"{what}:\n" + "\n".join(found)
 
 
+@pytest.fixture
+def loggers_stay_on() -> Iterator[None]:
+    """import-linter switches off every logger that is there, and with it the warnings that other tests look for."""
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    before = [one.disabled for one in loggers]
+    yield
+    for one, was in zip(loggers, before, strict=True):
+        one.disabled = was
+
+
+@pytest.mark.usefixtures("loggers_stay_on")
 def test_layers_import_downwards_only(project_root, monkeypatch, capsys):
     monkeypatch.chdir(project_root)
     assert importlinter.cli.lint_imports(no_cache=True) == 0, capsys.readouterr().out
