@@ -47,12 +47,14 @@ def test_cross_entropy_alone_asks_nothing_of_the_teachers_noise(tiny_root):
 
 @pytest.fixture
 def lowered(tmp_path) -> Path:
-    """A cache of a teacher whose tokenizer lowers all letters: answers of capitals have no chunk."""
+    """A teacher that lowers all letters and ends a turn in its own way: answers of capitals have no chunk."""
     write_model(tmp_path / "teacher", "teacher", seed=1)
     tree = json.loads((tmp_path / "teacher" / "tokenizer.json").read_text())
     tree["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(tree))
-    rows = [{"prompt": f"q{i}", "response": "ABC DEF GHI JKL"} for i in range(4)]
+    template = tmp_path / "teacher" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_end|>", "(end)"))
+    rows = [{"prompt": f"q{i}", "response": "ABCDEFGHIJKL"} for i in range(4)]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
