@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..shared.addresses import require_apart
 from ..shared.cache import Cache
 from ..shared.config import RunConfig, StudentConfig, to_tree
-from ..shared.errors import CacheMismatch, ConfigError, DataError
+from ..shared.errors import CacheMismatch, ConfigError
 from ..shared.models.loading import load_model, local_folder, read_config
 from ..shared.tokens import TextEncoder, load_tokenizer, student_mask
 from .objective import loss_name
@@ -56,20 +56,13 @@ def _described(student: StudentConfig) -> dict[str, Any]:
 def open_model(config: RunConfig, cache: Cache, checkpoint: Path | None) -> PreTrainedModel:
     """The student's weights, from a checkpoint of this run or from where it starts.
 
-    Raises: ConfigError: its embedding is too small for the cache's token ids. DataError: see `load_model`; a dropout,
-        which training does not do.
+    Raises: ConfigError: its embedding is too small for the cache's token ids. DataError: see `load_model`.
     """
     student, train = config.student, config.train
     if checkpoint:
         model = load_model(checkpoint)
     else:
         model = load_model(student.path, revision=student.revision, random_seed=_random_seed(student.path, train.seed))
-    dropout = getattr(model.config, "attention_dropout", 0)
-    if dropout:
-        raise DataError(
-            f"{checkpoint or student.path}/config.json: attention_dropout = {dropout}: training here drops "
-            "nothing (a run that is continued would have to draw what it drew before); set it to 0 in config.json"
-        )
     needed, rows = cache.manifest.student.vocab_size, len(vocabulary_weights(model)[0])
     if needed > rows:
         raise ConfigError(

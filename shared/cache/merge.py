@@ -93,7 +93,7 @@ def merge_caches(roots: Sequence[str | Path], out: str | Path) -> Manifest:
     known = is_merged(out)
     if os.path.lexists(out) and not known:
         raise ConfigError(f"--out {out}: exists already; give a new folder")
-    require_apart(out, {f"part {number}": root for number, root in enumerate(roots, 1)})
+    require_apart(out, {f"part {number}": root for number, root in enumerate(roots, 1)}, makes_cache=known)
     parts = [Part(open_cache(root, verify=True if known else "full")) for root in roots]
     for part in parts:
         _require_same_family(parts[0], part)

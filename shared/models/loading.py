@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..devices import accelerators
 from ..errors import ConfigError, DataError, TideError, Unavailable
 from ..regular_files import read_regular
 from ..sources import is_local
@@ -136,6 +137,8 @@ def load_model(
         if value not in known:
             raise ConfigError(f"{name} = {value!r}: expected one of {', '.join(known)}")
     logging.disable_progress_bar()  # "Loading weights" here, "Writing model shards" when the model is saved
+    if not accelerators():  # where deepspeed is installed, saving a model imports it, and it reports to stdout
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     folder = local_folder(path, revision)
     raw = read_config(folder)
     config, model_class = native_class(raw, str(folder))

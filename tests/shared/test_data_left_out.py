@@ -3,6 +3,7 @@ is not needed refuses no row."""
 
 import datetime
 import json
+import shutil
 import warnings
 from decimal import Decimal
 from pathlib import Path
@@ -217,10 +218,18 @@ TEMPLATE = (
 )
 
 
+def with_template(tiny_root: Path, template: str | None) -> Path:
+    """The student, or a copy of it with another chat template."""
+    if template is None:
+        return tiny_root / "student"
+    folder = tiny_root / f"student-{abs(hash(template))}"
+    shutil.copytree(tiny_root / "student", folder, dirs_exist_ok=True)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
 def fields_told(tiny_root: Path, *messages: dict[str, Any], template: str | None = None) -> list[str]:
-    pairing = open_pairing(tiny_config(tiny_root))
-    if template:
-        pairing.student.tokenizer.chat_template = template
+    pairing = open_pairing(tiny_config(tiny_root, student__path=str(with_template(tiny_root, template))))
     unwritten = UnwrittenFields(pairing)
     turns = [Message(m["role"], m["content"], {k: v for k, v in m.items() if k not in USER}) for m in messages]
     for _ in range(20):
@@ -244,8 +253,9 @@ def test_fields_that_one_side_alone_writes_are_named_with_the_other(tiny_root):
 
 def test_a_field_that_is_written_for_one_role_alone_is_named_for_the_other(tiny_root):
     template = TEMPLATE.replace("{% if m.name %}", "{% if m.name and m.role == 'user' %}")
-    pairing = open_pairing(tiny_config(tiny_root, teacher__path=""))
-    pairing.student.tokenizer.chat_template = template
+    pairing = open_pairing(
+        tiny_config(tiny_root, teacher__path="", student__path=str(with_template(tiny_root, template)))
+    )
     unwritten = UnwrittenFields(pairing)
     ann = {"name": "Ann"}
     for number in range(40):  # the user's name comes after the field was tried often in vain

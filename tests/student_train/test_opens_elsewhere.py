@@ -97,17 +97,6 @@ def test_load_model_takes_torchs_dtypes(run):
         load_model(run / "student", dtype=torch.float64)
 
 
-def test_a_student_that_asks_for_dropout_is_not_trained_and_still_writes(run, tiny_root, tmp_path):
-    folder = Path(shutil.copytree(run / "student", tmp_path / "student"))
-    described = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(described | {"attention_dropout": 0.1}))
-    config = tiny_config(tiny_root, "tide-hybrid", train__steps=2, student__path=folder)
-    cache = make_cache(tiny_root, "hybrid", tiny_config(tiny_root, "tide-hybrid"))
-    with pytest.raises(DataError, match=r"config\.json: attention_dropout = 0\.1: training here drops nothing"):
-        train_student(config, str(cache), tmp_path / "out")
-    assert not load_model(folder).training  # nothing is dropped where it only answers
-
-
 def test_a_runs_folder_is_as_good_as_its_student(run):
     own, of_run = (open_writer(load_config(overrides=[f"student.path={path}"])) for path in (run / "student", run))
     assert own.encoder.fingerprint == of_run.encoder.fingerprint
