@@ -112,6 +112,7 @@ def test_a_recipe_runs_at_the_real_vocabularies(root: Path, tmp_path: Path, name
         assert line["grad_norm"] > 0
 
 
+@pytest.mark.slow
 def test_a_shared_vocabulary_cache_holds_what_one_naive_forward_says(root: Path) -> None:
     """WeDLM as trained: x_0 causal, x_t causal by rank; the recipe `kl` asks in one pass per view, here in the
     student's own ids."""

@@ -72,6 +72,7 @@ def test_all_eight_run_offline_on_real_data(place, tmp_path):
 
 
 @needs_bubblewrap
+@pytest.mark.slow
 def test_right_answers_score_a_hundred_on_all_eight(place, tmp_path):
     given = ["eval", "--student", place.student, "--out", tmp_path, "--data", place.data, "--limit", 1]
     done = tide_eval(

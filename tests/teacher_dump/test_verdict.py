@@ -75,7 +75,10 @@ def test_the_right_teacher_is_not_doubted_at_any_range_of_t(tmp_path, t):
     assert said["accuracy"] > 1.5 * said["unigram_accuracy"]
 
 
-@pytest.mark.parametrize("more", [{}, {"data__sample_seed": 2, "data__limit": 40}, {"data__limit": 26}])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param({}, marks=pytest.mark.slow), {"data__sample_seed": 2, "data__limit": 40}, {"data__limit": 26}],
+)
 def test_the_right_teacher_is_not_doubted_on_many_or_few_samples(tmp_path, more):
     found = examine(task(tmp_path, **more))
     assert found is not None
@@ -87,7 +90,9 @@ def test_the_right_teacher_is_not_doubted_on_many_or_few_samples(tmp_path, more)
     ("change", "doubts"),
     [
         ({"mask_id": 1021}, ["no better than a unigram", r"With '<\|mask\|>' \(id 1023\) .* in place of id 1021"]),
-        ({"mask_id": 300}, [r"With '<\|mask\|>' \(id 1023\) as its mask in place of id 300"]),
+        pytest.param(
+            {"mask_id": 300}, [r"With '<\|mask\|>' \(id 1023\) as its mask in place of id 300"], marks=pytest.mark.slow
+        ),
         ({"random": True}, ["no better than a unigram model"]),
         ({"attention": AttentionPattern(causal=True)}, ["With bidirectional attention inside blocks"]),
         ({"template": WRONG_TEMPLATES["no-prompt"]}, ["chat template"]),
@@ -103,6 +108,7 @@ def test_a_teacher_that_is_asked_wrongly_is_refused(tmp_path, change, doubts):
         assert any(re.search(doubt, said, re.IGNORECASE) for said in found.doubts), found.doubts
 
 
+@pytest.mark.slow
 def test_a_template_that_costs_little_is_told_and_not_refused(tmp_path):
     """Text may be unlike the answers that a template was trained with: a small gain is no proof."""
     found = examine(task(tmp_path, template=WRONG_TEMPLATES["none"], data__teacher_max_length=96))
