@@ -42,16 +42,23 @@ def say(line: str) -> None:
 
 
 def say_first_look(cache: str | Path) -> None:
-    """Announce the full check of a large folder that was never opened here: it takes minutes, once."""
+    """Announce the full check of a large folder: it takes minutes, once, or always where others may write."""
     from ..shared.cache.manifest import read_manifest
-    from ..shared.cache.trust import is_trusted
+    from ..shared.cache.trust import is_private, is_trusted
 
     root = Path(cache)
     if not root.is_dir():
         return
     manifest = read_manifest(root)
     if manifest.totals.bytes >= _LARGE_BYTES and not is_trusted(root, manifest):
-        say(f"{root}: {manifest.totals.bytes / 1e9:,.1f} GB that were never checked here; looking at every byte, once")
+        size = f"{root}: {manifest.totals.bytes / 1e9:,.1f} GB"
+        if is_private(root / "manifest.json", root / "data"):
+            say(f"{size} that were never checked here; looking at every byte, once")
+        else:
+            say(
+                f"{size} that others may write, in this folder or one above it; looking at every byte, at every start. "
+                "chmod -R go-w on what is yours alone ends that (docs/cache_format.md)"
+            )
 
 
 def print_text(text: "Text") -> None:

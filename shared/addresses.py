@@ -94,7 +94,13 @@ def _student_of_run(folder: Path) -> Path:
 
 
 def _is_cache(folder: Path) -> bool:
-    return os.path.isfile(folder / "manifest.json") and any((folder / "data").glob("*.parquet"))
+    manifest = folder / "manifest.json"
+    if not os.path.isfile(manifest) or not any((folder / "data").glob("*.parquet")):
+        return False
+    try:
+        return b'"plan_hash"' in manifest.read_bytes()  # other people's projects have a manifest.json, too
+    except OSError:
+        return True
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

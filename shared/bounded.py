@@ -34,6 +34,7 @@ MEMORY_BYTES = 1 << 30
 """What a child may take beyond what it was born with."""
 TEXT_BYTES, TEXT_FACTOR = 16 << 20, 16
 """Longest answer, and per byte of the arguments."""
+_MOST_FILES = 1 << 20
 _OK, _REFUSED, _TOO_MUCH = b"0", b"1", b"2"
 _HEADER = struct.Struct("<Q")
 
@@ -59,11 +60,11 @@ class Bounded:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._owner = threading.Lock(), os.getpid()
         self._child: _Child | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_child")}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_owner", "_child")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -73,6 +74,8 @@ class Bounded:
         """Raises: Refused: the function failed. DataError: it exceeded a limit; says which."""
         request = pickle.dumps((arguments, options))
         cpu_s = self._cpu_s + CPU_S_PER_MB * len(request) / 1e6
+        if self._owner != os.getpid():  # a fork, perhaps of a moment in which another thread held the lock
+            self._reset()
         with self._lock:
             if self._child is None or self._child.owner != os.getpid():
                 self._child = _Child(self._function, self._memory_bytes)
@@ -157,9 +160,10 @@ def _serve(function: Callable[..., str], requests: int, answers: int, memory_byt
         os.dup2(nothing, standard)
     os.closerange(3, low)
     os.closerange(low + 1, high)
-    os.closerange(high + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(high + 1, min(os.sysconf("SC_OPEN_MAX"), _MOST_FILES))
     limit(resource.RLIMIT_CORE, 0)
-    limit(resource.RLIMIT_AS, _address_space() + memory_bytes)
+    if (born_with := _address_space()) > 0:  # elsewhere (macOS) memory has no limit, time and length have
+        limit(resource.RLIMIT_AS, born_with + memory_bytes)
     while True:
         try:
             (cpu_s,) = _HEADER.unpack(_read(requests, _HEADER.size))
@@ -190,7 +194,8 @@ def _answered(function: Callable[..., str], request: bytes) -> bytes:
 def limit(kind: int, most: int) -> None:
     """Lower one of this process's limits; a lower one that is there already stays."""
     hard = resource.getrlimit(kind)[1]
-    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    with contextlib.suppress(ValueError, OSError):  # what a system cannot limit stays unlimited
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _address_space() -> int:

@@ -440,8 +440,8 @@ class Conversations:
                 else:
                     self.dropped[FILTERED] += 1
         self.columns_read.append(
-            f"source {source.title}: reads the columns {some(sorted(present & read))}; does not read "
-            f"{some(sorted(present - read)) or 'none'}"
+            f"source {source.title}: reads the columns {some(sorted(present & read))}"
+            + (f"; does not read {some(sorted(present - read))}" if present - read else "")
         )
         if rows.lost_arguments:
             warnings.warn(

@@ -95,6 +95,8 @@ class EncodedSample:
     """int32 [n, 3]: where tokens of `content` begin in the alignable text (see `TokenPlaces.cuts`)."""
     cut_tokens: int = 0
     """Tokens beyond max_length, which were cut off."""
+    padding: int = 0
+    """EOS at the end of x_0 that fill its last block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +293,7 @@ class TextEncoder:
         first, last = min(first, len(x_0)), min(last, len(x_0))
         spelt, cuts = tuple(places.spelt[first:last]), places.cuts(alignable, first, last, gap if exact else None)
         cut = max(0, len(ids) - self.max_length)
-        return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cuts, cut)
+        return EncodedSample(x_0, prompt_tokens, (first, last), gap, truncated, exact, spelt, cuts, cut, filler)
 
     def write(self, messages: Messages, **options: Any) -> str:
         """What the template makes of messages, within limits of time, memory and length (bounded.py).

@@ -254,6 +254,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
+            _open_to_readers(temporary)
             _fsync_tree(temporary)
             if folder.exists():
                 os.replace(folder, aside)
@@ -262,6 +263,13 @@ def replacing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             _restore_replaced(folder.parent)
         fsync_folder(folder.parent)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Weights, which safetensors writes for their owner alone, get the rights that the user's umask gives."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
 
 
 def _restore_replaced(root: Path) -> None:

@@ -16,6 +16,7 @@ from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import CacheMismatch, ConfigError
 from ..shared.models.loading import load_model, local_folder, read_config
 from ..shared.tokens import TextEncoder, load_tokenizer, student_mask
+from .checkpoint import STATE_NAME
 from .objective import loss_name
 
 
@@ -89,6 +90,11 @@ def refuse_own_input(config: RunConfig, out: Path, cache: str | Path, heldout: s
     student = config.student
     read = {"student.path": student.path, "student.tokenizer": student.tokenizer}
     require_apart(out, {"the cache": cache, "--heldout": heldout, **read})
+    inside = next((folder for folder in [out, *out.absolute().parents] if (folder / STATE_NAME).is_file()), None)
+    if inside is not None:
+        raise ConfigError(
+            f"--out {out} lies in {inside}, a student or checkpoint of another run; give a folder outside of it"
+        )
 
 
 def student_card(config: RunConfig, cache: Cache, encoder: TextEncoder, num_steps: int) -> str:
@@ -103,6 +109,12 @@ def student_card(config: RunConfig, cache: Cache, encoder: TextEncoder, num_step
         "without one, transformers assumes causal attention.\n\n"
         f"```json\n{json.dumps(to_tree(config.train), indent=1)}\n```\n"
     )
+
+
+def begins_at_random(path: str) -> bool:
+    """Is this a folder that describes a student and holds no weights?"""
+    folder = Path(path).expanduser()
+    return (folder / "config.json").is_file() and not any([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
 
 
 def _random_seed(path: str, seed: int) -> int | None:

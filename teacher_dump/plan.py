@@ -289,7 +289,8 @@ def _cover(coverage: Counter[str], sample: PairedSample, *, has_teacher: bool) -
         coverage[f"{prefix}cut_samples"] += side.cut_tokens > 0
         coverage[f"{prefix}cut_tokens"] += side.cut_tokens
     signal = int((sample.chunks[:, 3] - sample.chunks[:, 2]).sum())
-    coverage["response_tokens"] += len(sample.student.x_0) - sample.student.prompt_tokens
+    student = sample.student
+    coverage["response_tokens"] += len(student.x_0) - student.prompt_tokens - student.padding
     coverage["signal_tokens"] += signal
     coverage["samples_without_signal"] += has_teacher and signal == 0
 

@@ -3,6 +3,10 @@
 import json
 import os
 import pickle
+import resource
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -216,3 +220,34 @@ def test_a_tokenizer_that_explodes_while_it_is_loaded_is_bounded(tmp_path, monke
     harm = {"normalizer": {"type": "Sequence", "normalizers": [double] * 40}, "added_tokens": [token]}
     with pytest.raises(DataError, match=r"tokenizer .* exceeds what it may take"):
         load_tokenizer(saved(tmp_path / "t", lambda tree: tree.update(harm)))
+
+
+def test_a_fork_of_a_moment_in_which_another_thread_renders_is_no_deadlock():
+    def slow() -> str:
+        time.sleep(0.05)
+        return "x"
+
+    bounded = Bounded(slow, "a template")
+    thread = threading.Thread(target=lambda: [bounded() for _ in range(20)])
+    thread.start()
+    time.sleep(0.2)
+    children = []
+    for _ in range(3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            os._exit(0 if bounded() == "x" else 1)
+        children.append(pid)
+        time.sleep(0.07)
+    thread.join()
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0, 0, 0]
+
+
+def test_what_a_system_cannot_limit_stays_unlimited(monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**63 - 1 if name == "SC_OPEN_MAX" else 4096)
+    assert Bounded(lambda: "x", "a template")() == "x"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tide.shared.chunks import align_chunks
+from tide.shared.chunks import align_chunks, align_stretches
 from tide.shared.token_bytes import byte_level_alphabet, byte_table
 from tide.shared.tokens import TextEncoder, load_tokenizer, pair
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -396,3 +396,18 @@ def test_a_long_line_that_is_changed_throughout_is_read(real):
         assert sample.student.truncated
         assert len(sample.chunks) or text.startswith("a")
         chunk_texts(real["qwen"], real["llada"], sample)
+
+
+def test_a_deleted_letter_and_a_dummy_space_together_leave_no_empty_chunk():
+    """A row more and a token less: the numbers of rows and tokens agree by chance."""
+    cuts = np.array([[0, 0, 1], [1, 2, 1], [3, 2, 1], [4, 3, 1]])
+    tokens = [b"", b"a", b"b"]
+    assert align_stretches(tokens, tokens, cuts, cuts).tolist() == [[0, 2, 0, 2], [2, 3, 2, 3]]
+    deleted = normalizers.Replace("\u00ad", "")
+    student = encoder(sentencepiece(normalizer=deleted, scheme="always"))
+    teacher = encoder(sentencepiece(normalizer=deleted, scheme="always", added=[AddedToken("<x>")]))
+    chunks = pair(student, teacher, talk("a\u00adb"), see="own").chunks
+    assert len(chunks)
+    assert (chunks[:, 1] > chunks[:, 0]).all()
+    assert (chunks[:, 3] > chunks[:, 2]).all()
+    assert (chunks[1:, 0] >= chunks[:-1, 1]).all()

@@ -58,7 +58,7 @@ def test_many_columns_are_named_with_how_many_more_there_are(tmp_path):
     (line,) = open_conversations(parse_sources(str(file))).columns_read
     assert line.endswith("does not read c0, c1, c10, c11, c12, c13, c14, c15 and 12 more")
     (line,) = open_conversations(parse_sources(str(write(tmp_path / "b.jsonl", *pairs(1))))).columns_read
-    assert line.endswith("reads the columns prompt, response; does not read none")
+    assert line.endswith("reads the columns prompt, response")
 
 
 def test_rows_that_a_filter_refuses_are_counted(tmp_path):
@@ -274,7 +274,7 @@ def plan_told(root: Path, source: str, **more: Any) -> list[str]:
 def test_a_plan_says_what_is_read_and_what_a_filter_refused(tiny_root, tmp_path):
     rows = [{**row, "kind": kind} for row, kind in zip(pairs(4), "abab", strict=True)]
     said = plan_told(tiny_root, f"{write(tmp_path / 'a.jsonl', *rows)}[kind:a]")
-    assert any("reads the columns kind, prompt, response; does not read none" in line for line in said)
+    assert any(line.endswith("reads the columns kind, prompt, response") for line in said)
     assert "2 of 4 samples are left out (refused by a filter: 2)" in said
 
 

@@ -4,16 +4,18 @@ import dataclasses
 import json
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from tide import cli
 from tide.shared.cache import open_cache
 from tide.shared.config import LossConfig, RunConfig, from_tree
 from tide.shared.errors import ConfigError
 from tide.student_train.agreement import require_agreement
 from tide.student_train.trainer import train_student
 from tide.teacher_dump.dump import dump_teacher
-from tiny_runs import make_cache, tiny_config, write_model
+from tiny_runs import make_cache, settings, tiny_config, write_model
 
 
 def test_comp_demo_that_the_cache_has_not_is_refused_and_meant_when_said(tiny_root, tmp_path):
@@ -100,3 +102,28 @@ def test_a_run_inside_its_cache_or_around_it_is_refused(tiny_root, tmp_path, pla
     with pytest.raises(ConfigError, match="lie in each other"):
         train_student(config, str(tmp_path / "cache"), tmp_path / "link" / "run")
     assert dump_teacher(config, tmp_path / "cache").totals.rows > 0
+
+
+def test_an_output_in_another_runs_student_is_refused(tiny_root, tmp_path):
+    config = tiny_config(tiny_root, "tide-hybrid", train__steps=1)
+    cache = str(make_cache(tiny_root, "hybrid", tiny_config(tiny_root, "tide-hybrid")))
+    student = train_student(config, cache, tmp_path / "run")
+    for out in (student, student / "more" / "run"):
+        with pytest.raises(ConfigError, match=r"--out .* lies in .*student, a student or checkpoint of another run"):
+            train_student(config, cache, out)
+    assert (student / "model.safetensors").stat().st_mode & 0o777 == (student / "config.json").stat().st_mode & 0o777
+
+
+def test_no_weights_and_no_recipe_are_said(tiny_root, tmp_path, monkeypatch, capsys):
+    cache = make_cache(tiny_root, "hybrid", tiny_config(tiny_root, "tide-hybrid"))
+    student = write_model(tmp_path / "student", "student", seed=None)
+    more = {"train__steps": 1, "student__path": str(student)}
+    sets = [item for setting in settings(tiny_root, **more) for item in ("--set", setting)]
+    arguments = ["tide", "train-student", *sets, "--cache", str(cache), "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert not ended.value.code
+    assert "student holds no weights: the student begins with random ones (train.seed)" in said
+    assert "no --recipe: the losses are ce, which are the defaults" in said

@@ -91,7 +91,7 @@ def test_tokens_and_samples_without_signal_are_counted(tiny_root, tmp_path):
     expected = {"response_tokens": 0, "signal_tokens": 0}
     for prompt, response in [*PAIRS, *((f"Say it {i} times.", f"{i} {LONG}") for i in range(3))]:
         one = pairing.encode(Conversation.of([Message("user", prompt), Message("assistant", response)]))
-        expected["response_tokens"] += len(one.student.x_0) - one.student.prompt_tokens
+        expected["response_tokens"] += len(one.student.x_0) - one.student.prompt_tokens - one.student.padding
         expected["signal_tokens"] += sum(end - start for _, _, start, end in one.chunks.tolist())
     assert {name: plan.coverage[name] for name in expected} == expected
     assert plan.coverage["samples_without_signal"] == 0
