@@ -11,7 +11,8 @@ COVERAGE = (
     "samples_without_signal",
 )  # fmt: skip
 """Fields of a manifest's `coverage`: samples whose end was cut off at `data.max_length` (the student's side) or at
-`data.teacher_max_length`, and tokens that were; response tokens of the student without padding, those inside chunks, samples with none.
+`data.teacher_max_length`, and tokens that were; response tokens of the student without padding, those inside chunks,
+samples with none.
 """
 LARGE_SHARE = 0.05
 """Of the samples; more is worth a cure."""
