@@ -134,7 +134,8 @@ def test_a_damaged_record_is_passed_over(begun):
 def test_what_is_left_out_is_told_by_the_plan_and_in_the_end_by_the_manifest(tiny_root, tmp_path, begun):
     """Rows that are bad, samples that are cut, and, once it is complete, what the teacher could not answer."""
     assert "left out nothing" in " ".join(text_of(dataclasses.replace(dump_status(begun), left_out=())).split())
-    assert "left out nothing" not in " ".join(text_of(dump_status(begun)).split())
+    some = dataclasses.replace(dump_status(begun), left_out=("3 of 8 answers are cut off",))
+    assert "left out 3 of 8 answers are cut off" in " ".join(text_of(some).split())
     rows = [*tiny_root.joinpath("pairs.jsonl").read_text().splitlines(), '{"prompt": "", "response": "x"}']
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     config = tiny_config(
