@@ -43,15 +43,12 @@ def train_student(
     require_folder(out, "train-student --out")
     run = run_config(recipe, config, settings, student=student)
     from ..shared.progress import train_progress
-    from ..student_train.open_student import begins_at_random
     from ..student_train.trainer import train_student as train
 
     if no_resume and resume not in ("auto", "never"):
         raise ConfigError(f"--no-resume and --resume {resume} exclude each other: drop one")
     if os.environ.get("LOCAL_RANK", "0") == "0":
         say_first_look(cache)
-        if begins_at_random(run.student.path):
-            say(f"{run.student.path} holds no weights: the student begins with random ones (train.seed)")
         if recipe is None and config is None:
             say(f"no --recipe: the losses are {' + '.join(loss.name for loss in run.losses)}, which are the defaults")
     how = {"auto": not no_resume, "never": False}.get(resume, Path(resume))

@@ -65,9 +65,8 @@ class ByteTable:
         for n, token in enumerate(spelt):
             if n == 0 or (self.dummy != "first" and ids[n - 1] in self.added):
                 marked = ids[n] not in self.added and token[:1] == b" "
-                position = (
-                    offsets[n - 1][1] if n else 0
-                )  # not by bytes spelt: a normaliser may have changed their number
+                # not by bytes spelt: a normaliser may have changed their number
+                position = offsets[n - 1][1] if n else 0
                 if marked and (self.dummy == "always" or text[position : position + 1] != " "):
                     spelt[n] = token[1:]
         return spelt
@@ -244,9 +243,8 @@ class TokenPlaces:
             return
         if self._unknown in self._ids[i:j]:
             yield at[0], i, 0
-        elif (
-            spelt and written.strip().encode() == spelt and not folded
-        ):  # an added token that swallows the blanks around it
+        elif spelt and written.strip().encode() == spelt and not folded:
+            # an added token that swallows the blanks around it
             lead = len(written) - len(written.lstrip())
             yield at[0], i, 1
             yield at[0] + len(written[:lead].encode()), i, 1

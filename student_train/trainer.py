@@ -50,7 +50,7 @@ from .heartbeat import Heartbeat
 from .heldout import HeldoutQuestions
 from .metrics import MetricsFile, MetricsWindow, flat_settings
 from .objective import Objective
-from .open_student import open_encoder, open_model, refuse_own_input, student_card
+from .open_student import begins_at_random, open_encoder, open_model, refuse_own_input, student_card
 from .optimizers import schedule_factor, set_learning_rates
 from .processes import join_processes, on_any_process, on_main, own_accelerator_state, require_equal_shares
 from .stop_signal import StopSignal
@@ -79,7 +79,7 @@ def train_student(
             path is given.
         heldout: folder or hub id of a cache of unseen documents for the same student, to score it on while it trains.
         report: called with the metrics of every logged step, on the main process.
-        say: told there, before the first step, what of the cache this training does not use.
+        say: told there, before the first step, whether the student begins at random, and what of the cache is not used.
     Returns: the folder of the finished student.
     Raises: CacheMismatch: the cache was made for another tokenizer, or `out` holds another run.
         ConfigError: the recipe needs something the cache does not have; `out` lies in what is read, or around it.
@@ -104,6 +104,8 @@ def train_student(
             return out / "student"
         run = Run(config, cache, out, checkpoint, accelerator=accelerator, heldout=heldout)
         stack.callback(run.close)
+        if accelerator.is_main_process and checkpoint is None and begins_at_random(config.student.path):
+            say(f"{config.student.path} holds no weights: the student begins with random ones (train.seed)")
         for line in run.order.unused(run.num_steps) if accelerator.is_main_process else ():
             say(line)
         has_generators = run.device.type not in ("cpu", "mps")  # torch cannot fork that of mps

@@ -87,16 +87,18 @@ def leftovers(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f".{path.name}.{HOST}-*.tmp"))
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the file system has a way to say so."""
+def fsync_folder(folder: Path) -> bool:
+    """Make a rename in `folder` survive a power cut; False: the file system has no way to say so."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
+        return False
     finally:
         os.close(handle)
+    return True
 
 
 def file_system_lacks(folder: Path) -> list[str]:
@@ -114,15 +116,8 @@ def file_system_lacks(folder: Path) -> list[str]:
             if error.errno not in _CANNOT:
                 raise
             lacks.append("hard links")
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
+        if not fsync_folder(folder):
             lacks.append("fsync of folders")
-        finally:
-            os.close(handle)
     finally:
         for path in (first, second):
             path.unlink(missing_ok=True)
