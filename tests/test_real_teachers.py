@@ -5,6 +5,7 @@ official layouts, two layers wide enough to run. The recipes keep their publishe
 checked; only the models, the data and the sizes differ from a real run.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tide.shared.errors import ConfigError
 from tide.shared.models import load_model
 from tide.student_train.trainer import train_student
 from tide.teacher_dump.pairing import open_pairing
-from tide.teacher_dump.plan import make_plan
+from tide.teacher_dump.plan import make_plan, planned_settings
 from tiny_runs import make_cache, metrics
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -83,9 +84,8 @@ def of_recipe(root: Path, name: str, **more: object) -> RunConfig:
 
 def cache_of(root: Path, config: RunConfig) -> Path:
     """The cache that a recipe makes; recipes that ask for the same one share it."""
-    teacher = config.teacher
-    alike = (Path(teacher.path).name, teacher.attention, config.signal.kind, config.noise.comp_demo)
-    return make_cache(root, "-".join(map(str, alike)), config)
+    planned = json.dumps(planned_settings(config), sort_keys=True)
+    return make_cache(root, hashlib.sha256(planned.encode()).hexdigest()[:16], config)
 
 
 @pytest.mark.parametrize("name", RECIPES)
