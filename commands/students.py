@@ -1,6 +1,5 @@
 """Commands of stage two: train-student, convert."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,19 +41,20 @@ def train_student(
     """
     require_folder(out, "train-student --out")
     run = run_config(recipe, config, settings, student=student)
+    from ..shared.devices import speaks
     from ..shared.progress import train_progress
     from ..student_train.trainer import train_student as train
 
     if no_resume and resume not in ("auto", "never"):
         raise ConfigError(f"--no-resume and --resume {resume} exclude each other: drop one")
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if speaks(on_machine=True):
         say_first_look(cache)
         if recipe is None and config is None:
             say(f"no --recipe: the losses are {' + '.join(loss.name for loss in run.losses)}, which are the defaults")
     how = {"auto": not no_resume, "never": False}.get(resume, Path(resume))
     with train_progress() as report:
         folder = train(run, cache, out, resume=how, heldout=heldout, report=report, say=say)
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if speaks():
         print_result({"student": str(folder), "metrics": str(out / "metrics.jsonl")}, as_json)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from .errors import ConfigError
 
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE")
 CPU = torch.device("cpu")
@@ -22,6 +23,19 @@ def accelerators() -> list[torch.device]:
     if kind is None or not torch.accelerator.is_available():
         return []
     return [torch.device(kind.type, number) for number in range(torch.accelerator.device_count())]
+
+
+def rank() -> int:
+    """This process's number in its job, whatever started it; 0 where nothing says otherwise."""
+    return _number(RANKS)
+
+
+def speaks(*, on_machine: bool = False) -> bool:
+    """Does this process speak for those that torchrun or accelerate started with it? Alone, it does.
+
+    Args: on_machine: for those of this machine.
+    """
+    return _number(("LOCAL_RANK" if on_machine else "RANK",)) == 0
 
 
 def local_rank() -> int:

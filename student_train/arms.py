@@ -29,11 +29,11 @@ from ..shared.cache.files import atomic_write, canonical_json, output_errors, re
 from ..shared.config import RunConfig
 from ..shared.errors import TideError, TryAgain
 from ..shared.models.loading import load_model
+from ..shared.stop_signals import noted_signals
 from .checkpoint import remove_checkpoints
 from .heldout import T_GRID, evaluate_heldout
 from .open_student import open_encoder
 from .processes import own_device
-from .stop_signal import StopSignal
 from .trainer import run_identity, train_student
 
 SCORES_NAME = "heldout.json"
@@ -139,9 +139,9 @@ def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int, say: Say) -> Outco
     for job in jobs:
         waiting.setdefault(job.key, []).append(job)  # two arms that are the same training are trained once
     pool = _Pool(out, workers)
-    with StopSignal() as stop:
+    with noted_signals() as stop:
         try:
-            for same, result in pool.finished(list(waiting.values()), lambda: stop.received is not None):
+            for same, result in pool.finished(list(waiting.values()), lambda: bool(stop)):
                 for job in same:
                     if isinstance(result, TideError):
                         outcome.failed[job.arm, job.seed] = result
@@ -154,9 +154,9 @@ def run_jobs(jobs: Sequence[Job], out: Path, *, workers: int, say: Say) -> Outco
                         )
         finally:
             pool.end()
-        if stop.received == signal.SIGINT:
+        if stop and stop[0] == signal.SIGINT:
             raise KeyboardInterrupt
-        if stop.received is not None:
+        if stop:
             raise TryAgain(f"{out}: stopped; finished students are kept, and the same command continues the others")
     return outcome
 

@@ -12,7 +12,6 @@ step.
 
 import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -29,8 +28,10 @@ from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
 from ..shared.cache.trained_from import trained_from
 from ..shared.config import RunConfig, TrainConfig, to_tree
+from ..shared.devices import speaks
 from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
+from ..shared.stop_signals import noted_signals
 from .agreement import require_agreement
 from .batches import Batch, GlobalCounts, Item, ViewOrder, collate, views_of
 from .checkpoint import (
@@ -53,7 +54,6 @@ from .objective import Objective
 from .open_student import begins_at_random, open_encoder, open_model, refuse_own_input, student_card
 from .optimizers import schedule_factor, set_learning_rates
 from .processes import join_processes, on_any_process, on_main, own_accelerator_state, require_equal_shares
-from .stop_signal import StopSignal
 from .student import Student
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def train_student(
     refuse_own_input(config, out, cache_path, heldout)  # before anything is touched
     require_apart(out, {"--resume": resume if isinstance(resume, Path) else None}, may_hold=True)
     cache = None
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # a folder that is new here is checked in full, once per machine
+    if speaks(on_machine=True):  # a folder that is new here is checked in full, once per machine
         cache = open_cache(cache_path, shard_cache=config.shard_cache)
     with own_accelerator_state(), contextlib.ExitStack() as stack:
         accelerator = join_processes(config.train, out)
@@ -111,7 +111,7 @@ def train_student(
         has_generators = run.device.type not in ("cpu", "mps")  # torch cannot fork that of mps
         kind = run.device.type if has_generators else "cuda"
         stack.enter_context(torch.random.fork_rng([run.device] if has_generators else [], device_type=kind))
-        stop = stack.enter_context(StopSignal())
+        stop = stack.enter_context(noted_signals())
         run.prepare_folder(anew=resume is False)
         _train(run, stop, report)
         return run.finish()
@@ -127,15 +127,15 @@ def _find_start(out: Path, identity: Mapping[str, Any], resume: bool | Path) -> 
     return (True, None) if finished else (False, find_checkpoint(out / "checkpoints", identity))
 
 
-def _train(run: "Run", stop: StopSignal, report: Report) -> None:
+def _train(run: "Run", stop: Sequence[int], report: Report) -> None:
     """All steps that are left, with evaluations between them and one after the last."""
     save_every = run.config.train.save_every
 
     def asked_to_stop() -> bool:
-        return on_any_process(run.accelerator, stop.received is not None)
+        return on_any_process(run.accelerator, bool(stop))
 
     def leave(steps_done: int) -> None:
-        if stop.received == signal.SIGINT:
+        if stop and stop[0] == signal.SIGINT:
             raise KeyboardInterrupt
         raise TryAgain(f"{run.out}: stopped after step {steps_done}, which is saved; run the same command again")
 
@@ -174,9 +174,9 @@ class Run:
         self.objective = Objective(
             config.losses, signal=manifest.signal.kind, temperatures=manifest.signal.temperatures
         )
-        for said in require_agreement(config, manifest):
-            if os.environ.get("RANK", "0") == "0":
-                _log.warning(said)
+        told = require_agreement(config, manifest)
+        for said in told if speaks() else ():
+            _log.warning(said)
         self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
         self.order = ViewOrder(cache, train, fresh_ratio=_fresh_ratio(train, self.objective))

@@ -12,16 +12,16 @@ from ..shared.cache import Manifest, read_manifest
 from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, NamedFile
 from ..shared.cache.store import Store
 from ..shared.config import RunConfig
-from ..shared.devices import require_shareable
+from ..shared.devices import rank, require_shareable
 from ..shared.errors import CacheError, CacheMismatch
 from ..shared.models.quantization import require_bitsandbytes
+from ..shared.stop_signals import Stop
 from .claims import CLAIMS_NAME
 from .finalize import discard_damaged, tidy
-from .launchers.env import plan_once, rank_from_environment, run_env
+from .launchers.env import plan_once, run_env
 from .launchers.local import run_local
 from .launchers.ray_pool import require_ray, run_ray
 from .plan import Plan, make_plan, read_plan, write_plan
-from .stopping import Stop
 from .worker import Report, open_output
 from .worker_records import RECORDS_NAME
 
@@ -90,7 +90,7 @@ def dump_teacher(
     stop, store = Stop(config.workers.grace_s), open_output(root, config)
     with stop.on_signals():
         plan = prepare_plan(config, store, launcher=launcher, stop=stop)
-        if launcher != "env" or rank_from_environment() == 0:
+        if launcher != "env" or rank() == 0:
             _reopen_if_damaged(store, plan, full=verify)
         if not store.exists(MANIFEST_NAME):
             if launcher == "env":

@@ -26,6 +26,7 @@ from ..shared.conversations import parse_sources
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
 from ..shared.redaction import redacted
+from ..shared.stop_signals import Stop
 from ..shared.tails import TailBuckets
 from .board import Board
 from .claims import CLAIMS_NAME
@@ -33,7 +34,6 @@ from .finalize import finalize, tidy
 from .placement import open_placed, replica_devices
 from .plan import Plan, open_samples, read_plan
 from .shard_task import ShardTask
-from .stopping import Stop
 from .teacher import Teacher
 from .verdict import require_sound
 from .weights_record import record_doubts, require_same_weights

@@ -5,29 +5,19 @@ die, come later or be alone. Whoever comes first makes the plan; the others wait
 """
 
 import contextlib
-import os
 from collections.abc import Callable
 
 from ...shared.cache.manifest import PLAN_NAME
 from ...shared.cache.store import FolderStore, Store
 from ...shared.config import RunConfig
+from ...shared.stop_signals import Stop
 from ..board import Board
 from ..claims import CLAIMS_NAME
 from ..plan import make_plan, write_plan
-from ..stopping import Stop
 from ..worker import Report, work
 
 LONGEST_LOOK_S = 5.0
 """Between two looks at whether the plan is there: planning may take an hour, and ranks may be hundreds."""
-_RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
-
-
-def rank_from_environment() -> int:
-    """This process's rank; 0 where nothing says otherwise."""
-    for name in _RANK_VARIABLES:
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def plan_once(

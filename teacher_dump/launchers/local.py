@@ -19,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from ...shared.cache.store import Store
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain
-from ..stopping import Stop
+from ...shared.stop_signals import Stop
 from ..worker import Report, work, work_and_tell
 
 START_METHOD = "forkserver"

@@ -17,7 +17,7 @@ from ...shared.cache.manifest import MANIFEST_NAME
 from ...shared.cache.store import FolderStore, Store
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain, Unavailable
-from ..stopping import Stop
+from ...shared.stop_signals import Stop
 from ..worker import Report, work_and_tell
 
 POLL_S = 0.5

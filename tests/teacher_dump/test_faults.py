@@ -14,6 +14,7 @@ from dump_checks import file_hashes, fork, join, require_sound_files
 from tide.shared.cache import shard_is_done
 from tide.shared.config import RunConfig, WorkersConfig
 from tide.shared.errors import OutputError, TideError
+from tide.shared.stop_signals import Stop
 from tide.teacher_dump import shard_task, worker
 from tide.teacher_dump.board import MAX_BEAT_ERRORS, Board
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
@@ -21,7 +22,6 @@ from tide.teacher_dump.launchers import local
 from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.shard_task import ShardTask
 from tide.teacher_dump.status import dump_status
-from tide.teacher_dump.stopping import Stop
 from tide.teacher_dump.worker import OutOfDeviceMemory, next_wait_s, work
 from tiny_runs import tiny_config
 
