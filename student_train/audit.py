@@ -3,30 +3,27 @@
 1. the audited targets and their views, evenly thinned out where they are many (audit_rows.py);
 2. the student at whose logits gradients are taken: a checkpoint's own answers on those views, or stand-ins made of the
    audited distributions, since a gradient depends on the student;
-3. per target: stored and exact tails, what rounding cost, gradients of every loss (audit_gradients.py);
-4. means, cosines and ratios by bin of the masked share, as plain JSON (audit_sums.py).
+3. per target: stored and exact tails, what rounding cost, gradients of every loss; by bin of the masked share their
+   means, cosines and ratios, as plain JSON (audit_gradients.py).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.cache import Cache, ViewRow, open_cache
-from ..shared.cache.audit import AuditRow
+from ..shared.cache import Cache, open_cache
 from ..shared.cache.manifest import AuditInfo
 from ..shared.cache.verify import audit_is_here
 from ..shared.config import DataConfig, DecodingConfig, RunConfig, StudentConfig
 from ..shared.devices import process_device
 from ..shared.errors import CacheError
-from .audit_gradients import Answers, places
+from .audit_gradients import AuditedTargets, AuditSums
 from .audit_rows import SLICE_BYTES, AuditedViews, Group
-from .audit_sums import AuditSums, bins_of
-from .batches import Batch, View, collate
+from .batches import Batch, cached_view, collate
 from .open_student import open_encoder, open_model
 from .student import Student
 
@@ -34,62 +31,39 @@ MAX_VALUES = 1 << 25
 """Audited targets times tokens of the support that are compared; of more, evenly spaced targets are."""
 
 
-class AskedStudent(Protocol):
-    """A student at whose logits gradients are compared."""
-
-    @property
-    def name(self) -> str:
-        """For the output."""
-        ...
-
-    def prepare(self, batch: Batch, targets: Tensor) -> Tensor:
-        """Something with a row for each of the batch's chosen targets."""
-        ...
-
-    def logits(self, prepared: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [n, V] and the columns [S] of the support, from rows of `prepare` and the teacher's [n, S]."""
-        ...
+Ask = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+"""Some of a group's targets, the teacher's [n, S] there -> a student's logits [n, V] and the support's columns [S]."""
+AskedStudent = Callable[[Batch, Tensor], Ask]
+"""A student at whose logits gradients are compared: a batch of views and its chosen targets -> how to ask it there."""
 
 
-@dataclass(frozen=True)
-class StandIn:
-    """A student made of the audit itself: `unigram` says the audited targets' mean distribution at every target;
-    `halfway` the geometric mean of that and the teacher."""
+def stand_in(unigram_logp: Tensor, teacher_share: float) -> AskedStudent:
+    """A student made of the audit itself: the audited targets' mean distribution [S] at every target, or (`halfway`)
+    the geometric mean of that and the teacher."""
 
-    name: str
-    unigram_logp: Tensor  # [S]
-    teacher_share: float
-
-    def prepare(self, batch: Batch, targets: Tensor) -> Tensor:
-        """Nothing is needed of the batch."""
-        return torch.zeros(len(targets), 0)
-
-    def logits(self, prepared: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AskedStudent`."""
-        mixed = self.teacher_share * dense + (1 - self.teacher_share) * self.unigram_logp
+    def ask(part: slice, dense: Tensor) -> tuple[Tensor, Tensor]:
+        mixed = teacher_share * dense + (1 - teacher_share) * unigram_logp
         return torch.log_softmax(mixed, dim=1), torch.arange(dense.shape[1])
 
+    return lambda batch, targets: ask
 
-@dataclass(frozen=True)
-class CheckpointStudent:
-    """A real student: its own forward on the audited views."""
 
-    name: str
-    student: Student
-    support: Tensor  # [S] student ids
+def real_student(student: Student, support: Tensor) -> AskedStudent:
+    """A checkpoint: its own forward on the audited views. Args: support: [S] student ids."""
 
     @torch.inference_mode()
-    def prepare(self, batch: Batch, targets: Tensor) -> Tensor:
-        """Hidden states at the targets."""
-        device = self.student.model.device
-        hidden = self.student.hidden(batch.rows.to(device)).flatten(0, 1)
-        return hidden[batch.read[batch.target[targets]].to(device)]
+    def prepare(batch: Batch, targets: Tensor) -> Ask:
+        device = student.model.device
+        states = student.hidden(batch.rows.to(device)).flatten(0, 1)
+        at_targets, weight = states[batch.read[batch.target[targets]].to(device)], student.head_weight()
 
-    @torch.inference_mode()
-    def logits(self, prepared: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AskedStudent`."""
-        weight = self.student.head_weight()
-        return (prepared.to(weight.dtype) @ weight.T).cpu().double(), self.support
+        @torch.inference_mode()
+        def ask(part: slice, dense: Tensor) -> tuple[Tensor, Tensor]:
+            return (at_targets[part].to(weight.dtype) @ weight.T).cpu().double(), support
+
+        return ask
+
+    return prepare
 
 
 def describe_audit(
@@ -109,8 +83,8 @@ def describe_audit(
     total = sum(entry.rows for entry in info.files)
     step = max(1, -(-total * info.support_tokens // MAX_VALUES))
     chosen = AuditedViews(cache, support, step)
-    students: list[AskedStudent] = [_open_student(cache, student, support, device)] if student else _stand_ins(chosen)
-    sums = AuditSums(cache.manifest.signal.temperatures, [one.name for one in students])
+    students = _open_student(cache, student, support, device) if student else _stand_ins(chosen)
+    sums = AuditSums(cache.manifest.signal.temperatures)
     for group in chosen.groups():
         _compare(group, students, sums, support, cache)
     return {
@@ -141,7 +115,7 @@ def _require_audit(cache: Cache) -> AuditInfo:
     return info
 
 
-def _open_student(cache: Cache, path: str, support: np.ndarray, device: str) -> CheckpointStudent:
+def _open_student(cache: Cache, path: str, support: np.ndarray, device: str) -> dict[str, AskedStudent]:
     block_size = cache.manifest.block_size
     config = RunConfig(
         student=StudentConfig(path=path, block_size=block_size), data=DataConfig(max_length=block_size)
@@ -149,63 +123,57 @@ def _open_student(cache: Cache, path: str, support: np.ndarray, device: str) -> 
     open_encoder(config, cache)
     here = process_device(device, "decoding.device")
     model = open_model(config, cache, None).eval().to(here)  # type: ignore[arg-type]
-    return CheckpointStudent(Path(path).name or path, Student(model), torch.from_numpy(support))
+    return {Path(path).name or path: real_student(Student(model), torch.from_numpy(support))}
 
 
-def _stand_ins(chosen: "AuditedViews") -> list[AskedStudent]:
+def _stand_ins(chosen: AuditedViews) -> dict[str, AskedStudent]:
     total, count = 0.0, 0
     for row in chosen.audit_rows():
         total, count = total + torch.softmax(torch.tensor(row.logp, dtype=torch.float64), dim=0), count + 1
     unigram = torch.log(torch.as_tensor(total) / count)
-    return [StandIn("unigram", unigram, 0.0), StandIn("halfway", unigram, 0.5)]
+    return {"unigram": stand_in(unigram, 0.0), "halfway": stand_in(unigram, 0.5)}
 
 
 def _compare(
-    group: Group, students: Sequence[AskedStudent], sums: "AuditSums", support: np.ndarray, cache: Cache
+    group: Group, students: Mapping[str, AskedStudent], sums: AuditSums, support: np.ndarray, cache: Cache
 ) -> None:  # fmt: skip
     """Add the audited targets of a few views."""
     layout, manifest = cache.layout, cache.manifest
-    views = [[View(row, _masked(row), row.t, True)] for row in group.views]
     batch = collate(
-        views, mask_id=manifest.student.mask_id, block_size=layout.block_size, top_k=layout.top_k,
-        temperatures=layout.temperatures,
+        [[cached_view(row)] for row in group.views], mask_id=manifest.student.mask_id, block_size=layout.block_size,
+        top_k=layout.top_k, temperatures=layout.temperatures,
     )  # fmt: skip
-    rows = [(view, one) for view, audited in zip(group.views, group.audited, strict=True) for one in audited]
-    starts = np.cumsum([0, *(len(view.target_position) for view in group.views)])
-    of_views = zip(group.views, starts[:-1].tolist(), group.audited, strict=True)
-    targets = torch.tensor([start + _target_of(view, one) for view, start, audited in of_views for one in audited])
-    prepared = {one.name: one.prepare(batch, targets) for one in students}
-    ids, vocab_size = torch.from_numpy(support), layout.vocab_size
+    rows, targets, start = [], [], 0
+    for view, audited in zip(group.views, group.audited, strict=True):
+        place_of = {int(position): start + place for place, position in enumerate(view.target_position)}
+        start += len(place_of)
+        for one in audited:
+            if one.position not in place_of:
+                raise CacheError(
+                    f"the audit names position {one.position} of sample {view.sample_id!r:.80}, view {view.view}, "
+                    "which is no target; run verify-cache"
+                )
+            rows.append((view, one))
+            targets.append(place_of[one.position])
+    chosen = torch.tensor(targets)
+    asked = {name: prepare(batch, chosen) for name, prepare in students.items()}
+    ids, cuts = torch.from_numpy(support), torch.tensor(layout.tail_buckets)
+    place = torch.full((layout.vocab_size + 1,), -1, dtype=torch.int64)  # in the support; the last is for absent ids
+    place[ids] = torch.arange(len(ids))
     gold = torch.tensor([int(view.x_0[one.position]) for view, one in rows])
-    chunk_logp = batch.teacher.gold_logp[targets].double()  # each target is a chunk of its own
-    cuts = torch.tensor(layout.tail_buckets)
+    chunk_logp = batch.teacher.gold_logp[chosen].double()  # each target is a chunk of its own
     bucket = torch.bucketize(ids, cuts, right=True) if len(cuts) else None
-    most = max(1, SLICE_BYTES // (8 * max(len(support), vocab_size)))
+    most = max(1, SLICE_BYTES // (8 * max(len(support), layout.vocab_size)))
     for start in range(0, len(rows), most):
         part = slice(start, start + most)
         dense = torch.from_numpy(np.stack([one.logp for _, one in rows[part]])).double()
-        teacher = batch.teacher[targets[part]]
-        answers = Answers(
-            dense, torch.arange(len(ids)), dense, teacher, places(teacher.top_ids, ids, vocab_size),
-            places(gold[part], ids, vocab_size), chunk_logp[part], bucket,
+        teacher = batch.teacher[chosen[part]]
+        compared = AuditedTargets(
+            dense, torch.arange(len(ids)), dense, teacher, place[teacher.top_ids], place[gold[part]],
+            chunk_logp[part], bucket,
         )  # fmt: skip
-        bins = bins_of(np.array([one.masked_share for _, one in rows[part]]))
-        sums.add_tails(answers, bins)
-        for one in students:
-            logits, columns = one.logits(prepared[one.name][part], dense)
-            logits = logits.clone()  # an inference tensor takes no gradient, its copy does
-            sums.add_gradients(one.name, answers._replace(logits=logits, support=columns), bins)
-
-
-def _masked(row: ViewRow) -> np.ndarray:
-    return np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked])
-
-
-def _target_of(view: ViewRow, audited: AuditRow) -> int:
-    place = int(np.searchsorted(view.target_position, audited.position))
-    if place == len(view.target_position) or view.target_position[place] != audited.position:
-        raise CacheError(
-            f"the audit names position {audited.position} of sample {view.sample_id!r:.80}, view {view.view}, which "
-            "is no target; run verify-cache"
-        )
-    return place
+        sums.add_tails(compared, [one.masked_share for _, one in rows[part]])
+        for name, ask in asked.items():
+            logits, columns = ask(part, dense)
+            # an inference tensor takes no gradient, its copy does
+            sums.add_gradients(name, compared._replace(logits=logits.clone(), support=columns))

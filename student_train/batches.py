@@ -231,10 +231,15 @@ class View(NamedTuple):
     has_signal: bool
 
 
+def cached_view(row: ViewRow) -> View:
+    """A row as it was dumped."""
+    return View(row, np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked]), row.t, True)
+
+
 def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[View]:
     """The views of one item from its cache rows; fresh noise masks every response token with probability t."""
     if item.views:
-        return [View(row, np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked]), row.t, True) for row in rows]
+        return [cached_view(row) for row in rows]
     (row,) = rows
     length = len(row.x_0)
     masked = keyed_generator(seed, row.sample_id, "fresh mask", item.fresh_key).random(length) < item.fresh_t

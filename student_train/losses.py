@@ -140,6 +140,26 @@ def calm_tidal_loss(
     return _mean(timestep_weights(t, timestep_weight) * _bernoulli_cross_entropy(target, not_target, log_s))
 
 
+def lambda_train(progress: float, *, lambda_init: float, lambda_max: float, schedule: str) -> float:
+    """TIDAL's schedule over training (§2.1): how far the target has moved from the student to the teacher.
+
+    lambda_init + (lambda_max - lambda_init) g(progress), g = (1 - cos(pi p)) / 2 (`cosine`) or p (`linear`).
+
+    Args:
+        progress: share of the optimiser steps done, in [0, 1]; values outside are clipped.
+        lambda_init, lambda_max: weights at the start and the end, in [0, 1].
+    Raises: ValueError: unknown schedule.
+    """
+    progress = min(1.0, max(0.0, progress))
+    if schedule == "cosine":
+        growth = (1 - math.cos(math.pi * progress)) / 2
+    elif schedule == "linear":
+        growth = progress
+    else:
+        raise ValueError(f"schedule = {schedule!r}: expected cosine or linear")
+    return lambda_init + (lambda_max - lambda_init) * growth
+
+
 def lambda_at(t: Float[Tensor, " n"], *, lambda_train: float, lambda_max: float, axis: str) -> Float[Tensor, " n"]:
     """TIDAL's interpolation weight per position, in [0, 1]: more teacher late in training and at low noise (§2.1).
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..shared.config import LossConfig
 from ..shared.errors import ConfigError
+from ..shared.sparse_logits import SparseLogits
 from .batches import Batch, GlobalCounts
 from .losses import (
     calm_loss,
@@ -19,10 +20,10 @@ from .losses import (
     clean_token_loss,
     cross_entropy,
     kl_loss,
+    lambda_train,
     tidal_loss,
 )
 from .student import StudentOutput
-from .tidal import lambda_train
 
 
 class Objective:
@@ -37,7 +38,9 @@ class Objective:
 
     def __init__(self, losses: Sequence[LossConfig], *, signal: str, temperatures: Sequence[float]) -> None:
         self.losses = tuple(loss for loss in losses if loss.weight > 0)
-        self.names = _distinct([loss_name(loss) for loss in self.losses])
+        names = [loss_name(loss) for loss in self.losses]
+        seen = [names[: place + 1].count(name) for place, name in enumerate(names)]
+        self.names = tuple(n if count == 1 else f"{n}_{count}" for n, count in zip(names, seen, strict=True))
         """A distinct name per loss, for logs: kl, reverse_kl, tidal_kl, clean_kl, calm, ...; the second kl is kl_2."""
         if not self.losses:
             raise ConfigError("losses: the list is empty or every weight is 0; list at least one loss")
@@ -78,11 +81,26 @@ class Objective:
         values = {}
         for name, loss in zip(self.names, self.losses, strict=True):
             if loss.name == "ce":
-                values[name] = _cross_entropy(loss, output, batch, counts)
+                weight = 1 / batch.t if loss.timestep_weight == "scheduler" else torch.ones_like(batch.t)
+                if loss.normalise == "sequence":
+                    weight = weight / batch.maskable
+                count = counts.maskable if loss.normalise == "token" else counts.views
+                values[name] = cross_entropy(output.gold_logp, weight, max(1, count))
             elif not fresh and loss.name == "kl":
-                values[name] = _token_loss(loss, output, batch, counts, progress)
+                value = _token_loss(loss, output.targets, batch, progress)
+                values[name] = len(batch.target) / max(1, counts.targets) * value
             elif not fresh:
-                values[name] = _chunk_loss(loss, output, batch, counts, progress)
+                student, teacher, t, total = (
+                    chunk_logp(output.gold_logp, batch), batch.chunk_logp, batch.chunk_t, counts.chunks
+                )  # fmt: skip
+                if loss.chunks == "unmatched":
+                    keep = batch.chunk_unmatched
+                    student, teacher, t, total = student[keep], teacher[keep], t[keep], counts.unmatched_chunks
+                if loss.tidal is None:
+                    value = calm_loss(student, teacher, temperature=loss.temperature, reverse=loss.reverse)
+                else:
+                    value = calm_tidal_loss(student, teacher, t, **_tidal_arguments(loss, progress))
+                values[name] = len(teacher) / max(1, total) * value
         return values
 
     def total(self, values: dict[str, Tensor]) -> Float[Tensor, ""]:
@@ -98,46 +116,19 @@ def loss_name(loss: LossConfig) -> str:
     return prefix + loss.name
 
 
-def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Repeated names numbered from the second on, so that no loss takes another's place."""
-    seen = [names[: place + 1].count(name) for place, name in enumerate(names)]
-    return tuple(name if count == 1 else f"{name}_{count}" for name, count in zip(names, seen, strict=True))
-
-
 def chunk_logp(gold_logp: Float[Tensor, " n"], batch: Batch) -> Float[Tensor, " c"]:
     """Log-probability of every chunk: the float32 sum of its clean tokens' log-probabilities (paper §2.3)."""
     zeros = gold_logp.new_zeros(len(batch.chunk_logp))
     return zeros.index_add(0, batch.chunk_of_token, gold_logp[batch.chunk_token])
 
 
-def _cross_entropy(loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts) -> Tensor:
-    weight = 1 / batch.t if loss.timestep_weight == "scheduler" else torch.ones_like(batch.t)
-    if loss.normalise == "sequence":
-        weight = weight / batch.maskable
-    count = counts.maskable if loss.normalise == "token" else counts.views
-    return cross_entropy(output.gold_logp, weight, max(1, count))
-
-
-def _token_loss(loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float) -> Tensor:
-    share = len(batch.target) / max(1, counts.targets)
+def _token_loss(loss: LossConfig, targets: SparseLogits, batch: Batch, progress: float) -> Tensor:
     if loss.target == "clean":
-        return share * clean_token_loss(output.targets.gold_logp_at(loss.temperature), temperature=loss.temperature)
-    student = output.targets.simplex_logp(loss.temperature)
-    teacher = batch.teacher.simplex_logp(loss.temperature)
+        return clean_token_loss(targets.gold_logp_at(loss.temperature), temperature=loss.temperature)
+    student, teacher = targets.simplex_logp(loss.temperature), batch.teacher.simplex_logp(loss.temperature)
     if loss.tidal is None:
-        return share * kl_loss(student, teacher, temperature=loss.temperature, reverse=loss.reverse)
-    return share * tidal_loss(student, teacher, batch.target_t, **_tidal_arguments(loss, progress))
-
-
-def _chunk_loss(loss: LossConfig, output: StudentOutput, batch: Batch, counts: GlobalCounts, progress: float) -> Tensor:
-    student, teacher, t, total = chunk_logp(output.gold_logp, batch), batch.chunk_logp, batch.chunk_t, counts.chunks
-    if loss.chunks == "unmatched":
-        keep = batch.chunk_unmatched
-        student, teacher, t, total = student[keep], teacher[keep], t[keep], counts.unmatched_chunks
-    share = len(teacher) / max(1, total)
-    if loss.tidal is None:
-        return share * calm_loss(student, teacher, temperature=loss.temperature, reverse=loss.reverse)
-    return share * calm_tidal_loss(student, teacher, t, **_tidal_arguments(loss, progress))
+        return kl_loss(student, teacher, temperature=loss.temperature, reverse=loss.reverse)
+    return tidal_loss(student, teacher, batch.target_t, **_tidal_arguments(loss, progress))
 
 
 def _tidal_arguments(loss: LossConfig, progress: float) -> dict:

@@ -35,7 +35,6 @@ SHAPE_CHECKED = (
     "tide.student_train.losses",
     "tide.student_train.objective",
     "tide.student_train.student",
-    "tide.student_train.tidal",
     "tide.student_train.token_choice",
 )
 jaxtyping.install_import_hook(SHAPE_CHECKED, "shape_checks.checked")

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from tide.student_train.tidal import lambda_train
+from tide.student_train.losses import lambda_train
 
 ENDS = {"lambda_init": 0.1, "lambda_max": 0.9}
 
