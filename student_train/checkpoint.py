@@ -35,7 +35,7 @@ from ..shared.cache.files import fsync_folder, output_errors, read_json, readabl
 from ..shared.cache.trained_from import TRAINED_FROM_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
 from ..shared.tokenizer_setup import save_tokenizer
-from .sharding import Share, like_parameter, whole_tensor, whole_weights
+from .sharding import like_parameter, whole_tensor, whole_weights
 
 STATE_NAME = "tide_state.json"
 _MAX_STATE_BYTES = 64 << 20
@@ -323,7 +323,7 @@ def _flatten(optimizer: Optimizer, *, keep: bool = True) -> tuple[dict[str, torc
     tensors, scalars = {}, {}
     for parameter, fields in state["state"].items():
         for field, value in fields.items():
-            if isinstance(value, torch.Tensor | Share):
+            if isinstance(value, torch.Tensor):
                 whole = whole_tensor(value)
                 if keep:
                     tensors[f"{parameter}.{field}"] = whole.cpu().contiguous()

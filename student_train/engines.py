@@ -7,7 +7,7 @@ launcher decides; numbers agree to rounding.
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,46 +21,18 @@ from .sharding import shard, sharding_asked_for, whole_tensor
 from .student import Student, StudentOutput
 
 
-class Engine(Protocol):
-    """One student and its optimisers on all processes. Each makes the same calls, on its share of the batch."""
+class Engine:
+    """One student and its optimisers on all processes: whole copies, by plain torch on one process and DDP on several.
 
-    optimizers: dict[str, Optimizer]
-    """By name; whoever steps them, learning rates are set and state is saved here."""
-
-    def forward(self, *arguments: Any) -> StudentOutput:
-        """The student's, under tide's precision."""
-        ...
-
-    def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this process's share of the loss; after the last micro-batch it is that of all."""
-        ...
-
-    def step(self) -> Tensor:
-        """Clip the gradient, step, forget it; its norm before, the same on every process."""
-        ...
-
-
-def open_engine(student: Student, accelerator: Accelerator, train: TrainConfig) -> Engine:
-    """The engine that the launcher asks for; `student` stays the module inside."""
-    asked = None if accelerator.num_processes == 1 else sharding_asked_for()
-    if asked is None:
-        return TorchEngine(student, accelerator, train)
-    shard(student, accelerator, asked)
-    return ShardedEngine(student, accelerator, train)
-
-
-class TorchEngine:
-    """Whole copies: plain torch on one process, DDP on several."""
+    Each process makes the same calls, on its share of the batch.
+    """
 
     def __init__(self, student: Student, accelerator: Accelerator, train: TrainConfig) -> None:
         self._student, self._accelerator = student, accelerator
         self._largest_norm = train.grad_clip or float("inf")
         self._wrapped = self._wrap(student)
         self.optimizers: dict[str, Optimizer] = build_optimizers(student.model, train)
+        """By name; learning rates are set and state is saved here."""
 
     def _wrap(self, student: Student) -> Any:
         return self._accelerator.prepare(student)  # autocast and DDP
@@ -70,31 +42,26 @@ class TorchEngine:
         return self._wrapped(*arguments)
 
     def micro_batch(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward; gradients are added up over processes in the last alone."""
+        """Around forward and backward of one micro-batch; gradients are added up over processes in the last alone."""
         return contextlib.nullcontext() if is_last else self._accelerator.no_sync(self._wrapped)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this process's share of the loss."""
+        """Add the gradient of this process's share of the loss; after the last micro-batch it is that of all."""
         # DDP averages gradients over processes, and every process holds only its share of a global mean.
         self._accelerator.backward(loss * self._accelerator.num_processes)
 
     def step(self) -> Tensor:
-        """Clip and step; the gradient's norm before."""
-        norm = self._clip()
+        """Clip the gradient, step, forget it; its norm before, the same on every process."""
+        parameters = [p for p in self._student.parameters() if p.grad is not None]
+        norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        torch.nn.utils.clip_grads_with_norm_(parameters, self._largest_norm, norm)
         for optimizer in self.optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _clip(self) -> Tensor:
-        """Scale the gradient down to the largest norm allowed; its norm before."""
-        parameters = [p for p in self._student.parameters() if p.grad is not None]
-        norm = whole_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        torch.nn.utils.clip_grads_with_norm_(parameters, self._largest_norm, norm)
-        return norm
 
-
-class ShardedEngine(TorchEngine):
+class ShardedEngine(Engine):
     """A student that lies in shares (FSDP2)."""
 
     def _wrap(self, student: Student) -> Any:
@@ -109,3 +76,12 @@ class ShardedEngine(TorchEngine):
     def micro_batch(self, *, is_last: bool) -> Iterator[None]:
         """Shares are added up in each micro-batch: whole gradients would need the memory that sharding saves."""
         yield
+
+
+def open_engine(student: Student, accelerator: Accelerator, train: TrainConfig) -> Engine:
+    """The engine that the launcher asks for; `student` stays the module inside."""
+    asked = None if accelerator.num_processes == 1 else sharding_asked_for()
+    if asked is None:
+        return Engine(student, accelerator, train)
+    shard(student, accelerator, asked)
+    return ShardedEngine(student, accelerator, train)

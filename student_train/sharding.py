@@ -8,7 +8,6 @@ weights made by autocast live until the backward pass, unless train.gradient_che
 """
 
 import os
-from abc import ABC, abstractmethod
 
 import torch
 from accelerate import Accelerator
@@ -66,17 +65,9 @@ def shard(student: Student, accelerator: Accelerator, plugin: FullyShardedDataPa
     register_fsdp_forward_method(student, "answers")
 
 
-class Share(ABC):
-    """A tensor that lies in shares, but not as a DTensor."""
-
-    @abstractmethod
-    def full_tensor(self) -> torch.Tensor:
-        """With all processes' shares. Collective."""
-
-
-def whole_tensor(tensor: torch.Tensor | Share) -> torch.Tensor:
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A detached tensor with all processes' shares; a collective call if it lies in shares, else free."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor | Share) else tensor).detach()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def whole_weights(model: PreTrainedModel, *, keep: bool = True) -> dict[str, torch.Tensor] | None:
