@@ -25,8 +25,8 @@ from tide.shared.cache import Cache, ViewRow, open_cache
 from tide.shared.config import load_config
 from tide.shared.noising import keyed_generator
 from tide.shared.sliced_head import top_logits
-from tide.student_train.block_schedule import block_numbers
 from tide.student_train.heldout import T_GRID
+from tide.student_train.open_answer import block_numbers
 from tide.student_train.open_decoder import Writer, open_writer
 from tide.student_train.open_student import vocabulary_weights
 from tide.student_train.sampling import Request

@@ -103,7 +103,11 @@ class PackedForward:
         self.calls: list[_Call] = []
         first = tokens = 0
         for last in range(1, len(spans) + 1):
-            if last == len(spans) or not _alike(spans[last - 1], spans[last]):
+            if last == len(spans) or (
+                spans[last].slot != spans[last - 1].slot + 1
+                or spans[last].stop - spans[last].start != spans[last - 1].stop - spans[last - 1].start
+                or spans[last].num_keys != spans[last - 1].num_keys
+            ):
                 together = spans[first:last]
                 end = tokens + sum(span.stop - span.start for span in together)
                 mask = _mask(together, block_of[first:last]).to(device)
@@ -134,13 +138,6 @@ class PackedForward:
             answer = answer.reshape(slots, kv, groups, -1, answer.shape[-1]).permute(0, 3, 1, 2, 4)
             output[call.tokens] = answer.reshape(-1, heads, answer.shape[-1])
         return output[None]
-
-
-def _alike(span: Span, other: Span) -> bool:
-    return (
-        other.slot == span.slot + 1 and other.stop - other.start == span.stop - span.start
-        and other.num_keys == span.num_keys
-    )  # fmt: skip
 
 
 def _mask(spans: Sequence[Span], block_of: Sequence[np.ndarray]) -> Bool[Tensor, "slots 1 queries keys"]:

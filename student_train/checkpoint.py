@@ -35,12 +35,12 @@ from ..shared.cache.files import fsync_folder, output_errors, read_json, readabl
 from ..shared.cache.trained_from import TRAINED_FROM_NAME
 from ..shared.errors import CacheMismatch, ConfigError, DataError, OutputError
 from ..shared.tokenizer_setup import save_tokenizer
+from .metrics import ADVICE
 from .sharding import like_parameter, whole_tensor, whole_weights
 
 STATE_NAME = "tide_state.json"
 _MAX_STATE_BYTES = 64 << 20
 _ASIDE = ".tide-replaced"
-_ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def save_checkpoint(
             save_file(tensors, temporary / f"optimizer-{name}.safetensors")
             (temporary / f"optimizer-{name}.json").write_bytes(readable_json(settings))
         _write_state(temporary, step, identity, window)
-    numbered = _checkpoints(root)
+    numbered = saved_checkpoints(root)
     gone = [path for number, path in numbered if number > step or (number < step and path in doubtful)]
     for old in [*gone, *[path for number, path in numbered if number <= step and path not in gone][:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
@@ -112,7 +112,7 @@ def find_checkpoint(root: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     Raises: CacheMismatch: it belongs to a run with other settings. OutputError: it cannot be read.
     """
     _restore_replaced(root)
-    for _, folder in reversed(_checkpoints(root)):
+    for _, folder in reversed(saved_checkpoints(root)):
         try:
             checkpoint = _read_state(folder)
         except DataError as error:
@@ -139,14 +139,10 @@ def open_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint:
     return checkpoint
 
 
-def later_checkpoints(root: Path, step: int) -> list[Path]:
-    """Folders of steps after `step`: a run that begins from there has passed them over."""
-    return [path for number, path in _checkpoints(root) if number > step]
-
-
-def saved_steps(root: Path) -> list[int]:
-    """The steps that are saved below `root`, ascending."""
-    return [number for number, _ in _checkpoints(root)]
+def saved_checkpoints(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of all checkpoints below `root`, oldest first."""
+    named = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in root.glob("step-*") if path.is_dir())
+    return sorted((int(match.group(1)), path) for match, path in named if match)
 
 
 def load_optimizers(folder: Path, optimizers: Mapping[str, Optimizer]) -> None:
@@ -222,7 +218,7 @@ def read_student(folder: Path) -> Checkpoint:
 
 def remove_run(out: Path) -> None:
     """Delete what an earlier run left below `out`, and nothing else. Raises: OutputError."""
-    with output_errors(out, _ADVICE):
+    with output_errors(out, ADVICE):
         own_entries.require_own_folders(out, "student", "checkpoints")
         if (out / "student" / STATE_NAME).exists():
             own_entries.remove_tree(out, "student")
@@ -231,8 +227,8 @@ def remove_run(out: Path) -> None:
 
 def remove_checkpoints(out: Path) -> None:
     """Delete the checkpoints of the run in `out`. Raises: OutputError."""
-    with output_errors(out, _ADVICE):
-        for _, folder in _checkpoints(out / "checkpoints"):
+    with output_errors(out, ADVICE):
+        for _, folder in saved_checkpoints(out / "checkpoints"):
             own_entries.remove_tree(out, f"checkpoints/{folder.name}")
         with contextlib.suppress(OSError):  # it is not there, or holds something else
             (out / "checkpoints").rmdir()
@@ -245,7 +241,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     A folder that has the name already steps aside under another one first, and is deleted last: a process that is
     killed in between leaves it whole, for `_restore_replaced`.
     """
-    with output_errors(folder, _ADVICE), _safetensors_errors():
+    with output_errors(folder, ADVICE):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _restore_replaced(folder.parent)
         temporary, aside = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}{_ASIDE}")
@@ -254,22 +250,24 @@ def replacing(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir()
             yield temporary
-            _open_to_readers(temporary)
-            _fsync_tree(temporary)
+            mode = temporary.stat().st_mode & 0o666
+            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                if path.suffix == ".safetensors":  # written for their owner alone: the rights that the umask gives
+                    path.chmod(mode)
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            fsync_folder(temporary)
             if folder.exists():
                 os.replace(folder, aside)
             os.replace(temporary, folder)
+        except SafetensorError as error:  # its own kind for a full disk: turned into the OSError it is
+            code = re.search(r"os error (\d+)|code: (\d+)", str(error))
+            number = int(code.group(1) or code.group(2)) if code else errno.EIO
+            raise OSError(number, os.strerror(number) if code else str(error)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             _restore_replaced(folder.parent)
         fsync_folder(folder.parent)
-
-
-def _open_to_readers(folder: Path) -> None:
-    """Weights, which safetensors writes for their owner alone, get the rights that the user's umask gives."""
-    mode = folder.stat().st_mode & 0o666
-    for file in folder.glob("*.safetensors"):
-        file.chmod(mode)
 
 
 def _restore_replaced(root: Path) -> None:
@@ -280,17 +278,6 @@ def _restore_replaced(root: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(aside, folder)
-
-
-@contextlib.contextmanager
-def _safetensors_errors() -> Iterator[None]:
-    """safetensors reports a full disk as an error of its own kind: turn it into the OSError it is."""
-    try:
-        yield
-    except SafetensorError as error:
-        code = re.search(r"os error (\d+)|code: (\d+)", str(error))
-        number = int(code.group(1) or code.group(2)) if code else errno.EIO
-        raise OSError(number, os.strerror(number) if code else str(error)) from error
 
 
 def _write_state(folder: Path, step: int, identity: Mapping[str, Any], window: Mapping[str, Sequence[float]]) -> None:
@@ -330,17 +317,3 @@ def _flatten(optimizer: Optimizer, *, keep: bool = True) -> tuple[dict[str, torc
             else:
                 scalars.setdefault(str(parameter), {})[field] = value
     return tensors, {"groups": state["param_groups"], "scalars": scalars}
-
-
-def _checkpoints(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of all checkpoints, oldest first."""
-    named = ((re.fullmatch(r"step-(\d{8,})", path.name), path) for path in root.glob("step-*") if path.is_dir())
-    return sorted((int(match.group(1)), path) for match, path in named if match)
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    fsync_folder(folder)

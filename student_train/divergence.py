@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..shared.errors import DataError, TideError
-from .checkpoint import saved_steps
+from .checkpoint import saved_checkpoints
 
 _GROWTH = 10.0
 _LEAST_LIMIT = 1e4
@@ -74,8 +74,8 @@ def weights_error(what: str | None, step: int, out: Path) -> TideError:
 
 
 def _last_good(out: Path) -> str:
-    steps = saved_steps(out / "checkpoints")
-    return f"Step {steps[-1]} is saved, from before that" if steps else "No checkpoint was saved"
+    saved = saved_checkpoints(out / "checkpoints")
+    return f"Step {saved[-1][0]} is saved, from before that" if saved else "No checkpoint was saved"
 
 
 def _spelt(value: float) -> str:

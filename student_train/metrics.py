@@ -26,7 +26,7 @@ from ..shared.cache.own_entries import no_link
 from ..shared.errors import Unavailable
 
 METRICS_NAME = "metrics.jsonl"
-_ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
+ADVICE = "Free space or fix the permission and run the same command again: it resumes from the last checkpoint."
 
 
 class MetricsWindow:
@@ -64,7 +64,7 @@ class MetricsFile:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line through to the disk. Raises: OutputError."""
-        with output_errors(self.path, _ADVICE):
+        with output_errors(self.path, ADVICE):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", opener=no_link) as file:
                 file.write(json.dumps(dict(line), allow_nan=False) + "\n")
@@ -81,7 +81,7 @@ class MetricsFile:
         lines = self.path.read_text().splitlines()
         kept = [line for line in lines if _order(line) <= (steps_done, False)]
         temporary = temporary_name(self.path)
-        with output_errors(self.path, _ADVICE):
+        with output_errors(self.path, ADVICE):
             temporary.write_text("".join(line + "\n" for line in kept))
             temporary.replace(self.path)
 

@@ -26,22 +26,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..shared.config import DecodingConfig, from_tree, to_tree
 from ..shared.errors import ConfigError, DataError
 from .answer_text import AnswerReader, Finish
 from .block_cache import BlockCache, PackedForward, Span, block_attention, packed_hidden
-from .block_schedule import Block, block_numbers, plan_blocks
-from .open_answer import OpenAnswer, Request
+from .open_answer import Block, OpenAnswer, Request, block_numbers, plan_blocks
 from .open_student import vocabulary_weights
 from .token_choice import choose_tokens
 
-__all__ = [
-    "Decoder", "DecodingCounts", "Generation", "Request", "Snapshot", "Watch", "answer_settings", "settings_json",
-]  # fmt: skip
+__all__ = ["Decoder", "DecodingCounts", "Generation", "Request", "Snapshot", "Watch", "answer_settings"]
 
 _TOKENS_PER_FORWARD = 8192
 """New requests wait while a forward holds so many tokens: long prompts do not meet in one."""
@@ -96,15 +91,10 @@ class DecodingCounts:
     token_forwards: int = 0
 
 
-def settings_json(settings: DecodingConfig) -> str:
-    """Every setting, as JSON with sorted keys."""
-    tree = to_tree(from_tree(DecodingConfig, to_tree(settings)))  # temperature 1 and 1.0 are one setting
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
 def answer_settings(settings: DecodingConfig) -> dict[str, object]:
-    """Those that change an answer, as JSON gives them back: for cache keys and result files."""
-    return {name: value for name, value in json.loads(settings_json(settings)).items() if name != "device"}
+    """The settings that change an answer, as JSON gives them back: for cache keys and result files."""
+    tree = to_tree(from_tree(DecodingConfig, to_tree(settings)))  # temperature 1 and 1.0 are one setting
+    return {name: value for name, value in json.loads(json.dumps(tree, sort_keys=True)).items() if name != "device"}
 
 
 @dataclass
@@ -155,26 +145,23 @@ class Decoder:
         Raises: ConfigError: an empty prompt. DataError: a prompt that is too long or of another vocabulary; logits that
             are not numbers.
         """
-        for number, request in enumerate(requests):
-            self._check(number, request, settings)
+        for number, request in enumerate(requests, 1):
+            length, limit = len(request.prompt_ids), self.max_positions
+            if not length:
+                raise ConfigError(f"prompt {number} is empty; a student needs at least one token to answer to")
+            if length + settings.max_new_tokens > limit:
+                raise DataError(
+                    f"prompt {number} has {length} tokens and decoding.max_new_tokens is {settings.max_new_tokens}: "
+                    f"together more than the {limit} positions of this student. Shorten one of the two"
+                )
+            if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < len(self.allowed):
+                raise DataError(f"prompt {number} holds ids outside the student's {len(self.allowed)} embeddings")
         if not requests:
             return []
         with ExitStack() as stack:
             stack.enter_context(self.precision(settings))
             stack.enter_context(block_attention(self.model))
             return _Decoding(self, requests, settings, min(batch_size, len(requests))).run(watch)
-
-    def _check(self, number: int, request: Request, settings: DecodingConfig) -> None:
-        length, limit = len(request.prompt_ids), self.max_positions
-        if not length:
-            raise ConfigError(f"prompt {number + 1} is empty; a student needs at least one token to answer to")
-        if length + settings.max_new_tokens > limit:
-            raise DataError(
-                f"prompt {number + 1} has {length} tokens and decoding.max_new_tokens is {settings.max_new_tokens}: "
-                f"together more than the {limit} positions of this student. Shorten one of the two"
-            )
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < len(self.allowed):
-            raise DataError(f"prompt {number + 1} holds ids outside the student's {len(self.allowed)} embeddings")
 
 
 class _Decoding:
@@ -248,16 +235,13 @@ class _Decoding:
             sequence.num_forwards += 1
             sequence.num_token_forwards += self.streams * (span.stop - span.start)
         if self.streams == 2:
-            ids += [self._without_prompt(sequence, span) for sequence, span in zip(sequences, spans, strict=True)]
+            for sequence, span, own in zip(sequences, spans, ids[:], strict=True):
+                in_prompt = np.arange(span.start, span.stop) < sequence.prompt_tokens
+                ids.append(np.where(in_prompt, self.decoder.reader.mask_id, own))
         self.decoder.counts.forwards += 1
         self.decoder.counts.token_forwards += self.streams * offset
         index = torch.from_numpy(np.concatenate(read)).to(device)
         hidden = packed_hidden(self.decoder.model, torch.from_numpy(np.concatenate(ids)).to(device), self.packed)
-        return self._choose(hidden, index, offset, sequences)
-
-    def _choose(
-        self, hidden: Float[Tensor, "n d"], index: Int[Tensor, " m"], offset: int, sequences: Sequence[OpenAnswer]
-    ) -> tuple[np.ndarray, np.ndarray]:
         uniform = torch.zeros(len(index), device=hidden.device)
         if self.settings.temperature:
             draws = np.concatenate([sequence.uniform() for sequence in sequences])
@@ -270,13 +254,6 @@ class _Decoding:
         if not np.isfinite(values).all():
             raise DataError("the student's logits are not numbers (NaN): its weights are damaged; train it again")
         return chosen.cpu().numpy(), values
-
-    def _without_prompt(self, sequence: OpenAnswer, span: Span) -> np.ndarray:
-        """The tokens of a span with the prompt masked."""
-        position = np.arange(span.start, span.stop)
-        return np.where(
-            position < sequence.prompt_tokens, self.decoder.reader.mask_id, sequence.ids[span.start : span.stop]
-        )
 
     def _finish_step(self, sequence: OpenAnswer, ids: np.ndarray, confidence: np.ndarray, watch: Watch | None) -> None:
         fresh = sequence.write(ids, confidence, self.settings.threshold)

@@ -38,12 +38,12 @@ from .checkpoint import (
     Checkpoint,
     find_checkpoint,
     find_student,
-    later_checkpoints,
     load_optimizers,
     open_checkpoint,
     remove_run,
     save_checkpoint,
     save_student,
+    saved_checkpoints,
 )
 from .divergence import require_finite, weight_limit, weights_error, wrecked
 from .engines import open_engine
@@ -190,7 +190,7 @@ class Run:
         self.factor = schedule_factor(train, self.num_steps)
         self.heldout = self._questions(heldout) if heldout else None
         self.window, self.metrics_file = MetricsWindow(), MetricsFile(out)
-        self._doubtful = later_checkpoints(out / "checkpoints", self.first_step)
+        self._doubtful = [path for step, path in saved_checkpoints(out / "checkpoints") if step > self.first_step]
         if checkpoint:
             load_optimizers(checkpoint.folder, self.engine.optimizers)
             self._restore_window(checkpoint.window)

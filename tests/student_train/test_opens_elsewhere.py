@@ -17,7 +17,7 @@ from tide.shared.errors import ConfigError, DataError
 from tide.shared.models import load_model
 from tide.shared.tokenizer_setup import save_tokenizer, tokenizer_fingerprint
 from tide.shared.tokens import TextEncoder, load_tokenizer
-from tide.student_train.block_schedule import rounded_quotas
+from tide.student_train.open_answer import rounded_quotas
 from tide.student_train.open_decoder import open_writer
 from tide.student_train.prompts import read_prompts
 from tide.student_train.trainer import train_student
