@@ -13,10 +13,10 @@ import contextlib
 import functools
 import hmac
 import json
+import math
 import os
 import platform
 import re
-import resource
 import secrets
 import select
 import shutil
@@ -31,6 +31,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from ..shared.bubblewrap import NAMESPACES, NOBODY, cure, trouble
 from ..shared.errors import Unavailable
@@ -273,12 +275,22 @@ class _Run:
 
     def _excess(self) -> str | None:
         """Limits of a process do not bound their sum, which is looked at while the program runs."""
-        tree = descendants(self.first) if self.first is not None else []
-        if sum(threads for _, threads in tree) > 2 * _MAX_PROCESSES:
+        tree, threads, resident, proportional = descendants(self.first) if self.first is not None else [], 0, 0, 0
+        for process in tree:
+            with contextlib.suppress(psutil.Error):
+                threads += process.num_threads()
+                resident += process.memory_info().rss
+        if threads > 2 * _MAX_PROCESSES:
             return f"more than {2 * _MAX_PROCESSES} processes"
-        if sum(_resident(pid) for pid, _ in tree) <= self.memory_bytes:
+        if resident <= self.memory_bytes:
             return None
-        if sum(_proportional(pid) for pid, _ in tree) <= self.memory_bytes:  # forks share what they did not change
+        for process in tree:  # forks share what they did not change, which is divided among them
+            with contextlib.suppress(psutil.NoSuchProcess):
+                try:
+                    proportional += process.memory_full_info().pss
+                except psutil.AccessDenied:
+                    proportional += process.memory_info().rss
+        if proportional <= self.memory_bytes:
             return None
         return f"more than {self.memory_bytes >> 20} MB of memory in all its processes"
 
@@ -288,12 +300,10 @@ class _Run:
         if self.shut_in and version and (int(version[1]), int(version[2])) >= _OWN_COUNTS:
             return 0
         user = 65534 if self.shut_in and os.geteuid() == 0 else os.geteuid()
-        count = 0
-        for entry in os.scandir("/proc"):
-            with contextlib.suppress(OSError):
-                if entry.name.isdecimal() and entry.stat().st_uid == user:
-                    count += len(os.listdir(f"{entry.path}/task"))
-        return count
+        return sum(
+            process.info["num_threads"] or 0 for process in psutil.process_iter(["uids", "num_threads"])
+            if process.info["uids"] and process.info["uids"].real == user
+        )  # fmt: skip
 
     def complaint(self) -> str:
         """What was written to standard error before the program began."""
@@ -304,9 +314,9 @@ class _Run:
     def end(self) -> None:
         """Kill what is left and wait until it is gone: with the namespace's first process go all others."""
         if not self.shut_in:
-            for pid, _ in descendants(self.process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for process in descendants(self.process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         if self.watched is not None:
@@ -331,38 +341,12 @@ class _Run:
             os.close(self.complaints)
 
 
-def descendants(first: int) -> list[tuple[int, int]]:
-    """A process and all that came of it: process ids and numbers of threads."""
-    threads: dict[int, int] = {}
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                fields = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()
-                threads[int(name)] = int(fields[17])
-                children.setdefault(int(fields[1]), []).append(int(name))
-    found, waiting = [], [first]
-    while waiting:
-        pid = waiting.pop()
-        if pid in threads:
-            found.append((pid, threads[pid]))
-        waiting += children.get(pid, [])
-    return found
-
-
-def _resident(pid: int) -> int:
-    """Bytes."""
-    with contextlib.suppress(OSError, IndexError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0
-
-
-def _proportional(pid: int) -> int:
-    """Bytes, where what several processes share is divided among them; all of it where that cannot be read."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-        return int(found[1]) << 10 if found else 0
-    return _resident(pid)
+def descendants(first: int) -> list[psutil.Process]:
+    """A process and all that came of it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(first)
+        return [process, *process.children(recursive=True)]
+    return []
 
 
 class CodeEval:
@@ -401,17 +385,8 @@ class CodeEval:
                 details[problem].append((number, {"passed": outcome.passed, "result": outcome.reason or "passed"}))
         scores = {}
         for wanted in k:
-            each = [_pass_at_k([d["passed"] for _, d in details[p]], wanted) for p in details]
-            if all(value is not None for value in each):
-                scores[f"pass@{wanted}"] = sum(value or 0.0 for value in each) / max(1, len(each))
+            counts = [(len(tried), sum(not one["passed"] for _, one in tried)) for tried in details.values()]
+            if all(num >= wanted for num, _ in counts):
+                each = [1 - math.comb(failed, wanted) / math.comb(num, wanted) for num, failed in counts]
+                scores[f"pass@{wanted}"] = sum(each) / max(1, len(each))
         return scores, details
-
-
-def _pass_at_k(passed: Sequence[bool], k: int) -> float | None:
-    """None: fewer completions than k."""
-    if len(passed) < k:
-        return None
-    failed, none_passes = passed.count(False), 1.0
-    for drawn in range(k):
-        none_passes *= max(0, failed - drawn) / (len(passed) - drawn)
-    return 1.0 - none_passes

@@ -15,25 +15,23 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from ..shared.addresses import require_apart
 from ..shared.cache.files import atomic_write, readable_json, sha256_bytes
 from ..shared.config import RunConfig, StudentConfig, to_tree
 from ..shared.errors import ConfigError, DataError, TideError
 from .code_sandbox import CodeEval, protection
-from .evaluation_report import write_report
+from .evaluation_report import standard_error, write_report
 from .lm_eval_tasks import load_tasks, require_lm_eval
-from .processes import on_every_process
+from .processes import on_every_process, on_main
 from .sampling import answer_settings
 from .tide8 import SUITE, Benchmark, chosen_benchmarks
 
@@ -124,11 +122,12 @@ class _Arm:
     def __init__(self, run: EvaluationRun, folder: Path, student: StudentConfig, shut_in: str | None, say: Say) -> None:
         from .lm_eval_model import open_student
 
-        self.run, self.folder, self.say, self.shut_in = run, folder, say, shut_in
+        self.run, self.folder, self.shut_in = run, folder, shut_in
         self.config = replace(run.config, student=student)
         self.student: OpenStudent = open_student(self.config)
-        state = PartialState()
-        self.main, self.num_processes = state.is_main_process, state.num_processes
+        self.state = PartialState()
+        self.main, self.num_processes = self.state.is_main_process, self.state.num_processes
+        self.say = say if self.main else lambda line: None
         self.met_by_all: TideError | None = None
         if run.limit is not None and run.limit < self.num_processes:
             raise ConfigError(
@@ -138,14 +137,21 @@ class _Arm:
     def result(self, benchmark: Benchmark) -> dict[str, Any]:
         """From its file, or made now."""
         lm = self._model(benchmark)
-        settings = self._settings(benchmark, lm)
+        settings = {  # everything that may change the score
+            "task": benchmark.task, "metric": benchmark.metric, "shots": benchmark.shots, "limit": self.run.limit,
+            "student": self.student.fingerprint, "decoding": answer_settings(lm.decoding),
+            "evaluation": to_tree(lm.evaluation), "settings_digest": lm.settings_digest,
+            "lm_eval": importlib.metadata.version("lm_eval"), "data": _data_digest(self.run.data),
+            "batch_size": None if lm.decoder.model.device.type == "cpu" else self.run.batch_size,
+            "code_execution": self.shut_in if benchmark.runs_code else None,
+        }  # fmt: skip
         digest = sha256_bytes(json.dumps(settings, sort_keys=True).encode())
         file = self.folder / f"{benchmark.name}-{digest[:8]}.json"
-        known = self._on_main(lambda: _read_result(file, digest))
+        known = on_main(self.state, lambda: _read_result(file, digest))
         if known is not None:
-            self._say(f"{self.folder.name} {benchmark.name}: {_shown(known)}, from {file.name}")
+            self.say(f"{self.folder.name} {benchmark.name}: {_shown(known)}, from {file.name}")
             return known
-        self._say(f"{self.folder.name} {benchmark.name}: begins")
+        self.say(f"{self.folder.name} {benchmark.name}: begins")
         start = time.perf_counter()
         found = self._evaluate(benchmark, lm, file.stem)
         cut = set(gather_object(sorted(lm.cut)))  # every process asked its share
@@ -155,7 +161,7 @@ class _Arm:
         counts = self.student.writer.decoder.counts
         result = {
             "benchmark": benchmark.name, "settings_hash": digest, "settings": settings, **numbers,
-            "documents": len(scores), "stderr": _standard_error([score for _, _, score in scores]),
+            "documents": len(scores), "stderr": standard_error([score for _, _, score in scores]),
             "truncated_prompts": len(cut), "seconds": round(time.perf_counter() - start, 1),
             "forwards": counts.forwards, "token_forwards": counts.token_forwards, "processes": self.num_processes,
             "scores": scores,
@@ -165,7 +171,7 @@ class _Arm:
         atomic_write(file, readable_json(result))
         for answers in self.folder.glob(f"{file.stem}.answers*"):
             answers.unlink()
-        self._say(f"{self.folder.name} {benchmark.name}: {_shown(result)}, {result['seconds']:,} s")
+        self.say(f"{self.folder.name} {benchmark.name}: {_shown(result)}, {result['seconds']:,} s")
         return result
 
     def _model(self, benchmark: Benchmark) -> "TideLM":
@@ -179,19 +185,16 @@ class _Arm:
         counts = self.student.writer.decoder.counts
         counts.forwards = counts.token_forwards = 0
         lm = TideLM(self.student, batch_size=self.run.batch_size, config=config)
-        lm.progress = self._progress(benchmark)
-        return lm
+        said = time.monotonic()
 
-    def _settings(self, benchmark: Benchmark, lm: "TideLM") -> dict[str, Any]:
-        """Everything that may change the score."""
-        return {
-            "task": benchmark.task, "metric": benchmark.metric, "shots": benchmark.shots, "limit": self.run.limit,
-            "student": self.student.fingerprint, "decoding": answer_settings(lm.decoding),
-            "evaluation": to_tree(lm.evaluation), "settings_digest": lm.settings_digest,
-            "lm_eval": importlib.metadata.version("lm_eval"), "data": _data_digest(self.run.data),
-            "batch_size": None if lm.decoder.model.device.type == "cpu" else self.run.batch_size,
-            "code_execution": self.shut_in if benchmark.runs_code else None,
-        }  # fmt: skip
+        def tell(done: int, asked: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > _PROGRESS_S:
+                said = time.monotonic()
+                self.say(f"{self.folder.name} {benchmark.name}: {done:,} of {asked:,} requests answered")
+
+        lm.progress = tell
+        return lm
 
     def _evaluate(
         self, benchmark: Benchmark, lm: "TideLM", stem: str
@@ -240,29 +243,6 @@ class _Arm:
         ]  # fmt: skip
         return scores, {"score": reported[benchmark.metric], "lm_eval_results": numbers}, samples
 
-    def _on_main(self, decide: Callable[[], Any]) -> Any:
-        """What the first process finds, on all of them."""
-        if self.num_processes == 1:
-            return decide()
-        answer = [decide() if self.main else None]
-        return broadcast_object_list(answer)[0]
-
-    def _progress(self, benchmark: Benchmark) -> Callable[[int, int], None]:
-        """Says now and then how many requests are answered."""
-        said = time.monotonic()
-
-        def tell(done: int, asked: int) -> None:
-            nonlocal said
-            if time.monotonic() - said > _PROGRESS_S:
-                said = time.monotonic()
-                self._say(f"{self.folder.name} {benchmark.name}: {done:,} of {asked:,} requests answered")
-
-        return tell
-
-    def _say(self, line: str) -> None:
-        if self.main:
-            self.say(line)
-
 
 def _read_result(file: Path, digest: str) -> dict[str, Any] | None:
     """A finished result of the same settings."""
@@ -271,11 +251,6 @@ def _read_result(file: Path, digest: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return known if isinstance(known, dict) and known.get("settings_hash") == digest else None
-
-
-def _standard_error(scores: Sequence[float]) -> float | None:
-    """Over documents; None: of a single one there is none."""
-    return float(np.std(scores, ddof=1) / math.sqrt(len(scores))) if len(scores) > 1 else None
 
 
 def _data_digest(data: Path | None) -> str:

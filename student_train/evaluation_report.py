@@ -7,6 +7,7 @@ whole suite or not at all.
 
 import io
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,16 @@ def describe(facts: Mapping[str, Any], benchmarks: Sequence[Benchmark], results:
     """The content of evaluation.json: scores in per cent."""
     rows = [b for b in BENCHMARKS if b in benchmarks or b.name in facts["left_out"]]
     students = {
-        student: {name: _score(result) for name, result in found.items() if result}
+        student: {
+            name: {
+                "score": 100 * result["score"],
+                "stderr": None if result["stderr"] is None else 100 * result["stderr"],
+                **{key: result[key] for key in ("documents", "seconds", "truncated_prompts")},
+            }
+            for name, result in found.items() if result
+        }
         for student, found in results.items()
-    }
+    }  # fmt: skip
     both = [b.name for b in rows if all(results.get(s, {}).get(b.name) for s in _TITLES)]
     return {
         **facts,
@@ -69,13 +77,9 @@ def describe(facts: Mapping[str, Any], benchmarks: Sequence[Benchmark], results:
     }
 
 
-def _score(result: Mapping[str, Any]) -> dict[str, Any]:
-    error = result["stderr"]
-    return {
-        "score": 100 * result["score"], "stderr": None if error is None else 100 * error,
-        "documents": result["documents"], "seconds": result["seconds"],
-        "truncated_prompts": result["truncated_prompts"],
-    }  # fmt: skip
+def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
+    """Over documents; None: of a single one there is none."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def _average(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None] | None:
@@ -95,8 +99,7 @@ def _gain(result: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
     if ours.keys() != theirs.keys():
         return None
     paired = 100 * np.array([ours[key] - theirs[key] for key in ours])
-    error = float(paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else None
-    return {"gain": float(paired.mean()), "stderr": error}
+    return {"gain": float(paired.mean()), "stderr": standard_error(paired)}
 
 
 def _differences(facts: Mapping[str, Any], rows: Sequence[Benchmark], results: Results) -> list[str]:
@@ -107,36 +110,26 @@ def _differences(facts: Mapping[str, Any], rows: Sequence[Benchmark], results: R
     lines += [f"{b.title}: not run ({facts['left_out'][b.name]})" for b in rows if b.name in facts["left_out"]]
     if facts["code_execution"]:
         lines.append(f"code that a student wrote was shut in by {facts['code_execution']}")
-    decoding: dict[str, set[str]] = {}
-    for student, found in results.items():
-        for row in rows:
-            result = found.get(row.name)
-            if result:
-                lines += _of_result(row, result, _TITLES[student], decoding)
+    decoding: dict[str, set[str]] = defaultdict(set)
+    there = [(s, row, found[row.name]) for s, found in results.items() for row in rows if found.get(row.name)]
+    for student, row, result in there:
+        settings = result["settings"]["decoding"]
+        for name, wanted in row.decoding.items() if row.in_suite else ():  # a likelihood is not written
+            if settings[name] != wanted:
+                decoding[f"decoding.{name} = {settings[name]}, not the protocol's"].add(row.title)
+        if settings["threshold"] is not None:
+            decoding[f"decoding.threshold = {settings['threshold']}: several tokens a step"].add(row.title)
+        if settings["prompt_alignment"] == "training":
+            decoding[_FROM_TRAINING].add("all")
+        if result["documents"] < row.documents:
+            lines.append(f"{row.title}: {result['documents']:,} of {row.documents:,} documents")
+        if result["truncated_prompts"]:
+            lines.append(
+                f"{row.title}, {_TITLES[student]}: {result['truncated_prompts']:,} prompts lost their beginning, as "
+                "they have more tokens than the student positions (evaluation.long_inputs)"
+            )
     lines += [f"{what}: {', '.join(sorted(where))}" for what, where in decoding.items()]
     return list(dict.fromkeys(lines))
-
-
-def _of_result(row: Benchmark, result: Mapping[str, Any], title: str, decoding: dict[str, set[str]]) -> list[str]:
-    lines = []
-    settings = result["settings"]["decoding"]
-    for name, wanted in row.decoding.items() if row.in_suite else ():  # a likelihood is not written
-        if settings[name] != wanted:
-            decoding.setdefault(f"decoding.{name} = {settings[name]}, not the protocol's", set()).add(row.title)
-    if settings["threshold"] is not None:
-        decoding.setdefault(f"decoding.threshold = {settings['threshold']}: several tokens a step", set()).add(
-            row.title
-        )
-    if settings["prompt_alignment"] == "training":
-        decoding.setdefault(_FROM_TRAINING, set()).add("all")
-    if result["documents"] < row.documents:
-        lines.append(f"{row.title}: {result['documents']:,} of {row.documents:,} documents")
-    if result["truncated_prompts"]:
-        lines.append(
-            f"{row.title}, {title}: {result['truncated_prompts']:,} prompts lost their beginning, as they have more "
-            "tokens than the student positions (evaluation.long_inputs)"
-        )
-    return lines
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -112,7 +112,7 @@ def require_equal_shares(train: TrainConfig, accelerator: Accelerator) -> None:
         )
 
 
-def on_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+def on_main(accelerator: Accelerator | PartialState, decide: Callable[[], T]) -> T:
     """What the main process finds, or the TideError that it meets, on every process. Collective."""
     if accelerator.num_processes == 1:
         return decide()

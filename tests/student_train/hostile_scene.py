@@ -98,7 +98,7 @@ class Scene:
         state["home"] = {str(file): _seen(file) for file in sorted([self.home, *self.home.rglob("*")])}
         state["outside"] = [f"{p}/{n}" for p in _OUTSIDE for n in os.listdir(p) if n.startswith("tide-hostile")]
         state["docs"] = len(os.listdir(REPO / "docs"))
-        state["processes"] = sorted(pid for pid, _ in descendants(os.getpid()))
+        state["processes"] = sorted(process.pid for process in descendants(os.getpid()))
         state["limits of this"] = [resource.getrlimit(kind) for kind in _LIMITS]
         state["priority of this"] = os.getpriority(os.PRIO_PROCESS, 0)
         state["host name"] = socket.gethostname()
