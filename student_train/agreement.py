@@ -36,7 +36,8 @@ def require_agreement(config: RunConfig, manifest: Manifest) -> list[str]:
         theirs, ours = manifest.noise.get(name), getattr(config.noise, name)
         matters = name != "demo_ratio" or (config.noise.comp_demo and manifest.noise.get("comp_demo"))
         if theirs is not None and theirs != ours and matters:
-            told.append(f"the recipe says noise.{name} = {_shown(ours)}, the cache {_shown(theirs)}: the cache's holds")
+            ours, theirs = (str(value).lower() if isinstance(value, bool) else value for value in (ours, theirs))
+            told.append(f"the recipe says noise.{name} = {ours}, the cache {theirs}: the cache's holds")
     asked = manifest.teacher.spec.get("attention")
     if asked is not None and asked != config.teacher.attention:
         told.append(
@@ -66,7 +67,3 @@ def _require_something(losses: Sequence[LossConfig], manifest: Manifest) -> Iter
             if not any(other.name != "ce" and other is not loss for other in losses):
                 raise ConfigError(f"{said}, so it would train on nothing; use chunks: all, or a token-level loss")
             yield f"{said}: this loss stays 0, the token-level one acts on all of them"
-
-
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -65,7 +65,14 @@ def convert_checkpoint(
             f"{source}: model_type {config.get('model_type')!r}: expected an autoregressive checkpoint of type "
             f"{', '.join(CONVERTIBLE)}"
         )
-    tokenizer = load_tokenizer(folder, chat_template=_read_template(chat_template))
+    template = None
+    if chat_template is not None:
+        try:
+            require_regular([chat_template])
+            template = chat_template.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"--chat-template {chat_template}: cannot be read ({error}); give a Jinja file") from error
+    tokenizer = load_tokenizer(folder, chat_template=template)
     if mask_token is None and tokenizer.mask_token_id is None:
         mask_token = DEFAULT_MASK_TOKEN
     encoder = TextEncoder(tokenizer, block_size=block_size, max_length=block_size, mask_token=mask_token)
@@ -94,16 +101,6 @@ def _make_room(model: PreTrainedModel, mask_id: int) -> int:
         for weight in vocabulary_weights(model):  # the same tensor twice if they are tied
             weight[rows:] = weight[:rows].float().mean(0).to(weight.dtype)
     return len(vocabulary_weights(model)[0]) - rows
-
-
-def _read_template(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        require_regular([path])
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--chat-template {path}: cannot be read ({error}); give a Jinja file") from error
 
 
 def _card(source: str, folder: Path, encoder: TextEncoder, model: PreTrainedModel) -> str:

@@ -103,7 +103,7 @@ class Heartbeat:
         if not self._threads:
             return
         try:
-            if _may_be_a_lost_connection(error):
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
                 self._explain(error)
         except TideError as explained:
             self._leave_word(str(explained), explained.exit_code)
@@ -112,8 +112,12 @@ class Heartbeat:
             if error is None or isinstance(error, TryAgain):  # in agreement with the others
                 self._leave_word()
             else:
-                told = f"{self._who[self.rank]} failed: {type(error).__name__}: {error}"
-                self._leave_word(told, _exit_code(error))
+                code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+                if isinstance(error, TideError | StopAsked):
+                    code = error.exit_code
+                elif isinstance(error, SystemExit) and isinstance(error.code, int):
+                    code = error.code
+                self._leave_word(f"{self._who[self.rank]} failed: {type(error).__name__}: {error}", code)
 
     def _exchange(self) -> None:
         """Give a sign of life and read the others', over and over; an answer that never comes stops only this."""
@@ -162,7 +166,7 @@ class Heartbeat:
             "system's log"
         )
 
-    def _explain(self, error: BaseException | None) -> None:
+    def _explain(self, error: RuntimeError) -> None:
         """Raises: TideError: an error of a collective call is due to another process; returns if nothing says so."""
         deadline = time.monotonic() + SUSPICION_S + 2 * BEAT_S
         while time.monotonic() < deadline:
@@ -229,16 +233,3 @@ def _as_error(sentence: str, code: int) -> TideError:
     error = TideError(sentence)
     error.exit_code = code
     return error
-
-
-def _may_be_a_lost_connection(error: BaseException | None) -> bool:
-    return isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def _exit_code(error: BaseException) -> int:
-    """The code this process is about to end with."""
-    if isinstance(error, TideError | StopAsked):
-        return error.exit_code
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code
-    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

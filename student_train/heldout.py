@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..shared.cache import Cache, ViewRow
+from ..shared.cache import Cache
 from ..shared.noising import keyed_generator
 from ..shared.rows import blocks_read, clean_piece, join, noised_piece, stack
 from .student import Student
@@ -92,13 +92,18 @@ class HeldoutQuestions:
         self._eos_id = manifest.student.eos_id
         self._documents = cache.rows(np.arange(0, len(cache), manifest.noise["views"]))
         self._bytes_of = np.array([len(token) for token in cache.vocabulary().token_bytes])
-        documents = self._documents
-        order = sorted(range(len(documents)), key=lambda i: len(documents[i].x_0))
-        questions = [
-            (number, column, _mask(documents[number], t, seed, draw))
-            for number in order for column, t in enumerate(t_grid) for draw in range(num_draws)
-        ]  # fmt: skip
-        self.batches = _batches(questions, documents)
+        self.batches: list[list[tuple[int, int, np.ndarray]]] = [[]]
+        """Document, number of t, mask; runs of similar length, each at most `_MAX_POSITIONS` positions of [x_t, x_0]."""
+        for number, document in sorted(enumerate(self._documents), key=lambda item: len(item[1].x_0)):
+            length = len(document.x_0)
+            for column, t in enumerate(t_grid):
+                for draw in range(num_draws):
+                    key = document.sample_id, "heldout", repr(t), draw
+                    masked = keyed_generator(seed, *key).random(length) < t
+                    masked[: document.prompt_tokens] = False
+                    if self.batches[-1] and (len(self.batches[-1]) + 1) * 2 * length > _MAX_POSITIONS:
+                        self.batches.append([])
+                    self.batches[-1].append((number, column, masked))
 
     @torch.no_grad()
     def ask(
@@ -152,20 +157,3 @@ class HeldoutQuestions:
         ])  # fmt: skip
         for total, value in zip(sums, values, strict=True):
             np.add.at(total, (where[:, 0], where[:, 1]), value)  # pyright: ignore[reportArgumentType]
-
-
-def _mask(document: ViewRow, t: float, seed: int, draw: int) -> np.ndarray:
-    masked = keyed_generator(seed, document.sample_id, "heldout", repr(t), draw).random(len(document.x_0)) < t
-    masked[: document.prompt_tokens] = False
-    return masked
-
-
-def _batches(questions: list, documents: Sequence[ViewRow]) -> list[list]:
-    """Questions in runs of similar length, each run at most `_MAX_POSITIONS` positions of [x_t, x_0]."""
-    batches: list[list] = [[]]
-    for question in questions:
-        length = 2 * len(documents[question[0]].x_0)
-        if batches[-1] and (len(batches[-1]) + 1) * length > _MAX_POSITIONS:
-            batches.append([])
-        batches[-1].append(question)
-    return batches

@@ -110,23 +110,20 @@ class AnswerScorer:
         single = [answer[0] for answer in answers if len(answer) == 1]
         scores: dict[int, Likelihood] = {}
         with self.decoder.precision(self.settings):
-            if single:
-                scores = self._single(prompt_ids, single)
+            if single:  # from one forward
+                hidden, _, _ = self._hidden(prompt_ids, single[:1], np.ones((1, 1), bool))
+                wanted = torch.tensor(single, device=hidden.device)
+                found: list[float] = []
+                top_logits(
+                    hidden, self._head(), wanted[:1], k=0, watch=lambda _, logp: found.extend(logp[0, wanted].tolist())
+                )
+                best = int(self._surest(hidden)[0][0])
+                scores = {i: Likelihood(logp, i == best) for i, logp in zip(single, found, strict=True)}
             return [
                 scores[answer[0]] if len(answer) == 1
                 else self._one(prompt_ids, answer, question) if answer else Likelihood(0.0, True)
                 for answer in answers
             ]  # fmt: skip
-
-    def _single(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> dict[int, Likelihood]:
-        """Options of one token, from one forward."""
-        masked = np.ones((1, 1), bool)
-        hidden, _, _ = self._hidden(prompt_ids, ids[:1], masked)
-        wanted = torch.tensor(ids, device=hidden.device)
-        found: list[float] = []
-        top_logits(hidden, self._head(), wanted[:1], k=0, watch=lambda _, logp: found.extend(logp[0, wanted].tolist()))
-        best = int(self._surest(hidden)[0][0])
-        return {i: Likelihood(logp, i == best) for i, logp in zip(ids, found, strict=True)}
 
     def _one(self, prompt_ids: Sequence[int], answer: Sequence[int], question: str) -> Likelihood:
         block_size = self.decoder.block_size
@@ -146,7 +143,14 @@ class AnswerScorer:
             if start == 0:
                 first = block_size - len(prompt_ids) % block_size
                 may_be_greedy = self._begins_like(hidden, view, place, gold, masks.masked[0], first)
-        return Likelihood(total, may_be_greedy and self._writes(prompt_ids, answer))
+        if not may_be_greedy:
+            return Likelihood(total, False)
+        settings = replace(
+            self.settings, max_new_tokens=len(answer), steps=None, temperature=0.0, threshold=None, stop=(),
+            block_size=block_size, prompt_alignment="training",
+        )  # fmt: skip
+        (written,) = self.decoder.generate([Request(prompt_ids)], settings, batch_size=1)
+        return Likelihood(total, written.ids == tuple(answer))
 
     def _hidden(
         self, prompt_ids: Sequence[int], answer: Sequence[int], masked: Bool[np.ndarray, "views n"]
@@ -189,11 +193,3 @@ class AnswerScorer:
         ids, confidence = self._surest(hidden[torch.from_numpy(here).to(hidden.device)])
         fixed = tokens_to_fix(confidence, 1, None)
         return bool((ids[fixed] == gold[place[here]][fixed]).all())
-
-    def _writes(self, prompt_ids: Sequence[int], answer: Sequence[int]) -> bool:
-        settings = replace(
-            self.settings, max_new_tokens=len(answer), steps=None, temperature=0.0, threshold=None, stop=(),
-            block_size=self.decoder.block_size, prompt_alignment="training",
-        )  # fmt: skip
-        (written,) = self.decoder.generate([Request(prompt_ids)], settings, batch_size=1)
-        return written.ids == tuple(answer)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -34,7 +34,7 @@ from ..shared.errors import ConfigError, DataError
 from ..shared.models.loading import local_folder
 from .likelihood import AnswerScorer
 from .open_decoder import Writer, open_writer
-from .sampling import Decoder, Generation, Request, Snapshot, answer_settings
+from .sampling import Decoder, Request, Snapshot, answer_settings
 
 _LOG = logging.getLogger(__name__)
 THINK_PREFIX = "<think>\n\n</think>\n\n"
@@ -192,17 +192,30 @@ class TideLM(TemplateLM):
             context, wishes = request.arguments
             contexts.append(context)
             groups[self._settings(wishes)].append(number)
-        repeats = _repeats(requests)
         answers = [""] * len(requests)
-        done = 0
+        done, repeats = 0, Counter[int]()
+        seeds = []
+        for request, context in zip(requests, contexts, strict=True):  # the very same one again gets another seed
+            seeds.append(f"{self.evaluation.seed}\x1f{repeats[id(request)]}\x1f{context}")
+            repeats[id(request)] += 1
         for settings, numbers in groups.items():
-            asked = [self._request(contexts[n], settings, repeats[n]) for n in numbers]
+            room = self.max_length - settings.max_new_tokens
+            if room < 1:
+                raise DataError(
+                    f"answers of {settings.max_new_tokens} tokens leave no room for a prompt in the {self.max_length} "
+                    "positions of this student; lower decoding.max_new_tokens"
+                )
+            asked = []
+            for number in numbers:
+                ids = self.tok_encode(contexts[number]) or [self.eot_token_id]
+                asked.append(Request(self._cut(ids, room, contexts[number]), int(_digest(seeds[number])[:15], 16)))
 
             def keep(snapshot: Snapshot, numbers: list[int] = numbers) -> None:
                 nonlocal done
                 if snapshot.generation is not None:
                     number = numbers[snapshot.number]
-                    answers[number] = text = _text(snapshot.generation)
+                    # without thoughts, should a student have written some, as in the paper's code
+                    answers[number] = text = _THOUGHTS.sub("", snapshot.generation.text)
                     self.cache_hook.add_partial("generate_until", requests[number].arguments, text)
                     done += 1
                     self.progress(done, len(requests))
@@ -268,17 +281,6 @@ class TideLM(TemplateLM):
             values["top_p"] = float(asked["top_p"])
         return replace(self.decoding, **values)
 
-    def _request(self, context: str, settings: DecodingConfig, repeat: int) -> Request:
-        ids = self.tok_encode(context) or [self.eot_token_id]
-        room = self.max_length - settings.max_new_tokens
-        if room < 1:
-            raise DataError(
-                f"answers of {settings.max_new_tokens} tokens leave no room for a prompt in the {self.max_length} "
-                "positions of this student; lower decoding.max_new_tokens"
-            )
-        ids = self._cut(ids, room, context)
-        return Request(ids, int(_digest(f"{self.evaluation.seed}\x1f{repeat}\x1f{context}")[:15], 16))
-
     def _fit_answer(self, context: list[int], answer: list[int]) -> tuple[tuple[int, ...], list[int]]:
         """Context and answer that the student has positions for; the end of an answer goes before the last context."""
         if len(answer) > self.max_length - 1:
@@ -316,20 +318,5 @@ def _config(pretrained: str, arguments: Mapping[str, Any]) -> RunConfig:
     return load_config(overrides=[f"student.path={json.dumps(pretrained)}", *values])
 
 
-def _repeats(requests: Sequence[Instance]) -> list[int]:
-    """How often the very same request came before: repeated ones get seeds of their own."""
-    seen: dict[int, int] = defaultdict(int)
-    numbers = []
-    for request in requests:
-        numbers.append(seen[id(request)])
-        seen[id(request)] += 1
-    return numbers
-
-
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-
-
-def _text(generation: Generation) -> str:
-    """Without thoughts, should a student have written some, as in the paper's code."""
-    return _THOUGHTS.sub("", generation.text)

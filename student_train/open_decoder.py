@@ -44,7 +44,11 @@ def open_writer(config: RunConfig) -> Writer:
             f"{folder}: a {described['model_type']} does not write block by block as a BD3LM student does; give a "
             "student that tide trained, or an a2d checkpoint"
         )
-    block_size = _number(described, "block_size", str(folder)) or student.block_size
+    block_size = described.get("block_size")
+    if block_size is None:
+        block_size = student.block_size
+    elif type(block_size) is not int or block_size < 1:
+        raise DataError(f"{folder}/config.json: block_size = {block_size!r}: expected a positive number, or nothing")
     tokenizer = load_tokenizer(student.tokenizer or folder)
     mask_token = student.mask_token
     mask_id = published_mask(tokenizer, described, str(folder)) if mask_token is None else None
@@ -56,11 +60,3 @@ def open_writer(config: RunConfig) -> Writer:
     model = load_model(folder, device_map=None if device.type == "cpu" else {"": device})
     settings = replace(config.decoding, block_size=config.decoding.block_size or block_size)
     return Writer(encoder, Decoder(model, AnswerReader.of(encoder), block_size), settings)
-
-
-def _number(described: dict, name: str, where: str) -> int | None:
-    """A positive number of config.json, or None where it says nothing."""
-    value = described.get(name)
-    if value is not None and (type(value) is not int or value < 1):
-        raise DataError(f"{where}/config.json: {name} = {value!r}: expected a positive number, or nothing")
-    return value

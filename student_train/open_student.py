@@ -5,14 +5,13 @@ Never the teacher: everything about it that training needs is in the cache.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..shared.addresses import require_apart
 from ..shared.cache import Cache
-from ..shared.config import RunConfig, StudentConfig, to_tree
+from ..shared.config import RunConfig, to_tree
 from ..shared.errors import CacheMismatch, ConfigError
 from ..shared.models.loading import load_model, local_folder, read_config
 from ..shared.tokens import TextEncoder, load_tokenizer, student_mask
@@ -29,7 +28,8 @@ def open_encoder(config: RunConfig, cache: Cache) -> TextEncoder:
     if not student.path:
         raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id")
     tokenizer = load_tokenizer(student.tokenizer or student.path, student.revision)
-    mask_token, mask_id = student_mask(tokenizer, _described(student), student.mask_token, student.path)
+    described = read_config(local_folder(student.path, student.revision, weights=False))
+    mask_token, mask_id = student_mask(tokenizer, described, student.mask_token, student.path)
     encoder = TextEncoder(
         tokenizer, block_size=student.block_size, max_length=student.block_size, mask_token=mask_token,
         mask_id=mask_id, eos_token=student.eos_token, template=student.template,
@@ -49,11 +49,6 @@ def open_encoder(config: RunConfig, cache: Cache) -> TextEncoder:
     return encoder
 
 
-def _described(student: StudentConfig) -> dict[str, Any]:
-    """config.json of the student's start."""
-    return read_config(local_folder(student.path, student.revision, weights=False))
-
-
 def open_model(config: RunConfig, cache: Cache, checkpoint: Path | None) -> PreTrainedModel:
     """The student's weights, from a checkpoint of this run or from where it starts.
 
@@ -63,7 +58,9 @@ def open_model(config: RunConfig, cache: Cache, checkpoint: Path | None) -> PreT
     if checkpoint:
         model = load_model(checkpoint)
     else:
-        model = load_model(student.path, revision=student.revision, random_seed=_random_seed(student.path, train.seed))
+        folder = Path(student.path).expanduser()  # one that holds no weights begins at random; else that is an error
+        seed = train.seed if folder.is_dir() and not list(folder.glob("*.bin")) else None
+        model = load_model(student.path, revision=student.revision, random_seed=seed)
     needed, rows = cache.manifest.student.vocab_size, len(vocabulary_weights(model)[0])
     if needed > rows:
         raise ConfigError(
@@ -115,9 +112,3 @@ def begins_at_random(path: str) -> bool:
     """Is this a folder that describes a student and holds no weights?"""
     folder = Path(path).expanduser()
     return (folder / "config.json").is_file() and not any([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-
-
-def _random_seed(path: str, seed: int) -> int | None:
-    """A seed for random weights where a local folder holds none; anything else without weights is an error."""
-    folder = Path(path).expanduser()
-    return seed if folder.is_dir() and not list(folder.glob("*.bin")) else None

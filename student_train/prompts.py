@@ -80,22 +80,18 @@ def _lines(text: str, file: str, seed: int) -> Iterator[Prompt]:
         if not isinstance(row, dict) or type(row.get("seed", seed)) is not int:
             raise DataError(f'{where}: expected {{"prompt": "..."}} or {{"messages": [...]}}, seed a whole number')
         own = row.get("seed", seed)
+        messages = row.get("messages")
         if isinstance(row.get("prompt"), str) and row["prompt"].strip():
-            yield Prompt(({"role": "user", "content": row["prompt"]},), own)
-        else:
-            yield Prompt(_messages(row.get("messages"), where), own)
-
-
-def _messages(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """Raises: DataError: no list of roles and texts."""
-    good = isinstance(value, list) and value and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
-    )  # fmt: skip
-    if not good or not value[-1]["content"].strip():
-        raise DataError(
-            f"{where}: expected a prompt that is not empty, or messages, each with a role and a text as content"
-        )
-    return tuple(value)
+            messages = [{"role": "user", "content": row["prompt"]}]
+        good = isinstance(messages, list) and messages and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+            for m in messages
+        )  # fmt: skip
+        if not good or not messages[-1]["content"].strip():
+            raise DataError(
+                f"{where}: expected a prompt that is not empty, or messages, each with a role and a text as content"
+            )
+        yield Prompt(tuple(messages), own)
 
 
 def answer_prompts(

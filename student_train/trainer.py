@@ -27,7 +27,7 @@ from ..shared.addresses import require_apart
 from ..shared.cache import Cache, open_cache
 from ..shared.cache.files import output_errors
 from ..shared.cache.trained_from import trained_from
-from ..shared.config import RunConfig, TrainConfig, to_tree
+from ..shared.config import RunConfig, to_tree
 from ..shared.devices import speaks
 from ..shared.errors import TryAgain
 from ..shared.noising import keyed_generator
@@ -53,7 +53,7 @@ from .metrics import MetricsFile, MetricsWindow, flat_settings
 from .objective import Objective
 from .open_student import begins_at_random, open_encoder, open_model, refuse_own_input, student_card
 from .optimizers import schedule_factor, set_learning_rates
-from .processes import join_processes, on_any_process, on_main, own_accelerator_state, require_equal_shares
+from .processes import join_processes, on_any_process, on_main, own_accelerator_state
 from .student import Student
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,6 @@ def train_student(
         cache = open_cache(cache_path, shard_cache=config.shard_cache)
     with own_accelerator_state(), contextlib.ExitStack() as stack:
         accelerator = join_processes(config.train, out)
-        require_equal_shares(config.train, accelerator)
         stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
         if cache is None:
             cache = open_cache(cache_path, shard_cache=config.shard_cache)
@@ -179,7 +178,8 @@ class Run:
             _log.warning(said)
         self.accelerator = accelerator or join_processes(train, out)
         self.device = self.accelerator.device
-        self.order = ViewOrder(cache, train, fresh_ratio=_fresh_ratio(train, self.objective))
+        fresh_ratio = 0.0 if train.ce_noise == "cached" else 1.0 if self.objective.is_ce_only else train.fresh_ratio
+        self.order = ViewOrder(cache, train, fresh_ratio=fresh_ratio)
         self.num_steps = train.steps or max(1, round(train.epochs * self.order.num_samples / train.batch_size))
         self.first_step = checkpoint.step if checkpoint else 0
         in_support = torch.from_numpy(cache.vocabulary().teacher_id >= 0)
@@ -188,18 +188,21 @@ class Run:
         self.student = Student(model, in_support if in_support.any() else None, manifest.signal.tail_buckets)
         self.engine = open_engine(self.student, self.accelerator, train)
         self.factor = schedule_factor(train, self.num_steps)
-        self.heldout = self._questions(heldout) if heldout else None
+        self.heldout = None
+        if heldout:
+            unseen = open_cache(heldout, shard_cache=config.shard_cache)
+            self.heldout = HeldoutQuestions(unseen, mask_id=open_encoder(config, unseen).mask_id)
         self.window, self.metrics_file = MetricsWindow(), MetricsFile(out)
         self._doubtful = [path for step, path in saved_checkpoints(out / "checkpoints") if step > self.first_step]
         if checkpoint:
             load_optimizers(checkpoint.folder, self.engine.optimizers)
-            self._restore_window(checkpoint.window)
+            main = self.accelerator.is_main_process  # it takes the totals of all; the others hold zeros
+            shares = {
+                name: (total if main or name == "grad_norm" else 0.0, count)
+                for name, (total, count) in checkpoint.window.items()
+            }
+            self.window.restore(shares, self.device)
         self._tokens, self._clock = 0, time.perf_counter()
-
-    def _questions(self, heldout: str) -> HeldoutQuestions:
-        """Raises: CacheMismatch: the held-out cache was made for another student."""
-        cache = open_cache(heldout, shard_cache=self.config.shard_cache)
-        return HeldoutQuestions(cache, mask_id=open_encoder(self.config, cache).mask_id)
 
     def prepare_folder(self, *, anew: bool) -> None:
         """Make `out` hold what belongs to the steps done so far, and nothing else."""
@@ -346,12 +349,6 @@ class Run:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
 
-    def _restore_window(self, totals: Mapping[str, Sequence[float]]) -> None:
-        """Totals over all processes go to the main one; the others hold zeros under the same names."""
-        main = self.accelerator.is_main_process
-        shares = {n: (total if main or n == "grad_norm" else 0.0, count) for n, (total, count) in totals.items()}
-        self.window.restore(shares, self.device)
-
     def _log(self, steps_done: int, lr: float, report: Report) -> None:
         """Mean over the steps since the last line; with `save`, the only place where numbers leave the device."""
         totals, now = self._totals(steps_done), time.perf_counter()
@@ -377,19 +374,11 @@ class Run:
         return steps_done * self.config.train.batch_size / self.order.num_samples
 
     def _totals(self, steps_done: int) -> dict[str, tuple[float, int]]:
-        totals = self.window.totals(self._reduce)
+        def add_up(name: str, value: Tensor) -> Tensor:
+            if name == "grad_norm" or self.accelerator.num_processes == 1:  # the norm is the same everywhere
+                return value
+            return self.accelerator.reduce(value, "sum")  # type: ignore[return-value]
+
+        totals = self.window.totals(add_up)
         require_finite(totals, steps_done, self.out)
         return totals
-
-    def _reduce(self, name: str, value: Tensor) -> Tensor:
-        """Sum over processes of a loss's shares; the gradient's norm is the same everywhere."""
-        if name == "grad_norm" or self.accelerator.num_processes == 1:
-            return value
-        return self.accelerator.reduce(value, "sum")  # type: ignore[return-value]
-
-
-def _fresh_ratio(train: TrainConfig, objective: Objective) -> float:
-    """Share of CE-only steps on fresh noise."""
-    if train.ce_noise == "cached":
-        return 0.0
-    return 1.0 if objective.is_ce_only else train.fresh_ratio
