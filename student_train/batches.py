@@ -269,86 +269,55 @@ def collate(
         layouts.append(noised)
     rows = stack(pieces)
     length = rows.ids.shape[1]
-    read = np.concatenate([row * length + noised.read for row, noised in enumerate(layouts)])
     flat = [view for views in samples for view in views]
-    num_masked = [int(view.masked.sum()) for view in flat]
-    starts = np.concatenate([[0], np.cumsum(num_masked)]).tolist()
-    gold = [view.row.x_0[view.masked] for view in flat]
-    signal = [_ViewSignal(view, start) for view, start in zip(flat, starts, strict=False) if view.has_signal]
-    float_t = torch.tensor([view.t for view in flat], dtype=torch.float32)
-    maskable = torch.tensor([float(len(view.row.x_0) - view.row.prompt_tokens) for view in flat])
-    repeats = torch.tensor(num_masked)
-    target_t = np.concatenate([np.full(len(s.target), s.t, np.float32) for s in signal] or [_NO_FLOATS])
-    chunk_t = np.concatenate([np.full(len(s.chunk_logp), s.t, np.float32) for s in signal] or [_NO_FLOATS])
-    chunk_len = np.concatenate([s.chunk_len for s in signal] or [_NO_INTS])
-    teacher = _teacher_logits(signal, top_k, temperatures)
+    num_masked = np.array([view.masked.sum() for view in flat])
+    starts = np.cumsum(num_masked) - num_masked
+    signal = [view for view in flat if view.has_signal]
+    # of each view with a signal, the index among the n masked positions that each of its tokens has
+    places = [np.cumsum(v.masked) - 1 + start for v, start in zip(flat, starts, strict=True) if v.has_signal]
+    own = [(view.row, place) for view, place in zip(signal, places, strict=True)]
+    chunk_len = _joined([row.chunk_len for row, _ in own], np.int64)
+    teacher = _teacher_logits([row for row, _ in own], top_k, temperatures)
     return Batch(
         rows=rows,
-        read=torch.from_numpy(read.astype(np.int64)),
-        gold_ids=torch.from_numpy(np.concatenate(gold).astype(np.int64)),
-        t=float_t.repeat_interleave(repeats),
-        maskable=maskable.repeat_interleave(repeats),
-        target=_int64([s.target for s in signal]),
+        read=_joined([row * length + noised.read for row, noised in enumerate(layouts)], np.int64),
+        gold_ids=_joined([view.row.x_0[view.masked] for view in flat], np.int64),
+        t=_joined([np.full(n, view.t) for view, n in zip(flat, num_masked, strict=True)], np.float32),
+        maskable=_joined([
+            np.full(n, len(view.row.x_0) - view.row.prompt_tokens) for view, n in zip(flat, num_masked, strict=True)
+        ], np.float32),
+        target=_joined([place[row.target_position] for row, place in own], np.int64),
         teacher=teacher if max_top_k is None else teacher.narrowed(max_top_k),
-        target_t=torch.from_numpy(target_t),
-        chunk_token=_int64([s.chunk_token for s in signal]),
-        chunk_of_token=torch.from_numpy(np.repeat(np.arange(len(chunk_len)), chunk_len)),
-        chunk_logp=torch.from_numpy(np.concatenate([s.chunk_logp for s in signal] or [_NO_FLOATS]).copy()),
-        chunk_t=torch.from_numpy(chunk_t),
-        chunk_unmatched=torch.from_numpy(np.concatenate([s.unmatched for s in signal] or [np.zeros(0, bool)])),
-    )
+        target_t=_joined([np.full(len(view.row.target_position), view.t) for view in signal], np.float32),
+        chunk_token=_joined([place[_runs(row.chunk_start, row.chunk_len)] for row, place in own], np.int64),
+        chunk_of_token=torch.arange(len(chunk_len)).repeat_interleave(chunk_len),
+        chunk_logp=_joined([row.chunk_logp for row, _ in own], np.float32),
+        chunk_t=_joined([np.full(len(view.row.chunk_logp), view.t) for view in signal], np.float32),
+        chunk_unmatched=_joined([~np.isin(row.chunk_start, row.target_position) for row, _ in own], np.bool_),
+    )  # fmt: skip
 
 
-_NO_INTS = np.zeros(0, np.int64)
-_NO_FLOATS = np.zeros(0, np.float32)
-
-
-class _ViewSignal:
-    """One view's teacher signal with positions turned into indices of the batch's masked positions."""
-
-    def __init__(self, view: View, start: int) -> None:
-        row = view.row
-        self.row, self.t = row, view.t
-        number = np.cumsum(view.masked) - 1 + start  # [l] index of each masked position
-        self.target = number[row.target_position]
-        self.chunk_len = row.chunk_len.astype(np.int64)
-        self.chunk_logp = row.chunk_logp
-        inside = np.arange(self.chunk_len.sum()) - np.repeat(np.cumsum(self.chunk_len) - self.chunk_len, self.chunk_len)
-        self.chunk_token = number[np.repeat(row.chunk_start, self.chunk_len) + inside]
-        self.unmatched = ~np.isin(row.chunk_start, row.target_position)
-
-
-def _teacher_logits(signal: Sequence[_ViewSignal], top_k: int, temperatures: tuple[float, ...]) -> SparseLogits:
+def _teacher_logits(rows: Sequence[ViewRow], top_k: int, temperatures: tuple[float, ...]) -> SparseLogits:
     """The views' flat top tokens, padded to [m, top_k] with -1 and -inf."""
-    num_top = np.concatenate([s.row.num_top for s in signal] or [_NO_INTS]).astype(np.int64)
-    row = np.repeat(np.arange(len(num_top)), num_top)
-    column = np.arange(num_top.sum()) - np.repeat(np.cumsum(num_top) - num_top, num_top)
-    top_ids = np.full((len(num_top), top_k), -1, np.int64)
-    top_logp = np.full((len(num_top), top_k), -np.inf, np.float32)
-    if len(row):
-        top_ids[row, column] = np.concatenate([s.row.top_ids for s in signal])
-        top_logp[row, column] = np.concatenate([s.row.top_logp for s in signal])
-    none = np.zeros((0, len(temperatures)), np.float32)
-    tails = np.concatenate([none, *(s.row.log_tail.reshape(len(s.target), len(temperatures)) for s in signal)])
-    log_tail, top = torch.from_numpy(tails), torch.from_numpy(top_logp)
-    log_z = log_z_from_tail(top, log_tail, temperatures)
-    gold = np.concatenate([s.row.gold_logp for s in signal] or [_NO_FLOATS])
+    num_top = _joined([row.num_top for row in rows], np.int64)
+    place = torch.arange(len(num_top)).repeat_interleave(num_top), torch.from_numpy(_runs(0, num_top.numpy()))
+    top_ids, top_logp = torch.full((len(num_top), top_k), -1), torch.full((len(num_top), top_k), -torch.inf)
+    top_ids[place] = _joined([row.top_ids for row in rows], np.int64)
+    top_logp[place] = _joined([row.top_logp for row in rows], np.float32)
+    log_tail = _joined([row.log_tail.ravel() for row in rows], np.float32).reshape(len(num_top), len(temperatures))
+    buckets = [row.log_buckets for row in rows if row.log_buckets.shape[2]]  # where the cache cuts tails into buckets
     return SparseLogits(
-        torch.from_numpy(gold.copy()),
-        torch.from_numpy(top_ids),
-        top,
-        log_z,
-        log_tail,
-        temperatures,
-        _log_buckets(signal),
-    )
+        _joined([row.gold_logp for row in rows], np.float32), top_ids, top_logp,
+        log_z_from_tail(top_logp, log_tail, temperatures), log_tail, temperatures,
+        torch.from_numpy(np.concatenate(buckets)) if buckets else None,
+    )  # fmt: skip
 
 
-def _log_buckets(signal: Sequence[_ViewSignal]) -> Tensor | None:
-    """[m, temperatures, buckets] where the cache cuts tails into buckets."""
-    parts = [s.row.log_buckets for s in signal if s.row.log_buckets.shape[2]]
-    return torch.from_numpy(np.concatenate(parts)) if parts else None
+def _runs(start: np.ndarray | int, length: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of every run, one run after the other."""
+    length = length.astype(np.int64)
+    return np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
 
 
-def _int64(parts: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts or [_NO_INTS]).astype(np.int64))
+def _joined(parts: Sequence[np.ndarray], dtype: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe"))

@@ -93,7 +93,7 @@ class HeldoutQuestions:
         self._documents = cache.rows(np.arange(0, len(cache), manifest.noise["views"]))
         self._bytes_of = np.array([len(token) for token in cache.vocabulary().token_bytes])
         self.batches: list[list[tuple[int, int, np.ndarray]]] = [[]]
-        """Document, number of t, mask; runs of similar length, each at most `_MAX_POSITIONS` positions of [x_t, x_0]."""
+        """Document, number of t, mask: runs of similar length, each of at most `_MAX_POSITIONS` positions."""
         for number, document in sorted(enumerate(self._documents), key=lambda item: len(item[1].x_0)):
             length = len(document.x_0)
             for column, t in enumerate(t_grid):
