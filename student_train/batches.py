@@ -222,7 +222,7 @@ class Batch:
         return Batch(**{**moved, "rows": self.rows.to(device), "teacher": teacher})
 
 
-class View(NamedTuple):
+class TrainView(NamedTuple):
     """One noised copy of a sample, with or without the teacher's answer."""
 
     row: ViewRow
@@ -231,12 +231,12 @@ class View(NamedTuple):
     has_signal: bool
 
 
-def cached_view(row: ViewRow) -> View:
+def cached_view(row: ViewRow) -> TrainView:
     """A row as it was dumped."""
-    return View(row, np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked]), row.t, True)
+    return TrainView(row, np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked]), row.t, True)
 
 
-def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[View]:
+def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[TrainView]:
     """The views of one item from its cache rows; fresh noise masks every response token with probability t."""
     if item.views:
         return [cached_view(row) for row in rows]
@@ -244,11 +244,11 @@ def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[View]:
     length = len(row.x_0)
     masked = keyed_generator(seed, row.sample_id, "fresh mask", item.fresh_key).random(length) < item.fresh_t
     masked[: row.prompt_tokens] = False
-    return [View(row, masked, item.fresh_t, False)]
+    return [TrainView(row, masked, item.fresh_t, False)]
 
 
 def collate(
-    samples: Sequence[Sequence[View]], *, mask_id: int, block_size: int, top_k: int,
+    samples: Sequence[Sequence[TrainView]], *, mask_id: int, block_size: int, top_k: int,
     temperatures: tuple[float, ...], max_top_k: int | None = None,
 ) -> Batch:  # fmt: skip
     """Views -> tensors.

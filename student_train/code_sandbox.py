@@ -56,14 +56,14 @@ _OWN_COUNTS = (5, 14)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProgramResult:
     """Args: passed: it ran to its end. reason: otherwise, what ended it."""
 
     passed: bool
     reason: str
 
 
-def run_program(source: str, *, time_s: float, memory_mb: int, unsafe: bool = False) -> Outcome:
+def run_program(source: str, *, time_s: float, memory_mb: int, unsafe: bool = False) -> ProgramResult:
     """Run one program as the official metric does: `exec(source, {})`, with nothing to read on standard input.
 
     Args:
@@ -73,12 +73,9 @@ def run_program(source: str, *, time_s: float, memory_mb: int, unsafe: bool = Fa
     Raises: Unavailable: this machine cannot shut a program in.
     """
     way = None if unsafe else _way()
-    with tempfile.TemporaryDirectory(prefix="tide-code-") if unsafe else contextlib.nullcontext("/") as folder:
-        run = _Run(way, folder, time_s, memory_mb)
-        try:
-            return run.outcome(source)
-        finally:
-            run.end()
+    scratch = tempfile.TemporaryDirectory(prefix="tide-code-") if unsafe else contextlib.nullcontext("/")
+    with scratch as folder, contextlib.closing(_Run(way, folder, time_s, memory_mb)) as run:
+        return run.outcome(source)
 
 
 def protection(*, unsafe: bool = False) -> str:
@@ -108,25 +105,19 @@ def _way() -> tuple[list[str], dict[str, Any]]:
     problem = trouble()
     if problem is not None:
         raise _unprotected(problem)
-    inner = [_bwrap(), *NAMESPACES, *_view()]
+    bwrap = shutil.which("bwrap") or "bwrap"
+    inner = [bwrap, *NAMESPACES, *_view()]
     ways: list[tuple[list[str], dict[str, Any]]] = [(inner, {})]
     if os.geteuid() == 0:
-        ways = [(inner, NOBODY), ([*_root_view(), *inner], {})]
+        ways = [(inner, NOBODY), ([*_root_view(bwrap), *inner], {})]
     said = []
     for way in ways:
-        run = _Run(way, "/", _PROBE_S, 1024)
-        try:
+        with contextlib.closing(_Run(way, "/", _PROBE_S, 1024)) as run:
             outcome = run.outcome("")
-        finally:
-            run.end()
-        if outcome.passed:
-            return way
-        said.append(f"{outcome.reason} {run.complaint()}".strip()[:300])
+            if outcome.passed:
+                return way
+            said.append(f"{outcome.reason} {run.complaint()}".strip()[:300])
     raise _unprotected(f"the test program did not start ({'; '.join(said)}): {cure()}")
-
-
-def _bwrap() -> str:
-    return shutil.which("bwrap") or "bwrap"
 
 
 def _readable() -> list[str]:
@@ -161,10 +152,10 @@ def _view() -> list[str]:
     ]  # fmt: skip
 
 
-def _root_view() -> list[str]:
+def _root_view(bwrap: str) -> list[str]:
     """As root: a view of those folders that nobody may enter, and then no longer root."""
     return [
-        _bwrap(), "--unshare-pid", "--unshare-net", "--unshare-ipc", "--die-with-parent", "--cap-drop", "ALL",
+        bwrap, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--die-with-parent", "--cap-drop", "ALL",
         "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", *_binds(), "--dir", "/tmp", "--bind", "/proc", "/proc",
         "--dev", "/dev", "--remount-ro", "/", "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
     ]  # fmt: skip
@@ -220,10 +211,10 @@ class _Run:
                 self.watched = os.pidfd_open(self.first)
         self.until = time.monotonic() + time_s
 
-    def outcome(self, source: str) -> Outcome:
+    def outcome(self, source: str) -> ProgramResult:
         """Let it run, and listen."""
         if self.first is None:
-            return Outcome(False, f"did not start: {self.complaint()}")
+            return ProgramResult(False, f"did not start: {self.complaint()}")
         key = secrets.token_bytes(32)
         limits = self.limits | {"NPROC": _MAX_PROCESSES + self._processes_of_others()}
         asked = {"source": source, "key": key.hex(), "limits": limits, "paths": _packages()}
@@ -233,19 +224,19 @@ class _Run:
             self.channel.sendall(len(request).to_bytes(8, "big") + request)
             said = self._said()
             if isinstance(said, bytes) and said.startswith(b"!"):
-                return Outcome(False, said[1:].decode(errors="replace"))
+                return ProgramResult(False, said[1:].decode(errors="replace"))
             question = secrets.token_bytes(32)
             if said == b".":
                 self.channel.sendall(question)
                 said = self._said()
-            if isinstance(said, Outcome):
+            if isinstance(said, ProgramResult):
                 return said
         except (TimeoutError, ConnectionError):
-            return Outcome(False, self._ended())
+            return ProgramResult(False, self._ended())
         right = hmac.compare_digest(said, hmac.digest(key, question, "sha256"))
-        return Outcome(True, "") if right else Outcome(False, "wrote to the runner's own channel")
+        return ProgramResult(True, "") if right else ProgramResult(False, "wrote to the runner's own channel")
 
-    def _said(self) -> bytes | Outcome:
+    def _said(self) -> bytes | ProgramResult:
         """The next message; or how it ended without one."""
         watch = select.poll()
         watch.register(self.channel, select.POLLIN)
@@ -254,17 +245,17 @@ class _Run:
         while True:
             left = self.until - time.monotonic()
             if left <= 0:
-                return Outcome(False, "out of time")
+                return ProgramResult(False, "out of time")
             ready = dict(watch.poll(1000 * min(left, _WATCH_S)))
             if self.channel.fileno() in ready:
-                return self.channel.recv(_MAX_SAID) or Outcome(False, self._ended())
+                return self.channel.recv(_MAX_SAID) or ProgramResult(False, self._ended())
             if ready:
-                return Outcome(False, self._ended())
+                return ProgramResult(False, self._ended())
             if self.process.poll() is not None:  # the first process of the namespace may live on with a daemon
-                return Outcome(False, self._ended())
+                return ProgramResult(False, self._ended())
             excess = self._excess()
             if excess is not None:
-                return Outcome(False, excess)
+                return ProgramResult(False, excess)
 
     def _ended(self) -> str:
         if time.monotonic() >= self.until:
@@ -311,7 +302,7 @@ class _Run:
             return os.read(self.complaints, 2000).decode(errors="replace").strip()
         return ""
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill what is left and wait until it is gone: with the namespace's first process go all others."""
         if not self.shut_in:
             for process in descendants(self.process.pid):
@@ -333,12 +324,9 @@ class _Run:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.first, os.WNOHANG)
         self.channel.close()
+        os.close(self.complaints)
         if self.watched is not None:
             os.close(self.watched)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self.complaints)
 
 
 def descendants(first: int) -> list[psutil.Process]:

@@ -115,20 +115,17 @@ def _front_matter(facts: StudentFacts) -> dict[str, Any]:
         fields["datasets"] = [one_line(facts.origin.address)]
     if facts.cost.carbon_kg is not None:
         fields["co2_eq_emissions"] = {"emissions": 1000 * facts.cost.carbon_kg, "source": "stated by the publisher"}
-    if facts.scores:
-        fields["model-index"] = [{"name": facts.repository.split("/")[1], "results": list(map(_result, facts.scores))}]
+    results = []
+    for score in facts.scores:  # lines of the Hub's own table of results
+        name = one_line(score.name, _MAX_NAME_CHARS)
+        slug = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "task"
+        results.append({
+            "task": {"type": "text-generation"}, "dataset": {"name": name, "type": slug},
+            "metrics": [{"type": one_line(score.metric, _MAX_NAME_CHARS), "value": score.value}],
+        })  # fmt: skip
+    if results:
+        fields["model-index"] = [{"name": facts.repository.split("/")[1], "results": results}]
     return fields
-
-
-def _result(score: TaskScore) -> dict[str, Any]:
-    """A line of the Hub's own table of results."""
-    name = one_line(score.name, _MAX_NAME_CHARS)
-    slug = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "task"
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": name, "type": slug},
-        "metrics": [{"type": one_line(score.metric, _MAX_NAME_CHARS), "value": score.value}],
-    }
 
 
 def _evaluation(facts: StudentFacts) -> str:
@@ -164,7 +161,9 @@ def _sections(facts: StudentFacts) -> list[tuple[str, Mapping[str, str]]]:
         "GPU-hours": None if cost.gpu_hours is None else f"{cost.gpu_hours:g}", "Hardware": cost.hardware,
         "Carbon": None if cost.carbon_kg is None else f"{cost.carbon_kg:g} kg CO2 equivalent",
     }  # fmt: skip
-    losses, train = _losses(facts.settings), _below("train.", facts.settings)
+    numbers = sorted({name.split(".")[1] for name in facts.settings if name.startswith("losses.")}, key=int)
+    losses = {f"Loss {int(n) + 1}": settings_text(_below(f"losses.{n}.", facts.settings)) for n in numbers}
+    train = _below("train.", facts.settings)
     return [
         ("Model", {
             "Parameters": f"{facts.num_parameters:,}",
@@ -187,9 +186,3 @@ def _sections(facts: StudentFacts) -> list[tuple[str, Mapping[str, str]]]:
 def _below(prefix: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of one section that have a value."""
     return {n.removeprefix(prefix): v for n, v in settings.items() if n.startswith(prefix) and v is not None}
-
-
-def _losses(settings: Mapping[str, Any]) -> dict[str, str]:
-    """A row per loss."""
-    numbers = sorted({name.split(".")[1] for name in settings if name.startswith("losses.")}, key=int)
-    return {f"Loss {int(n) + 1}": settings_text(_below(f"losses.{n}.", settings)) for n in numbers}

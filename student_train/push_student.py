@@ -99,7 +99,13 @@ def push_student(
     tag = checked_tag(tag or f"v-{sha256_bytes(weights.encode())[:12]}")
     push = Repository(Hub(say, sleep, "model"), name)
     push.open(private)
-    _refuse_other_weights(push, uploads)
+    ours = {upload.name for upload in uploads}
+    stray = next((path for path in push.paths() if path.endswith(_WEIGHT_ENDINGS) and path not in ours), None)
+    if stray is not None:  # it would be read in place of these, or beside them
+        raise CacheMismatch(
+            f"{push.name} holds {stray!r:.150}, weights that are not of this student. Push to a new repository, or "
+            "remove them there"
+        )
     missing = push.missing(uploads)
     if missing:
         size = sum(upload.size for upload in missing)
@@ -107,8 +113,18 @@ def push_student(
         push.commit(missing, "A student trained by tide")
     else:
         say(f"{name} holds this student already")
-    _require_there(push, uploads)
-    push.set_tag(tag, push.head, lambda commit: _is_there(push, uploads, commit))
+
+    def is_there(commit: str) -> bool:
+        remote = push.hub.files(push.name, commit, [upload.name for upload in uploads])
+        return all(upload.is_same(remote.get(upload.name)) for upload in uploads)
+
+    push.head = push.hub.commit_of(HubAddress(push.name))
+    if not is_there(push.head):
+        raise TryAgain(
+            f"{push.name}: not everything is on the Hub as it is here; somebody changed one of them meanwhile. Run the "
+            "same command again"
+        )
+    push.set_tag(tag, push.head, is_there)
     return StudentReport(
         name, push.head, tag, str(evaluation) if evaluation else None, push.num_uploaded, push.bytes_uploaded,
         push.num_skipped,
@@ -119,15 +135,21 @@ def _facts(folder: Path, state: Checkpoint, repository: str, published: Publishe
     """What the card says, and the file that the scores are from."""
     origin = _origin(folder, state, published.cache)
     licences = required_licences(origin, teacher=published.teacher_licence, data=published.data_licence)
-    _check_statements(published)
+    for option, number in (("--gpu-hours", published.cost.gpu_hours), ("--carbon-kg", published.cost.carbon_kg)):
+        if number is not None and not (math.isfinite(number) and number >= 0):
+            raise ConfigError(f"{option} {number}: expected a number, 0 or more")
+    for option, text in (("--hardware", published.cost.hardware), ("--start-licence", published.start_licence)):
+        if text is not None and not (text.strip() and text.isprintable()):
+            raise ConfigError(f"{option} {text!r:.80}: expected printable text")
     config = read_config(folder)
-    _, model_class = native_class(config, str(folder))
+    _, model_class = native_class(config, str(folder))  # its name is that of transformers' class it is made of
+    class_name = next(c.__name__ for c in model_class.__mro__ if c.__module__.startswith("transformers."))
     start = str(state.identity.get("student.path", ""))
     evaluation = published.evaluation or find_evaluation(folder)
     facts = StudentFacts(
         repository, origin, licences, start=start if _HUB_ID.fullmatch(start) and not Path(start).exists() else None,
         start_licence=published.start_licence, settings=state.identity, steps=state.step,
-        model_class=_transformers_class(model_class), model_type=str(config["model_type"]),
+        model_class=class_name, model_type=str(config["model_type"]),
         block_size=int(config["block_size"]), mask_id=int(config["mask_token_id"]),
         num_parameters=_num_parameters(folder), scores=read_scores(evaluation) if evaluation else [],
         heldout=_heldout(folder.parent / METRICS_NAME), cost=published.cost,
@@ -153,20 +175,6 @@ def _origin(folder: Path, state: Checkpoint, cache: str | None) -> TrainedFrom:
     return origin
 
 
-def _check_statements(published: Published) -> None:
-    for option, number in (("--gpu-hours", published.cost.gpu_hours), ("--carbon-kg", published.cost.carbon_kg)):
-        if number is not None and not (math.isfinite(number) and number >= 0):
-            raise ConfigError(f"{option} {number}: expected a number, 0 or more")
-    for option, text in (("--hardware", published.cost.hardware), ("--start-licence", published.start_licence)):
-        if text is not None and not (text.strip() and text.isprintable()):
-            raise ConfigError(f"{option} {text!r:.80}: expected printable text")
-
-
-def _transformers_class(model_class: type) -> str:
-    """The class of transformers itself that a class of tide's is made of."""
-    return next(c.__name__ for c in model_class.__mro__ if c.__module__.startswith("transformers."))
-
-
 def _num_parameters(folder: Path) -> int:
     """Stored numbers; tied weights are stored once."""
     count = 0
@@ -187,28 +195,3 @@ def _heldout(metrics: Path) -> Mapping[str, float]:
         if isinstance(values, dict) and {"heldout_bits_per_byte", "heldout_accuracy"} <= values.keys():
             found = {name: float(value) for name, value in values.items() if name.startswith("heldout_")}
     return found
-
-
-def _refuse_other_weights(push: Repository, uploads: list[Upload]) -> None:
-    """Weights of another layout would be read in place of these, or beside them."""
-    ours = {upload.name for upload in uploads}
-    stray = next((path for path in push.paths() if path.endswith(_WEIGHT_ENDINGS) and path not in ours), None)
-    if stray is not None:
-        raise CacheMismatch(
-            f"{push.name} holds {stray!r:.150}, weights that are not of this student. Push to a new repository, or "
-            "remove them there"
-        )
-
-
-def _is_there(push: Repository, uploads: list[Upload], commit: str) -> bool:
-    remote = push.hub.files(push.name, commit, [upload.name for upload in uploads])
-    return all(upload.is_same(remote.get(upload.name)) for upload in uploads)
-
-
-def _require_there(push: Repository, uploads: list[Upload]) -> None:
-    push.head = push.hub.commit_of(HubAddress(push.name))
-    if not _is_there(push, uploads, push.head):
-        raise TryAgain(
-            f"{push.name}: not everything is on the Hub as it is here; somebody changed one of them meanwhile. Run the "
-            "same command again"
-        )

@@ -48,7 +48,7 @@ def choose_tokens(
         if settings.temperature == 0:
             best, chosen = logits.max(1)
         else:
-            chosen = draw(logits, uniform[rows], temperature=settings.temperature, top_p=settings.top_p)
+            chosen = sampled_tokens(logits, uniform[rows], temperature=settings.temperature, top_p=settings.top_p)
             best = logits.gather(1, chosen[:, None])[:, 0]
         ids.append(chosen)
         confidence.append((best - logits.logsumexp(1)).exp())
@@ -57,7 +57,7 @@ def choose_tokens(
     return torch.cat(ids), torch.cat(confidence)
 
 
-def draw(
+def sampled_tokens(
     logits: Float[Tensor, "n v"], uniform: Float[Tensor, " n"], *, temperature: float, top_p: float
 ) -> Int[Tensor, " n"]:
     """The first token whose cumulative probability, in the order of ids, exceeds `uniform`.

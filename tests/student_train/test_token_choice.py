@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tide.shared.config import DecodingConfig
-from tide.student_train.token_choice import choose_tokens, draw, tokens_to_fix
+from tide.student_train.token_choice import choose_tokens, sampled_tokens, tokens_to_fix
 
 EVERY = torch.ones(4, dtype=torch.bool)
 
@@ -15,7 +15,7 @@ def logits_of(probabilities: list[float], num: int = 1) -> torch.Tensor:
 
 def test_a_draw_falls_where_the_cumulative_distribution_passes_it():
     uniform = torch.tensor([0.0, 0.0999, 0.1001, 0.5999, 0.6001, 0.99])
-    drawn = draw(logits_of([0.1, 0.5, 0.0, 0.4], 6), uniform, temperature=1.0, top_p=1.0)
+    drawn = sampled_tokens(logits_of([0.1, 0.5, 0.0, 0.4], 6), uniform, temperature=1.0, top_p=1.0)
     assert drawn.tolist() == [0, 0, 1, 1, 3, 3]
 
 
@@ -23,7 +23,7 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_it():
     uniform = (torch.arange(1000) + 0.5) / 1000
     counts = {}
     for top_p in (0.4, 0.5001, 0.9001, 1.0):
-        drawn = draw(logits_of([0.1, 0.5, 0.0, 0.4], 1000), uniform, temperature=1.0, top_p=top_p)
+        drawn = sampled_tokens(logits_of([0.1, 0.5, 0.0, 0.4], 1000), uniform, temperature=1.0, top_p=top_p)
         counts[top_p] = torch.bincount(drawn, minlength=4).tolist()
     # 5/9 and 4/9 where token 0 is left out
     assert counts == {
@@ -36,7 +36,7 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_it():
 
 def test_temperature_sharpens_and_confidence_stays_that_of_temperature_1():
     logits = logits_of([0.2, 0.8], 1)
-    drawn = draw(logits.expand(1000, -1), (torch.arange(1000) + 0.5) / 1000, temperature=0.5, top_p=1.0)
+    drawn = sampled_tokens(logits.expand(1000, -1), (torch.arange(1000) + 0.5) / 1000, temperature=0.5, top_p=1.0)
     assert int((drawn == 1).sum()) == 941  # .64 / (.64 + .04)
     ids, confidence = choose_tokens(
         torch.tensor([[1.0]]), None, logits.T, torch.ones(2, dtype=torch.bool), torch.tensor([0.01]),
@@ -51,8 +51,8 @@ def test_the_largest_number_below_1_still_draws_a_possible_token(top_p):
     logits = torch.full((5, 70_001), -torch.inf)
     logits[:, :70_000] = torch.randn(5, 70_000, generator=torch.Generator().manual_seed(0))
     uniform = torch.full((5,), 1 - 2**-24)
-    assert (draw(logits, uniform, temperature=1.0, top_p=top_p) < 70_000).all()
-    assert (draw(logits, torch.ones(5), temperature=1.0, top_p=top_p) < 70_000).all()
+    assert (sampled_tokens(logits, uniform, temperature=1.0, top_p=top_p) < 70_000).all()
+    assert (sampled_tokens(logits, torch.ones(5), temperature=1.0, top_p=top_p) < 70_000).all()
 
 
 def test_slices_of_the_vocabulary_change_nothing_and_barred_ids_are_out_of_reach():
