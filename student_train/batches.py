@@ -65,7 +65,14 @@ class ViewOrder:
         self.index = cache.index()
         self.num_views = cache.manifest.noise["views"]
         self.num_samples = len(self.index) // self.num_views
-        _require_all_views(cache, self.index.sample, self.index.view, self.num_views)
+        rows = np.arange(len(self.index))
+        sample, view = np.divmod(rows, self.num_views)
+        in_order = np.array_equal(self.index.sample, sample) and np.array_equal(self.index.view, view)
+        if not len(rows) or len(rows) % self.num_views or not in_order:
+            raise CacheError(
+                f"{cache.root}: expected every sample's {self.num_views} views as adjacent rows in order, and found "
+                f"{len(rows)} rows that are not; dump again"
+            )
         require_in_cache(train, cache.manifest)
         self.used_views = train.max_views or self.num_views
         self.train, self.fresh_ratio = train, fresh_ratio
@@ -182,16 +189,6 @@ def require_in_cache(train: TrainConfig, manifest: Manifest) -> None:
                 f"train.{setting} = {asked}: the cache was dumped with {dump} = {held}; ask for less, or dump again "
                 f"with {dump}={asked}"
             )
-
-
-def _require_all_views(cache: Cache, sample: np.ndarray, view: np.ndarray, num_views: int) -> None:
-    rows = np.arange(len(sample))
-    in_order = np.array_equal(sample, rows // num_views) and np.array_equal(view, rows % num_views)
-    if not len(rows) or len(rows) % num_views or not in_order:
-        raise CacheError(
-            f"{cache.root}: expected every sample's {num_views} views as adjacent rows in order, and found "
-            f"{len(rows)} rows that are not; dump again"
-        )
 
 
 @dataclass(frozen=True)

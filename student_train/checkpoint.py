@@ -114,9 +114,9 @@ def find_checkpoint(root: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     _restore_replaced(root)
     for _, folder in reversed(saved_checkpoints(root)):
         try:
-            checkpoint = _read_state(folder)
+            checkpoint = _read_state(folder, "using the checkpoint before it")
         except DataError as error:
-            warnings.warn(f"{folder} is damaged ({error}); using the checkpoint before it", stacklevel=2)
+            warnings.warn(str(error), stacklevel=2)
             continue
         checkpoint.require(identity)
         return checkpoint
@@ -131,10 +131,7 @@ def open_checkpoint(folder: Path, identity: Mapping[str, Any]) -> Checkpoint:
     """
     if not (folder / STATE_NAME).is_file():
         raise ConfigError(f"{folder} is no checkpoint; give a folder such as run/checkpoints/step-00000500")
-    try:
-        checkpoint = _read_state(folder)
-    except DataError as error:
-        raise DataError(f"{folder} is damaged ({error}); resume from another checkpoint") from error
+    checkpoint = _read_state(folder, "resume from another checkpoint")
     checkpoint.require(identity)
     return checkpoint
 
@@ -198,9 +195,9 @@ def find_student(folder: Path, identity: Mapping[str, Any]) -> Checkpoint | None
             f"{folder} exists and was not written by tide train-student; it would be replaced. Give another --out"
         )
     try:
-        finished = _read_state(folder)
+        finished = _read_state(folder, "it will be written again")
     except DataError as error:
-        warnings.warn(f"{folder} is damaged ({error}); it will be written again", stacklevel=2)
+        warnings.warn(str(error), stacklevel=2)
         return None
     finished.require(identity)
     return finished
@@ -210,10 +207,7 @@ def read_student(folder: Path) -> Checkpoint:
     """A finished student, whoever asks. Raises: DataError: `folder` holds none, or a damaged one."""
     if not (folder / STATE_NAME).is_file():
         raise DataError(f"{folder}: no student that tide train-student finished; give its folder, RUN/student")
-    try:
-        return _read_state(folder)
-    except DataError as error:
-        raise DataError(f"{folder} is damaged ({error}); train it again, or fetch it again") from error
+    return _read_state(folder, "train it again, or fetch it again")
 
 
 def remove_run(out: Path) -> None:
@@ -290,8 +284,8 @@ def _write_state(folder: Path, step: int, identity: Mapping[str, Any], window: M
     (folder / STATE_NAME).write_bytes(readable_json(state))
 
 
-def _read_state(folder: Path) -> Checkpoint:
-    """Raises: DataError: something is missing or its hash is wrong. OutputError: it cannot be read."""
+def _read_state(folder: Path, cure: str) -> Checkpoint:
+    """Raises: DataError: something is missing or its hash is wrong; `cure`. OutputError: it cannot be read."""
     try:
         state = read_json(folder / STATE_NAME, max_bytes=_MAX_STATE_BYTES)
         for name, entry in state["files"].items():
@@ -300,8 +294,9 @@ def _read_state(folder: Path) -> Checkpoint:
             if sha256_file(folder / name) != entry["sha256"]:
                 raise DataError(f"{name} is not the file that was written")
         return Checkpoint(folder, int(state["step"]), dict(state["identity"]), dict(state["window"]))
-    except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{STATE_NAME}: {type(error).__name__}: {error}") from error
+    except (DataError, FileNotFoundError, KeyError, TypeError, ValueError, AttributeError) as error:
+        what = str(error) if isinstance(error, DataError) else f"{STATE_NAME}: {type(error).__name__}: {error}"
+        raise DataError(f"{folder} is damaged ({what}); {cure}") from error
 
 
 def _flatten(optimizer: Optimizer, *, keep: bool = True) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

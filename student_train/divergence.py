@@ -39,9 +39,7 @@ def largest_weight(model: nn.Module) -> tuple[str, float]:
     if not tops:
         return "", 0.0
     values = torch.stack(tops)
-    place = int(values.nan_to_num(nan=math.inf).argmax())
-    nan = values.isnan().nonzero()
-    place = int(nan[0]) if len(nan) else place
+    place = int(values.argmax())  # torch takes NaN for the largest
     return names[place], float(values[place])
 
 

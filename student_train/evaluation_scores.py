@@ -9,7 +9,7 @@ Names are a stranger's: who shows them makes them inert.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,52 +58,42 @@ def read_scores(file: Path) -> list[TaskScore]:
 
 def _scores(tree: Mapping[str, Any]) -> Iterator[TaskScore]:
     students, tasks, results = tree.get("students"), tree.get("tasks"), tree.get("results")
+    entries: list[tuple[str, Any]] = []
     if isinstance(students, dict) and isinstance(students.get("student"), dict):
-        for name, entry in students["student"].items():
-            yield from _entry(name, entry, "score, %")
-    elif isinstance(tasks, dict):
-        for name, entry in tasks.items():
-            yield from _entry(name, entry, "score")
-    elif isinstance(tasks, list):
-        for entry in tasks:
-            yield from _entry("", entry, "score")
+        entries, unit = list(students["student"].items()), "score, %"
+    elif isinstance(tasks, dict | list):
+        entries, unit = list(tasks.items()) if isinstance(tasks, dict) else [("", one) for one in tasks], "score"
     elif isinstance(results, dict):
-        counts = tree.get("n-samples")
-        for name, entry in results.items():
-            yield from _of_lm_eval(name, entry, counts.get(name) if isinstance(counts, dict) else None)
-
-
-def _entry(name: str, entry: Any, metric: str) -> Iterator[TaskScore]:
-    if not isinstance(entry, dict):
+        yield from _of_lm_eval(results, tree.get("n-samples"))
         return
-    value = next((number for key in _VALUES if (number := _number(entry.get(key))) is not None), None)
-    if value is None:
-        return
-    name = next((entry[key] for key in _NAMES if isinstance(entry.get(key), str)), name) or "?"
-    count = next((int(number) for key in _COUNTS if (number := _number(entry.get(key))) is not None), None)
-    shown = entry["metric"] if isinstance(entry.get("metric"), str) else metric
-    yield TaskScore(name, shown, value, _number(entry.get("stderr")), count)
+    for name, entry in entries:
+        value = _first(entry, _VALUES) if isinstance(entry, dict) else None
+        if value is not None:
+            name = next((entry[key] for key in _NAMES if isinstance(entry.get(key), str)), name) or "?"
+            metric, count = entry.get("metric"), _first(entry, _COUNTS)
+            yield TaskScore(
+                name, metric if isinstance(metric, str) else unit, value, _first(entry, ("stderr",)),
+                None if count is None else int(count),
+            )  # fmt: skip
 
 
-def _of_lm_eval(name: str, entry: Any, counts: Any) -> Iterator[TaskScore]:
+def _of_lm_eval(results: Mapping[str, Any], counts: Any) -> Iterator[TaskScore]:
     """lm-eval's own layout: `metric,filter` -> value, `metric_stderr,filter` -> its error."""
-    for key, value in entry.items() if isinstance(entry, dict) else ():
-        metric, comma, kept = key.partition(",")
-        number = _number(value)
-        if not comma or metric.endswith("_stderr") or number is None:
-            continue
-        asked = _number(counts.get("effective")) if isinstance(counts, dict) else None
-        error = _number(entry.get(f"{metric}_stderr,{kept}"))
-        yield TaskScore(
-            name,
-            metric + (f" ({kept})" if kept != "none" else ""),
-            number,
-            error,
-            None if asked is None else int(asked),
-        )
+    for name, entry in results.items():
+        count = counts.get(name) if isinstance(counts, dict) else None
+        asked = _first(count, ("effective",)) if isinstance(count, dict) else None
+        for key in entry if isinstance(entry, dict) else ():
+            metric, comma, kept = key.partition(",")
+            value = _first(entry, (key,))
+            if comma and not metric.endswith("_stderr") and value is not None:
+                shown = metric + (f" ({kept})" if kept != "none" else "")
+                error = _first(entry, (f"{metric}_stderr,{kept}",))
+                yield TaskScore(name, shown, value, error, None if asked is None else int(asked))
 
 
-def _number(value: Any) -> float | None:
-    """A finite number; None for anything else, such as lm-eval's "N/A"."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+def _first(entry: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    """The first of these that is a finite number; None: none is, such as lm-eval's "N/A"."""
+    for value in map(entry.get, keys):
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None

@@ -33,12 +33,8 @@ def main() -> None:
         with end_on_signals(), own_code_eval(metric):
             cli_evaluate()
     except (TideError, StopAsked) as error:
-        sys.exit(_told(error))
-
-
-def _told(error: TideError | StopAsked) -> int:
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    return error.exit_code
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

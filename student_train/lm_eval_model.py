@@ -186,31 +186,29 @@ class TideLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Write the answers; requests with the same settings share batches."""
-        groups: dict[DecodingConfig, list[int]] = defaultdict(list)
-        contexts = []
+        groups: dict[DecodingConfig, list[tuple[int, str, int]]] = defaultdict(list)
+        repeats = Counter[int]()
         for number, request in enumerate(requests):
             context, wishes = request.arguments
-            contexts.append(context)
-            groups[self._settings(wishes)].append(number)
-        answers = [""] * len(requests)
-        done, repeats = 0, Counter[int]()
-        seeds = []
-        for request, context in zip(requests, contexts, strict=True):  # the very same one again gets another seed
-            seeds.append(f"{self.evaluation.seed}\x1f{repeats[id(request)]}\x1f{context}")
+            # the very same request again gets a seed of its own
+            seed = int(_digest(f"{self.evaluation.seed}\x1f{repeats[id(request)]}\x1f{context}")[:15], 16)
             repeats[id(request)] += 1
-        for settings, numbers in groups.items():
+            groups[self._settings(wishes)].append((number, context, seed))
+        answers = [""] * len(requests)
+        done = 0
+        for settings, group in groups.items():
             room = self.max_length - settings.max_new_tokens
             if room < 1:
                 raise DataError(
                     f"answers of {settings.max_new_tokens} tokens leave no room for a prompt in the {self.max_length} "
                     "positions of this student; lower decoding.max_new_tokens"
                 )
-            asked = []
-            for number in numbers:
-                ids = self.tok_encode(contexts[number]) or [self.eot_token_id]
-                asked.append(Request(self._cut(ids, room, contexts[number]), int(_digest(seeds[number])[:15], 16)))
+            asked = [
+                Request(self._cut(self.tok_encode(context) or [self.eot_token_id], room, context), seed)
+                for _, context, seed in group
+            ]
 
-            def keep(snapshot: Snapshot, numbers: list[int] = numbers) -> None:
+            def keep(snapshot: Snapshot, numbers: Sequence[int] = [number for number, _, _ in group]) -> None:
                 nonlocal done
                 if snapshot.generation is not None:
                     number = numbers[snapshot.number]

@@ -7,7 +7,6 @@ lm-eval names every task of its 14,000 files before it loads one; here just the 
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +43,10 @@ def load_tasks(benchmark: Benchmark, data: Path | None, code_eval: CodeEval) -> 
     import lm_eval.tasks
 
     folders = [Path(lm_eval.tasks.__file__).parent / folder for folder in benchmark.folders]
-    with in_folder(data), own_code_eval(code_eval):
+    if data is not None and not data.is_dir():
+        raise Unavailable(f"--data {data}: no such folder")
+    # `datasets` looks for a data set in the current folder before it asks the Hub
+    with contextlib.chdir(data or Path.cwd()), own_code_eval(code_eval):
         manager = lm_eval.tasks.TaskManager(include_path=[*folders, OWN_TASKS], include_defaults=False)
         try:
             loaded = manager.load([benchmark.task])
@@ -62,22 +64,6 @@ def load_tasks(benchmark: Benchmark, data: Path | None, code_eval: CodeEval) -> 
             task.set_config(key="num_fewshot", value=benchmark.shots)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     return loaded
-
-
-@contextlib.contextmanager
-def in_folder(folder: Path | None) -> Iterator[None]:
-    """`datasets` looks for a data set in the current folder before it asks the Hub."""
-    if folder is None:
-        yield
-        return
-    if not folder.is_dir():
-        raise Unavailable(f"--data {folder}: no such folder")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @contextlib.contextmanager

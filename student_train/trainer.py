@@ -168,6 +168,7 @@ class Run:
         accelerator: Accelerator | None = None, heldout: str | None = None,
     ) -> None:  # fmt: skip
         self.config, self.cache, self.out, self.checkpoint = config, cache, out, checkpoint
+        self.identity = run_identity(config, cache)
         train, manifest = config.train, cache.manifest
         self.encoder = open_encoder(config, cache)
         self.objective = Objective(
@@ -323,7 +324,7 @@ class Run:
             raise weights_error(fault, steps_done, self.out)
         save_checkpoint(
             self.out / "checkpoints", steps_done, self.student.model, self.engine.optimizers,
-            identity=run_identity(self.config, self.cache), window=totals, keep=self.config.train.keep_checkpoints,
+            identity=self.identity, window=totals, keep=self.config.train.keep_checkpoints,
             doubtful=self._doubtful, is_main=self.accelerator.is_main_process,
         )  # fmt: skip
         self._doubtful = []
@@ -337,7 +338,7 @@ class Run:
         save_student(
             folder, self.student.model, self.encoder.tokenizer,
             student_card(self.config, self.cache, self.encoder, self.num_steps), step=self.num_steps,
-            identity=run_identity(self.config, self.cache), origin=trained_from(self.cache).to_bytes(),
+            identity=self.identity, origin=trained_from(self.cache).to_bytes(),
             is_main=self.accelerator.is_main_process,
         )  # fmt: skip
         self.accelerator.wait_for_everyone()
