@@ -46,13 +46,12 @@ from .checkpoint import (
     saved_checkpoints,
 )
 from .divergence import require_finite, weight_limit, weights_error, wrecked
-from .engines import open_engine
+from .engines import open_engine, schedule_factor, set_learning_rates
 from .heartbeat import Heartbeat
 from .heldout import HeldoutQuestions
 from .metrics import MetricsFile, MetricsWindow, flat_settings
 from .objective import Objective
 from .open_student import begins_at_random, open_encoder, open_model, refuse_own_input, student_card
-from .optimizers import schedule_factor, set_learning_rates
 from .processes import join_processes, on_any_process, on_main, own_accelerator_state
 from .student import Student
 

@@ -14,7 +14,7 @@ from tide.shared.config import TrainConfig
 from tide.shared.errors import CacheMismatch, OutputError
 from tide.shared.models.loading import load_model
 from tide.student_train.checkpoint import find_checkpoint, find_student, load_optimizers, remove_run, save_checkpoint
-from tide.student_train.optimizers import build_optimizers
+from tide.student_train.engines import build_optimizers
 from tiny_runs import tiny_config
 
 IDENTITY = {"cache": "ab", "train.lr": 0.1, "train.betas.0": 0.9}

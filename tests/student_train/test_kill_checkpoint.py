@@ -19,7 +19,7 @@ import torch
 from tide.shared.config import TrainConfig
 from tide.shared.models.loading import load_model
 from tide.student_train.checkpoint import find_checkpoint, save_checkpoint
-from tide.student_train.optimizers import build_optimizers
+from tide.student_train.engines import build_optimizers
 
 warnings.simplefilter("error")  # a damaged checkpoint is a warning
 draw = random.Random(0)
