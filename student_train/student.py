@@ -69,18 +69,11 @@ class Student(nn.Module):
             self.buckets = self.buckets.to(hidden.device)
         if not temperatures:
             target, top_ids = target[:0], top_ids[:0]
-        return StudentOutput(
-            *gather_at_targets(
-                hidden,
-                self.head_weight(),
-                gold_ids,
-                target,
-                top_ids,
-                temperatures=temperatures,
-                support=self.support,
-                buckets=self.buckets,
-            )
-        )
+        found = gather_at_targets(
+            hidden, self.head_weight(), gold_ids, target, top_ids, temperatures=temperatures, support=self.support,
+            buckets=self.buckets,
+        )  # fmt: skip
+        return StudentOutput(*found)
 
     def answers(
         self, rows: RowTensors, read: Int[Tensor, " n"], gold_ids: Int[Tensor, " n"]
@@ -92,12 +85,9 @@ class Student(nn.Module):
 
     def hidden(self, rows: RowTensors) -> Float[Tensor, "b l d"]:
         """Last hidden states of the rows under the block-diffusion mask."""
-        outputs = self.model.get_decoder()(
-            input_ids=rows.ids,
-            position_ids=rows.position,
-            attention_mask=attention_mask(rows.labels, rows.labels),
-            use_cache=False,
-        )
+        mask = attention_mask(rows.labels, rows.labels)
+        decode = self.model.get_decoder()
+        outputs = decode(input_ids=rows.ids, position_ids=rows.position, attention_mask=mask, use_cache=False)
         return outputs.last_hidden_state
 
     def head_weight(self) -> Float[Tensor, "v d"]:
