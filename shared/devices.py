@@ -30,6 +30,11 @@ def rank() -> int:
     return _number(RANKS)
 
 
+def group_size() -> int:
+    """Processes that torchrun or accelerate started together; 1: this one is alone."""
+    return max(1, _number(("WORLD_SIZE",)))
+
+
 def speaks(*, on_machine: bool = False) -> bool:
     """Does this process speak for those that torchrun or accelerate started with it? Alone, it does.
 

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from torch.distributed import DistNetworkError, DistStoreError
 
 from ..shared.config import TrainConfig
-from ..shared.devices import process_device, require_shareable
+from ..shared.devices import group_size, process_device, rank, require_shareable
 from ..shared.errors import ConfigError, TideError, TryAgain
 from .metrics import require_trackers
 from .sharding import says_yes, sharding_asked_for
@@ -48,8 +48,8 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
             raise
         place = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise TryAgain(
-            f"rank {os.environ.get('RANK', '?')}: the {os.environ.get('WORLD_SIZE', '?')} processes of this run did "
-            f"not all meet at {place} within train.collective_timeout_s = {train.collective_timeout_s:g} s ({error}). "
+            f"rank {rank()}: the {group_size()} processes of this run did not all meet at {place} within "
+            f"train.collective_timeout_s = {train.collective_timeout_s:g} s ({error}). "
             "Did each start, with the same MASTER_ADDR and MASTER_PORT, and can it reach that machine?"
         ) from error
     if train.batch_size % accelerator.num_processes:
@@ -66,8 +66,7 @@ def own_device(wanted: str, setting: str) -> torch.device:
     Raises: ConfigError: see `process_device` and `require_shareable`; the launcher was told otherwise; processes that
         have no way to exchange anything.
     """
-    num_processes = int(os.environ.get("WORLD_SIZE") or "1")
-    require_shareable(wanted, setting, num_processes)
+    require_shareable(wanted, setting, group_size())
     if says_yes("ACCELERATE_USE_CPU"):
         if wanted not in ("auto", "cpu"):
             raise ConfigError(
@@ -76,9 +75,9 @@ def own_device(wanted: str, setting: str) -> torch.device:
             )
         wanted = "cpu"
     device = process_device(wanted, setting)
-    if device.type == "mps" and num_processes > 1:
+    if device.type == "mps" and group_size() > 1:
         raise ConfigError(
-            f"{setting} = {wanted!r}: {num_processes} processes cannot exchange tensors on mps; start one process, or "
+            f"{setting} = {wanted!r}: {group_size()} processes cannot exchange tensors on mps; start one process, or "
             f"set {setting}=cpu"
         )
     return device
