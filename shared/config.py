@@ -258,8 +258,6 @@ class WorkersConfig(_Section, where="workers"):
     """A shard whose worker gave no sign of life for so long is taken over; if it died on this machine, at once."""
     stuck_s: float = _checked(900.0, "a positive number of seconds")
     """A worker whose shard made no progress for so long gives no more signs of life."""
-    max_failures: int = _checked(3, "at least 1")
-    """A worker stops when so many shards in a row failed."""
     store_patience_s: float = _checked(STORE_PATIENCE_S, "a positive number of seconds")
     """--out is an object store: how long one that is busy or out of reach is asked again before the worker gives up."""
     scratch: str | None = None
