@@ -38,13 +38,46 @@ MAX_TAIL_BUCKETS = 256
 """A position with so many costs more than the format saves."""
 
 
+def _checked(default: Any, expected: str, fits: Callable[[Any], object] = lambda value: value > 0) -> Any:
+    """A setting with its default and what else its values have to be, in words for a message; null is its type's."""
+    return field(default=default, metadata={"expected": expected, "fits": fits})
+
+
 def _require(condition: bool, setting: str, value: object, expected: str) -> None:
     if not condition:
         raise ConfigError(f"{setting} = {value!r}: expected {expected}")
 
 
+class _Section:
+    """Settings of one section: every one is checked when the section is made."""
+
+    def __init_subclass__(cls, where: str) -> None:
+        cls._where = where
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):  # pyright: ignore[reportArgumentType]
+            value, check = getattr(self, setting.name), setting.metadata
+            if check and value is not None:
+                _require(bool(check["fits"](value)), f"{self._where}.{setting.name}", value, check["expected"])
+
+
+_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|npu|hpu|mtia)(:\d+)?")
+
+
+def _device() -> Any:
+    return _checked("auto", "auto, cpu, or a kind such as cuda, cuda:1 or mps", _DEVICE.fullmatch)
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _is_ascending(values: Sequence[float]) -> bool:
+    return sorted(set(values)) == list(values)
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(_Section, where="data"):
     """Where conversations come from (see shared/conversations.py for the syntax of `source`)."""
 
     source: str = "stdlib"
@@ -54,28 +87,22 @@ class DataConfig:
     """What is learnt of a conversation of several answers: the last one, or each, with what comes before as prompt."""
     skip_bad: bool = False
     """Leave out and count rows without a usable answer, and samples that the teacher cannot answer; False: an error."""
-    limit: int | None = None
+    limit: int | None = _checked(None, "a positive number or null")
     """Use so many conversations; None: all."""
     sample_seed: int | None = None
     """With `limit`: draw them at random with this seed; None: take the first."""
-    max_length: int = 512
+    max_length: int = _checked(512, "a positive number of tokens")
     """Student tokens a sample may have, prompt included; a multiple of `student.block_size`."""
-    teacher_max_length: int | None = None
+    teacher_max_length: int | None = _checked(None, "a positive number of tokens")
     """The same for the teacher's tokens; None: `max_length`."""
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     """A sample longer than one of these: its end is cut off, it is left out, or it ends the plan; each is counted."""
     licence: str | None = None
     """Of the data, for the manifest; None: what the data sets' cards declare."""
 
-    def __post_init__(self) -> None:
-        _require(self.limit is None or self.limit > 0, "data.limit", self.limit, "a positive number or null")
-        for name in ("max_length", "teacher_max_length"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, f"data.{name}", value, "a positive number of tokens")
-
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(_Section, where="student"):
     """The model that is trained, and the tokenizer that the cache is made for."""
 
     path: str = ""
@@ -83,7 +110,7 @@ class StudentConfig:
     tokenizer: str | None = None
     """Tokenizer folder or hub id; None: `path`."""
     revision: str | None = None
-    block_size: int = 32
+    block_size: int = _checked(32, "a positive number of tokens")
     mask_token: str | None = None
     """Token used as [MASK]; None: what the checkpoint publishes, or else `<|mask|>`, added behind the vocabulary."""
     eos_token: str | None = None
@@ -91,20 +118,12 @@ class StudentConfig:
     template: Mapping[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
     """Extra arguments of the chat template."""
 
-    def __post_init__(self) -> None:
-        _require(self.block_size > 0, "student.block_size", self.block_size, "a positive number of tokens")
-
 
 Quantization = Literal["nf4", "fp4"]
-_DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|npu|hpu|mtia)(:\d+)?")
-
-
-def _require_device(value: str, setting: str) -> None:
-    _require(_DEVICE.fullmatch(value) is not None, setting, value, "auto, cpu, or a kind such as cuda, cuda:1 or mps")
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(_Section, where="teacher"):
     """The model that is asked once, in stage one only."""
 
     path: str = ""
@@ -117,10 +136,10 @@ class TeacherConfig:
     """Of weights and arithmetic; routers of mixtures of experts compute in float32 either way."""
     quantization: Quantization | None = None
     """4-bit weights through bitsandbytes, for a teacher that does not fit otherwise; every answer changes."""
-    device: str = "auto"
+    device: str = _device()
     """Where it runs: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; decides no byte of the
     plan, and of answers no more than another machine does."""
-    devices_per_replica: int = 1
+    devices_per_replica: int = _checked(1, "at least 1")
     """Accelerators that one copy of the teacher is spread over; decides no byte of the cache."""
     see: Literal["own", "student"] = "own"
     """`own`: the teacher reads its own chat template and tokens; `student`: the student's ids (shared vocabulary)."""
@@ -138,137 +157,111 @@ class TeacherConfig:
     check: Literal["refuse", "warn", "off"] = "refuse"
     """Before the first shard the teacher is asked about some samples: one that knows no more of the text than a unigram
     model, or answers better when it is asked in another way, is refused; warn: it is said, and the dump goes on."""
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = _checked(8192, "a positive number")
     """Token budget of one teacher forward (x_0 and all noised pieces); part of the plan, never shrunk silently."""
 
     def __post_init__(self) -> None:
-        _require(self.tokens_per_batch > 0, "teacher.tokens_per_batch", self.tokens_per_batch, "a positive number")
-        _require_device(self.device, "teacher.device")
-        _require(self.devices_per_replica > 0, "teacher.devices_per_replica", self.devices_per_replica, "at least 1")
+        super().__post_init__()
         if self.quantization is not None and self.devices_per_replica > 1:
             raise ConfigError("teacher.quantization and teacher.devices_per_replica > 1 exclude each other: drop one")
 
 
 @dataclass(frozen=True)
-class NoiseConfig:
+class NoiseConfig(_Section, where="noise"):
     """How views are drawn (docs/math.md, Noise and CompDemo)."""
 
     seed: int = 0
-    views: int = 10
+    views: int = _checked(10, "at least 1")
     """Noise draws per sample; one is used per epoch."""
     timesteps: Literal["stratified", "uniform"] = "stratified"
     t_min: float = EPS_T
     t_max: float = 1.0
     unit: Literal["chunk", "token"] = "chunk"
     comp_demo: bool = True
-    demo_ratio: float = 0.5
+    demo_ratio: float = _checked(0.5, "a probability in [0, 1]", _is_share)
 
     def __post_init__(self) -> None:
-        _require(self.views > 0, "noise.views", self.views, "at least 1")
+        super().__post_init__()
         _require(0 < self.t_min <= self.t_max <= 1, "noise.t_min", (self.t_min, self.t_max), "0 < t_min <= t_max <= 1")
-        _require(0 <= self.demo_ratio <= 1, "noise.demo_ratio", self.demo_ratio, "a probability in [0, 1]")
 
 
 @dataclass(frozen=True)
-class SignalConfig:
+class SignalConfig(_Section, where="signal"):
     """What is kept of the teacher's answer (docs/cache_format.md)."""
 
     kind: Literal["topk", "chunk"] = "topk"
     """`chunk`: log-probabilities of chunks only (CALM family); `topk`: SparseLogits at token-level targets as well."""
-    top_k: int = 16
-    min_probability: float = 0.0
+    top_k: int = _checked(16, "a positive number of tokens")
+    min_probability: float = _checked(0.0, "0 <= p < 1", lambda p: 0 <= p < 1)
     """Entries of the top-k below this probability are left to the tail (adaptive k); 0 keeps all k."""
-    temperatures: tuple[float, ...] = (1.0, 2.0)
+    temperatures: tuple[float, ...] = _checked(
+        (1.0, 2.0), "distinct temperatures > 0 in ascending order",
+        lambda values: values and min(values) > 0 and _is_ascending(values),
+    )  # fmt: skip
     """Training temperatures whose tail mass is stored; token-level losses may use no other."""
-    support: Literal["shared"] | int = "shared"
+    support: Literal["shared"] | int = _checked(
+        "shared", "shared, or a number of ids", lambda value: value == "shared" or value > 0
+    )
     """Tokens that token-level losses range over: all with equal bytes in both vocabularies, or ids below a number."""
     logp_dtype: Literal["float32", "float16"] = "float16"
     """Precision of stored log-probabilities of chunks and tails."""
-    logp_step: float | None = 1 / 16
+    logp_step: float | None = _checked(
+        1 / 16, "a power of two up to 1 (1/16, 1/32, ...), whose multiples are exact in float32, or null",
+        lambda step: 0 < step <= 1 and math.frexp(step)[0] == 0.5,
+    )  # fmt: skip
     """Log-probabilities of top tokens are rounded to multiples of this many nats; None: stored as `logp_dtype`."""
     codec: Literal["plain", "compact"] = "plain"
     """`compact`: kept tokens as frequency ranks and differences, about an eighth fewer bytes; `plain`: as they are."""
-    tail_buckets: tuple[int, ...] = ()
+    tail_buckets: tuple[int, ...] = _checked(
+        (), f"fewer than {MAX_TAIL_BUCKETS} distinct ids > 0 in ascending order",
+        lambda cuts: _is_ascending(cuts) and len(cuts) < MAX_TAIL_BUCKETS and all(cut > 0 for cut in cuts),
+    )  # fmt: skip
     """Student ids, ascending, at which the tail is cut into ranges of ids whose masses are stored one by one.
     Vocabularies count common tokens first: a range holds tokens of like frequency. Empty: the tail is one mass."""
-    audit_share: float = 0.0
+    audit_share: float = _checked(0.0, "a share in [0, 1]", _is_share)
     """Share of the token-level targets that are also stored in full, for `tide inspect-cache --audit`. Each takes about
     1.3 bytes for every token of the loss support: at 152,000 tokens, a share of 0.0002 doubles the cache. A worker
     holds those of one shard in memory, at 2 bytes a token (4 in float32)."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.audit_share <= 1, "signal.audit_share", self.audit_share, "a share in [0, 1]")
-        if self.audit_share and self.kind == "chunk":
-            raise ConfigError(
-                f"signal.audit_share = {self.audit_share}: an audit is of token-level targets, and signal.kind = "
-                "'chunk' has none; use signal.kind=topk, or leave the share at 0"
-            )
-        cuts = self.tail_buckets
-        _require(
-            sorted(set(cuts)) == list(cuts) and len(cuts) < MAX_TAIL_BUCKETS and all(cut > 0 for cut in cuts),
-            "signal.tail_buckets", cuts, f"fewer than {MAX_TAIL_BUCKETS} distinct ids > 0 in ascending order",
-        )  # fmt: skip
-        if cuts and self.kind == "chunk":
-            raise ConfigError(
-                f"signal.tail_buckets = {cuts}: tails are of token-level targets, and signal.kind = 'chunk' has none; "
-                "use signal.kind=topk, or leave it empty"
-            )
-        _require(self.top_k > 0, "signal.top_k", self.top_k, "a positive number of tokens")
-        _require(
-            self.support == "shared" or self.support > 0, "signal.support", self.support, "shared, or a number of ids"
-        )
-        _require(0 <= self.min_probability < 1, "signal.min_probability", self.min_probability, "0 <= p < 1")
-        step = self.logp_step
-        _require(
-            step is None or (0 < step <= 1 and math.frexp(step)[0] == 0.5), "signal.logp_step", step,
-            "a power of two up to 1 (1/16, 1/32, ...), whose multiples are exact in float32, or null",
-        )  # fmt: skip
-        if self.codec == "compact" and step is None:
+        super().__post_init__()
+        for name, what, cure in (
+            ("audit_share", "an audit is", "leave the share at 0"), ("tail_buckets", "tails are", "leave it empty"),
+        ):  # fmt: skip
+            if getattr(self, name) and self.kind == "chunk":
+                raise ConfigError(
+                    f"signal.{name} = {getattr(self, name)}: {what} of token-level targets, and signal.kind = 'chunk' "
+                    f"has none; use signal.kind=topk, or {cure}"
+                )
+        if self.codec == "compact" and self.logp_step is None:
             raise ConfigError(
                 "signal.codec = 'compact' counts in steps: set signal.logp_step, or use signal.codec=plain"
             )
-        ascending = sorted(set(self.temperatures)) == list(self.temperatures)
-        _require(
-            len(self.temperatures) > 0 and min(self.temperatures) > 0 and ascending,
-            "signal.temperatures", self.temperatures, "distinct temperatures > 0 in ascending order",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class ShardConfig:
+class ShardConfig(_Section, where="shards"):
     """How stage one is cut into tasks; the number of workers is not part of it."""
 
-    samples_per_shard: int = 512
-    cpu_threads: int = 1
+    samples_per_shard: int = _checked(512, "at least 1")
+    cpu_threads: int = _checked(1, "at least 1")
     """Threads of one worker's tensor operations on CPU: fixed, because a sum's rounding depends on it."""
-
-    def __post_init__(self) -> None:
-        _require(self.samples_per_shard > 0, "shards.samples_per_shard", self.samples_per_shard, "at least 1")
-        _require(self.cpu_threads > 0, "shards.cpu_threads", self.cpu_threads, "at least 1")
 
 
 @dataclass(frozen=True)
-class WorkersConfig:
+class WorkersConfig(_Section, where="workers"):
     """How the workers of stage one stop, fail and take over; decides no byte, so it may change from run to run."""
 
-    grace_s: float = 30.0
+    grace_s: float = _checked(30.0, "seconds >= 0", lambda value: value >= 0)
     """After SIGTERM or SIGUSR1, the shard in hand may take so long to finish before it is dropped."""
-    lease_s: float = 120.0
+    lease_s: float = _checked(120.0, "a positive number of seconds")
     """A shard whose worker gave no sign of life for so long is taken over; if it died on this machine, at once."""
-    stuck_s: float = 900.0
+    stuck_s: float = _checked(900.0, "a positive number of seconds")
     """A worker whose shard made no progress for so long gives no more signs of life."""
-    max_failures: int = 3
-    """A worker stops when so many shards in a row failed."""
-    store_patience_s: float = STORE_PATIENCE_S
+    store_patience_s: float = _checked(STORE_PATIENCE_S, "a positive number of seconds")
     """--out is an object store: how long one that is busy or out of reach is asked again before the worker gives up."""
     scratch: str | None = None
     """--out is an object store: folder for the shard in hand, on its way there; None: the system's temporary folder."""
-
-    def __post_init__(self) -> None:
-        _require(self.grace_s >= 0, "workers.grace_s", self.grace_s, "seconds >= 0")
-        for name in ("lease_s", "stuck_s", "store_patience_s"):
-            _require(getattr(self, name) > 0, f"workers.{name}", getattr(self, name), "a positive number of seconds")
-        _require(self.max_failures > 0, "workers.max_failures", self.max_failures, "at least 1")
 
     @property
     def heartbeat_s(self) -> float:
@@ -277,16 +270,13 @@ class WorkersConfig:
 
 
 @dataclass(frozen=True)
-class ShardCacheConfig:
+class ShardCacheConfig(_Section, where="shard_cache"):
     """Where shards of caches that lie elsewhere are kept on this machine; decides nothing that is computed."""
 
     folder: str | None = None
     """None: `tide/shards` below $XDG_CACHE_HOME, or below ~/.cache."""
-    limit_gb: float = 100.0
+    limit_gb: float = _checked(100.0, "a positive number of gigabytes")
     """Those not used for longest make room for others; what running commands read stays, even beyond the limit."""
-
-    def __post_init__(self) -> None:
-        _require(self.limit_gb > 0, "shard_cache.limit_gb", self.limit_gb, "a positive number of gigabytes")
 
     @property
     def path(self) -> Path:
@@ -296,7 +286,7 @@ class ShardCacheConfig:
 
 
 @dataclass(frozen=True)
-class TidalConfig:
+class TidalConfig(_Section, where="tidal"):
     """TIDAL's interpolation weights and time weighting (paper §2.1)."""
 
     axis: Literal["both", "training_only", "timestep_only"] = "both"
@@ -363,139 +353,110 @@ Schedule = Literal[
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(_Section, where="train"):
     """Optimisation of the student."""
 
     seed: int = 0
-    epochs: float = 10.0
+    epochs: float = _checked(10.0, "a positive number")
     """Passes over the samples; each epoch shows one view of every sample. Ignored when `steps` is given."""
-    steps: int | None = None
-    batch_size: int = 16
+    steps: int | None = _checked(None, "a positive number or null")
+    batch_size: int = _checked(16, "at least 1")
     """Samples of one optimiser step, over all processes and accumulation steps."""
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = _checked(None, "at least 1, or null for no limit")
     """Samples of one forward at most; None: all that a process has of `batch_size`. The gradient is the same."""
-    views_per_row: int = 1
+    views_per_row: int = _checked(1, "at least 1")
     """Views of one sample that share a training row [x_t1, ..., x_tK, x_0]."""
-    max_views: int | None = None
+    max_views: int | None = _checked(None, "a positive number or null")
     """Train on so many views of each sample, the first ones; None: on all that the cache holds."""
-    max_top_k: int | None = None
+    max_top_k: int | None = _checked(None, "a positive number or null")
     """Read so many top tokens of each target, and count the others to the tail; None: all that the cache holds."""
     ce_noise: Literal["cached", "fresh"] = "cached"
     """Masks of the cross-entropy: the cached views', or drawn anew in extra steps (see `fresh_ratio`)."""
-    fresh_ratio: float = 0.5
+    fresh_ratio: float = _checked(0.5, "a share in [0, 1]", _is_share)
     """ce_noise = fresh: share of steps that are CE-only on fresh noise; with CE as the only loss, every step is."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """`muon`: torch.optim.Muon on hidden matrices, AdamW on embeddings, head and norms."""
-    lr: float = 1e-4
-    muon_lr: float = 8e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: float = _checked(1e-4, "a learning rate in (0, 1]", lambda lr: 0 < lr <= 1)
+    muon_lr: float = _checked(8e-3, "a learning rate in (0, 1]", lambda lr: 0 < lr <= 1)
+    betas: tuple[float, float] = _checked(
+        (0.9, 0.999), "two numbers in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas)
+    )
     weight_decay: float = 0.01
     schedule: Schedule = "cosine"
     """A schedule of transformers.get_scheduler; it scales both learning rates."""
-    warmup_ratio: float = 0.1
-    grad_clip: float | None = 1.0
+    warmup_ratio: float = _checked(0.1, "a share in [0, 1]", _is_share)
+    grad_clip: float | None = _checked(1.0, "a norm > 0, or null for no clipping")
     """Largest norm of the whole gradient; None: not clipped."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the forward and backward pass, under autocast; weights and optimiser are float32 either way."""
-    device: str = "auto"
+    device: str = _device()
     """Where the student is trained: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`, `mps`; of
     several processes each takes its own. A run may continue on another."""
     gradient_checkpointing: bool = False
-    log_every: int = 10
-    save_every: int = 500
-    keep_checkpoints: int = 2
-    heldout_every: int = 500
+    log_every: int = _checked(10, "at least 1")
+    save_every: int = _checked(500, "at least 1")
+    keep_checkpoints: int = _checked(2, "at least 1")
+    heldout_every: int = _checked(500, "at least 1")
     """With --heldout: the student is scored before the first step, every so many steps, and after the last."""
-    collective_timeout_s: float = 600.0
+    collective_timeout_s: float = _checked(
+        600.0, "seconds, more than 0 and at most a day", lambda value: 0 < value <= 86400
+    )
     """Longest wait for the other processes of a run; a dead one is noticed earlier, within about a minute."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "views_per_row", "log_every", "save_every", "keep_checkpoints", "heldout_every"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("steps", "max_views", "max_top_k"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, f"train.{name}", value, "a positive number or null")
-        _require_device(self.device, "train.device")
-        _require(self.epochs > 0, "train.epochs", self.epochs, "a positive number")
-        micro = self.micro_batch_size
-        _require(micro is None or micro > 0, "train.micro_batch_size", micro, "at least 1, or null for no limit")
-        for name in ("fresh_ratio", "warmup_ratio"):
-            _require(0 <= getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a share in [0, 1]")
-        for name in ("lr", "muon_lr"):
-            _require(0 < getattr(self, name) <= 1, f"train.{name}", getattr(self, name), "a learning rate in (0, 1]")
-        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
-        limit = self.collective_timeout_s
-        _require(0 < limit <= 86400, "train.collective_timeout_s", limit, "seconds, more than 0 and at most a day")
+        super().__post_init__()
         lr, decay = max(self.lr, self.muon_lr), self.weight_decay
         _require(0 <= decay < 1 / lr, "train.weight_decay", decay, f"a number >= 0 and less than {1 / lr:g}: 1 / lr")
-        clip = self.grad_clip
-        _require(clip is None or clip > 0, "train.grad_clip", clip, "a norm > 0, or null for no clipping")
 
 
 @dataclass(frozen=True)
-class DecodingConfig:
+class DecodingConfig(_Section, where="decoding"):
     """How a student writes (student_train/sampling.py); every field but `device` changes the answer."""
 
-    max_new_tokens: int = 256
-    steps: int | None = None
+    max_new_tokens: int = _checked(256, "at least 1")
+    steps: int | None = _checked(None, "at least 1")
     """Denoising steps of a whole answer, spread over its blocks; None: `max_new_tokens`, one token a step."""
-    block_size: int | None = None
+    block_size: int | None = _checked(None, "at least 1")
     """None: what the checkpoint was trained with."""
     prompt_alignment: Literal["training", "boundary"] = "training"
     """`training`: blocks count from the prompt's first token, and the answer may begin inside one, as in training;
     `boundary`: the answer begins a block (the paper's code pads prompts on the left to get there)."""
-    temperature: float = 0.0
+    temperature: float = _checked(0.0, "0 or more", lambda value: value >= 0)
     """0: the most likely token. Above: tokens are drawn from softmax(logits / temperature)."""
-    top_p: float = 1.0
+    top_p: float = _checked(1.0, "a probability in (0, 1]", lambda p: 0 < p <= 1)
     """Draw only among the most likely tokens that together hold this probability."""
-    guidance: float = 0.0
+    guidance: float = _checked(0.0, "0 (none) or more", lambda value: value >= 0)
     """Classifier-free guidance g: logits u + (1 + g) (c - u), with u from a masked prompt; doubles the work."""
-    threshold: float | None = None
+    threshold: float | None = _checked(None, "a probability, or null", lambda p: 0 < p <= 1)
     """Also fix every token of at least this confidence in a step; None: as many as the schedule says."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = _checked((), "texts that are not empty", all)
     """Texts that end an answer; they are not part of it."""
     precision: Literal["fp32", "bf16"] | None = None
     """Of the forward passes, under autocast; None: bf16 on accelerators, fp32 on the CPU."""
-    device: str = "auto"
+    device: str = _device()
     """Where it writes, and `tide eval` asks: `auto` (an accelerator where there is one), `cpu`, `cuda`, `cuda:1`,
     `mps`; in no key of a result."""
 
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "steps", "block_size"):
-            value = getattr(self, name)
-            _require(value is None or value > 0, f"decoding.{name}", value, "at least 1")
-        _require_device(self.device, "decoding.device")
-        _require(self.temperature >= 0, "decoding.temperature", self.temperature, "0 or more")
-        _require(0 < self.top_p <= 1, "decoding.top_p", self.top_p, "a probability in (0, 1]")
-        _require(self.guidance >= 0, "decoding.guidance", self.guidance, "0 (none) or more")
-        threshold = self.threshold
-        _require(threshold is None or 0 < threshold <= 1, "decoding.threshold", threshold, "a probability, or null")
-        _require(all(self.stop), "decoding.stop", self.stop, "texts that are not empty")
-
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(_Section, where="evaluation"):
     """How `tide eval` asks and scores, beside `decoding`; every field may change a score."""
 
     seed: int = 0
     """Of all random numbers; each request's follow from this and its own text alone."""
-    draws: int = 128
+    draws: int = _checked(128, "more than 0")
     """Masks per block of an answer whose likelihood is asked; fewer where all masks of a block can be enumerated."""
     think_prefix: Literal["template", "append"] = "template"
     """`template`: what the student's chat template writes before an answer, as in training; `append`: an empty think
     block is also added to prompts without one, as the paper's code does whatever the template says."""
     long_inputs: Literal["truncate", "refuse"] = "truncate"
     """A prompt that leaves no room for its answer loses its beginning, and is counted; or it is an error."""
-    code_time_s: float = 10.0
+    code_time_s: float = _checked(10.0, "more than 0")
     """With --allow-code-execution: longest time of one program."""
-    code_memory_mb: int = 1024
+    code_memory_mb: int = _checked(1024, "more than 0")
     """Largest address space of one program."""
-
-    def __post_init__(self) -> None:
-        for name in ("draws", "code_time_s", "code_memory_mb"):
-            _require(getattr(self, name) > 0, f"evaluation.{name}", getattr(self, name), "more than 0")
 
 
 @dataclass(frozen=True)
@@ -600,17 +561,13 @@ def _drop_of_another_model(
         known = of_recipe.get(section, {})
         if setting in known and not any(one == name or one.startswith(f"{name}.") for one in named):
             del tree[section][setting]
-            if known[setting] != _default(section, setting):
+            if known[setting] != getattr(getattr(RunConfig(), section), setting):
                 dropped.append(f"{name} = {known[setting]}")
     if dropped:
         tell(
             f"recipe {recipe} is made for the {side} {own}; for {path} its settings of that one are not used "
             f"({', '.join(dropped)}): what the checkpoint publishes holds. --set gives others"
         )
-
-
-def _default(section: str, setting: str) -> Any:
-    return getattr(getattr(RunConfig(), section), setting)
 
 
 def is_same_model(path: str, hub_id: str) -> bool:

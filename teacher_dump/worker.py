@@ -41,6 +41,8 @@ from .worker_records import RECORDS_NAME
 
 MIN_WAIT_S, MAX_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0, 60.0
 """Between two looks at the folder while others are busy with all that is left; it grows by half each time."""
+MAX_FAILURES = 3
+"""A worker stops when so many shards in a row failed."""
 LOOKS_PER_S = 10.0
 """Of all waiting workers together: each look costs the file system two listings and a glance at every claim."""
 
@@ -114,7 +116,7 @@ class Worker:
                 if isinstance(error, TideError) and not isinstance(error, OutOfDeviceMemory):
                     raise
                 self._pass_over(shard, error)
-        if len(self._in_a_row) >= self.board.workers.max_failures and shard not in self._failures:
+        if len(self._in_a_row) >= MAX_FAILURES and shard not in self._failures:
             raise DataError(
                 f"shards {_listed(self._in_a_row)}: not one sample of them could be answered. The teacher's weights "
                 "are damaged or overflow in teacher.dtype: look at it before you leave out more"
@@ -161,7 +163,7 @@ class Worker:
         self._failures[shard] = error
         self._in_a_row.append(shard)
         self.board.failed(shard, error)
-        if len(self._in_a_row) >= self.board.workers.max_failures:
+        if len(self._in_a_row) >= MAX_FAILURES:
             error.add_note(f"shards {_listed(self._in_a_row)} failed one after another: this worker stops")
             raise error
 
