@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from .. import __version__
@@ -193,11 +193,10 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
     error = codec_error_summary(
         statistics.codec_kl, statistics.codec_kl_counts, statistics.targets, layout.temperatures
     )
+    of_layout = {f.name: getattr(layout, f.name) for f in fields(SignalInfo) if hasattr(layout, f.name)}
     return SignalInfo(
-        kind=layout.signal, codec=layout.codec, logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
-        top_k=layout.top_k, min_probability=signal.min_probability, temperatures=layout.temperatures,
-        support=f"{signal.support}: {num_support} tokens", codec_error=error, frequent_ids=layout.frequent_ids,
-        tail_buckets=layout.tail_buckets,
+        kind=layout.signal, min_probability=signal.min_probability, support=f"{signal.support}: {num_support} tokens",
+        codec_error=error, **of_layout,
     )  # fmt: skip
 
 

@@ -156,15 +156,10 @@ class Plan:
     @cached_property
     def layout(self) -> Layout:
         """Columns of the shards."""
-        signal, kind = self.config.signal, self.signal_kind
-        of_targets: dict[str, Any] = {
-            "codec": signal.codec, "frequent_ids": self.frequent_ids,
-            "tail_buckets": signal.tail_buckets,
-        }  # fmt: skip
-        return Layout(
-            signal=kind, vocab_size=self.student["vocab_size"], block_size=self.config.student.block_size,
-            top_k=signal.top_k, temperatures=signal.temperatures, logp_dtype=signal.logp_dtype,
-            logp_step=signal.logp_step, **(of_targets if kind == "topk" else {}),
+        no_targets = {} if self.signal_kind == "topk" else {"codec": "plain", "tail_buckets": ()}
+        return Layout.of(
+            self.config.signal, signal=self.signal_kind, vocab_size=self.student["vocab_size"],
+            block_size=self.config.student.block_size, frequent_ids=self.frequent_ids, **no_targets,
         )  # fmt: skip
 
     @property

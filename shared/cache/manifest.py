@@ -105,17 +105,8 @@ class Manifest:
     @property
     def layout(self) -> Layout:
         """Columns and value ranges of the shards."""
-        return Layout(
-            signal=self.signal.kind,
-            vocab_size=self.student.vocab_size,
-            block_size=self.block_size,
-            top_k=self.signal.top_k,
-            temperatures=self.signal.temperatures,
-            logp_dtype=self.signal.logp_dtype,
-            logp_step=self.signal.logp_step,
-            codec=self.signal.codec,
-            frequent_ids=self.signal.frequent_ids,
-            tail_buckets=self.signal.tail_buckets,
+        return Layout.of(
+            self.signal, signal=self.signal.kind, vocab_size=self.student.vocab_size, block_size=self.block_size
         )
 
     @property

@@ -25,8 +25,8 @@ each temperature, so that the rounded top and the tail add up to one.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +147,12 @@ class Layout:
     codec: Codec = "plain"
     frequent_ids: tuple[int, ...] = ()
     tail_buckets: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, options: object, **others: Any) -> "Layout":
+        """The layout of a cache: what `options` (a SignalConfig, a SignalInfo) say of it, and the other fields."""
+        named = {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
+        return cls(**{**named, **others})
 
     def __post_init__(self) -> None:
         if self.signal not in SIGNALS:
