@@ -197,7 +197,7 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
         kind=layout.signal, codec=layout.codec, logp_dtype=layout.logp_dtype, logp_step=layout.logp_step,
         top_k=layout.top_k, min_probability=signal.min_probability, temperatures=layout.temperatures,
         support=f"{signal.support}: {num_support} tokens", codec_error=error, frequent_ids=layout.frequent_ids,
-        tail_buckets=layout.tail_buckets,
+        tail_buckets=layout.tail_buckets, alignment=(plan.teacher or {}).get("alignment"),
     )  # fmt: skip
 
 
