@@ -6,9 +6,12 @@ Where normalisers changed the text, `align_stretches` leaves out what the sides 
 The alternative, dynamic programming over decoded strings, costs a quadratic table and finds the same chunks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+
+Align = Callable[[Sequence[bytes], Sequence[bytes]], np.ndarray]
+"""`align_chunks`, or what does the same."""
 
 
 def align_chunks(teacher: Sequence[bytes], student: Sequence[bytes]) -> np.ndarray:
@@ -35,12 +38,13 @@ def align_chunks(teacher: Sequence[bytes], student: Sequence[bytes]) -> np.ndarr
 
 
 def align_stretches(
-    teacher: Sequence[bytes], student: Sequence[bytes], teacher_cuts: np.ndarray, student_cuts: np.ndarray
-) -> np.ndarray:
+    teacher: Sequence[bytes], student: Sequence[bytes], teacher_cuts: np.ndarray, student_cuts: np.ndarray,
+    align: Align | None = None,
+) -> np.ndarray:  # fmt: skip
     """Chunks of two tokenisations of one text, which each side may have spelt in its own way.
 
     The text is cut where both sides know a token boundary. Between two such cuts both sides stand for the same part of
-    the text; where they spell it with the same bytes, neighbours are joined and `align_chunks` cuts them. A part that
+    the text; where they spell it with the same bytes, neighbours are joined and `align` cuts them. A part that
     is spelt differently, or that one side does not know how to spell, ends the stretch and has no chunk.
 
     Args:
@@ -48,6 +52,7 @@ def align_stretches(
         student: bytes of the student's tokens, in order.
         teacher_cuts, student_cuts: int [n, 3]: byte of the common text, ascending; number of the token that begins
             there; 0 if the bytes of what begins there are not known, else 1. The last row is the end.
+        align: what cuts two tokenisations of the same bytes; None: `align_chunks`.
     Returns: int32 [c, 4]: teacher start, teacher end, student start, student end; ascending, spans do not overlap.
     """
     sides = (teacher, student)
@@ -68,13 +73,13 @@ def align_stretches(
             (a, b), (c, d) = places[0][n : n + 2], places[1][n : n + 2]
             equal[n] = spelt[0][a:b] == spelt[1][c:d]
     known = len(teacher_cuts) == len(teacher) + 1 and len(student_cuts) == len(student) + 1
-    if equal.all() and known and all((np.diff(side) > 0).all() for side in (*at, *places)):
+    if align is None and equal.all() and known and all((np.diff(side) > 0).all() for side in (*at, *places)):
         return np.stack([at[0][:-1], at[0][1:], at[1][:-1], at[1][1:]], axis=1)  # every boundary is known already
     edges = np.flatnonzero(np.diff(np.concatenate([[0], equal.astype(np.int8), [0]])))
     chunks = [np.zeros((0, 4), dtype=np.int32)]
     for low, high in edges.reshape(-1, 2):
         (a, b), (c, d) = at[0][[low, high]], at[1][[low, high]]
-        chunks.append(align_chunks(teacher[a:b], student[c:d]) + np.array([a, a, c, c], dtype=np.int32))
+        chunks.append((align or align_chunks)(teacher[a:b], student[c:d]) + np.array([a, a, c, c], dtype=np.int32))
     return np.concatenate(chunks)
 
 

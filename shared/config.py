@@ -97,6 +97,9 @@ class DataConfig(_Section, where="data"):
     """The same for the teacher's tokens; None: `max_length`."""
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     """A sample longer than one of these: its end is cut off, it is left out, or it ends the plan; each is counted."""
+    alignment: Literal["bytes", "tokenkit"] = "bytes"
+    """What finds the chunks of two tokenisations: `bytes`: tide, wherever both have a token boundary; `tokenkit`: the
+    paper's library, which must be installed (shared/tokenkit_adapter.py)."""
     licence: str | None = None
     """Of the data, for the manifest; None: what the data sets' cards declare."""
 

@@ -185,9 +185,9 @@ def _tokenkit_findings() -> Iterator[Finding]:
     if found and not any((folder / "align.py").exists() or (folder / "align").is_dir() for folder in folders):
         yield Finding(
             "warning", f"tokenkit {found} is installed, and is not the alignment library of the paper",
-            "PyPI's tokenkit only shares the name: it counts tokens. tide needs no tokenkit, but comparing chunks with "
-            "the real one will fail",
-            "pip uninstall tokenkit; to compare chunks, install the one that shared/tokenkit_adapter.py names",
+            "PyPI's tokenkit only shares the name: it counts tokens. tide needs no tokenkit, but refuses "
+            "data.alignment=tokenkit with this one",
+            "pip uninstall tokenkit; docs/data.md says how to install the real one",
         )  # fmt: skip
 
 

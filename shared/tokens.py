@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .bounded import Bounded, Refused
-from .chunks import align_stretches
+from .chunks import Align, align_stretches
 from .errors import ConfigError, DataError
 from .token_bytes import ByteTable, TokenPlaces, byte_table, student_ids_of_teacher, tokenizer_label
 from .tokenizer_setup import (
@@ -379,12 +379,13 @@ def _words(calls: Any) -> Iterator[str]:
 
 def pair(
     student_encoder: TextEncoder, teacher_encoder: TextEncoder, messages: Messages, *,
-    see: Literal["own", "student"], tools: Sequence[Any] = (),
+    see: Literal["own", "student"], tools: Sequence[Any] = (), align: Align | None = None,
 ) -> PairedSample:  # fmt: skip
     """Encode one conversation for both sides and align the answers.
 
     Args:
         see: `own`: the teacher reads its own template and tokens; `student`: it reads the student's ids.
+        align: see `align_stretches`; not asked where both sides hold the same tokens.
     Returns: chunks are positions of both x_0. If both sides hold the same tokens of the same text, every token of the
         response, EOS filling included, is a chunk of its own. Else the answers are aligned, with the end of the turn if
         it is written alike, as far as both tokenizers spell them alike: what one normaliser changed has no chunk.
@@ -403,7 +404,9 @@ def pair(
     same_tokenizer = student_encoder.fingerprint["tokenizer"] == teacher_encoder.fingerprint["tokenizer"]
     if same_tokenizer and renderings[0].text == renderings[1].text:
         return PairedSample(student, teacher, _identity(student, teacher))
-    return PairedSample(student, teacher, _aligned(student, teacher))
+    chunks = align_stretches(teacher.token_bytes, student.token_bytes, teacher.cuts, student.cuts, align)
+    starts = np.array([teacher.content[0], student.content[0]], dtype=np.int32)
+    return PairedSample(student, teacher, chunks + np.repeat(starts, 2))
 
 
 def _offset_in(answer: str, text: str, head: str, tail: str) -> int | None:
@@ -436,13 +439,6 @@ def _alignable(student: Rendering, teacher: Rendering) -> tuple[tuple[int, int],
         shift = side.content[0] - start
         spans.append((shift + low - less, max(shift + high + more, shift + low)))
     return spans[0], spans[1]
-
-
-def _aligned(student: EncodedSample, teacher: EncodedSample) -> np.ndarray:
-    """Chunks of two encodings of the same alignable text, as positions in x_0."""
-    chunks = align_stretches(teacher.token_bytes, student.token_bytes, teacher.cuts, student.cuts)
-    starts = np.array([teacher.content[0], student.content[0]], dtype=np.int32)
-    return chunks + np.repeat(starts, 2)
 
 
 def _identity(student: EncodedSample, teacher: EncodedSample) -> np.ndarray:

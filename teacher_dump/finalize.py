@@ -196,7 +196,7 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
     of_layout = {f.name: getattr(layout, f.name) for f in fields(SignalInfo) if hasattr(layout, f.name)}
     return SignalInfo(
         kind=layout.signal, min_probability=signal.min_probability, support=f"{signal.support}: {num_support} tokens",
-        codec_error=error, **of_layout,
+        codec_error=error, alignment=(plan.teacher or {}).get("alignment"), **of_layout,
     )  # fmt: skip
 
 

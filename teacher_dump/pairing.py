@@ -29,6 +29,7 @@ from ..shared.models.specs import (
     teacher_spec,
 )
 from ..shared.source_rows import some
+from ..shared.tokenkit_adapter import align_chunks_with_tokenkit, tokenkit_version
 from ..shared.tokens import (
     Dropped,
     PairedSample,
@@ -49,13 +50,17 @@ _NO_CHUNKS = np.zeros((0, 4), np.int32)
 
 @dataclass
 class Pairing:
-    """The two encoders; `teacher`, `spec` and `teacher_folder` are None for a cache without a teacher."""
+    """The two encoders; `teacher`, `spec` and `teacher_folder` are None for a cache without a teacher.
+
+    Args: tokenkit: which one finds the chunks (`tokenkit_version`); None: tide does.
+    """
 
     config: RunConfig
     student: TextEncoder
     teacher: TextEncoder | None
     spec: TeacherSpec | None
     teacher_folder: Path | None
+    tokenkit: str | None = None
 
     def encode(self, conversation: Conversation) -> PairedSample:
         """Tokens of both sides and the chunks between them.
@@ -66,7 +71,8 @@ class Pairing:
         if self.teacher is None:
             encoded = self.student.encode(messages, tools)
             return PairedSample(encoded, encoded, _NO_CHUNKS)
-        sample = pair(self.student, self.teacher, messages, see=self.config.teacher.see, tools=tools)
+        align = align_chunks_with_tokenkit if self.tokenkit else None
+        sample = pair(self.student, self.teacher, messages, see=self.config.teacher.see, tools=tools, align=align)
         if self.spec is not None and np.isin(sample.teacher.x_0, self.spec.drop_ids).any():
             raise Dropped("contains a token that the teacher must not say")
         return sample
@@ -118,7 +124,7 @@ class Pairing:
         }  # fmt: skip
 
     def teacher_facts(self) -> dict[str, Any] | None:
-        """The same for the teacher, with its spec, its config.json and, from the hub, its commit."""
+        """The same for the teacher, with its spec, its config.json, its commit on the hub, and what aligns the two."""
         if self.teacher is None or self.spec is None or self.teacher_folder is None:
             return None
         spec = {
@@ -131,6 +137,7 @@ class Pairing:
         return {
             **self.teacher.fingerprint, "spec": spec, "revision": snapshot_revision(self.teacher_folder),
             "config": hashlib.sha256((self.teacher_folder / "config.json").read_bytes()).hexdigest(),
+            **({"alignment": self.tokenkit} if self.tokenkit else {}),
         }  # fmt: skip
 
 
@@ -195,17 +202,21 @@ def open_pairing(config: RunConfig, *, teacher_revision: str | None = None) -> P
 
     Args: teacher_revision: the commit that a plan has pinned; None: `teacher.revision`.
     Raises: ConfigError, DataError: see `TextEncoder`, `load_tokenizer`, `teacher_spec`; top_k or tail_buckets
-        beyond the support.
+        beyond the support; data.alignment without effect. Unavailable: see `tokenkit_version`.
     """
     student = config.student
     if not (student.tokenizer or student.path):
         raise ConfigError("student.path is empty: give --student, a checkpoint folder or hub id (or student.tokenizer)")
-    student_encoder = _open_student(config)
+    student_encoder, by_tokenkit = _open_student(config), config.data.alignment == "tokenkit"
+    if by_tokenkit and (not config.teacher.path or config.teacher.see == "student"):
+        why = "teacher.see = student" if config.teacher.path else "no teacher"
+        raise ConfigError(f"data.alignment = tokenkit has no effect with {why}: nothing is aligned; leave it out")
     if not config.teacher.path:
         return Pairing(config, student_encoder, None, None, None)
     folder = local_folder(config.teacher.path, teacher_revision or config.teacher.revision, weights=False)
     teacher_encoder, spec = _open_teacher(config, folder)
-    pairing = Pairing(config, student_encoder, teacher_encoder, spec, folder)
+    tokenkit = tokenkit_version() if by_tokenkit else None
+    pairing = Pairing(config, student_encoder, teacher_encoder, spec, folder, tokenkit)
     if config.signal.kind == "topk" and config.signal.top_k > pairing.num_support:
         raise ConfigError(
             f"signal.top_k = {config.signal.top_k}: expected at most the {pairing.num_support} tokens of the loss "

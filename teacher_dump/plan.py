@@ -384,8 +384,8 @@ def _sample(text: str) -> PlannedSample:
 def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:
     """Data and tokenizers of an existing plan, for a worker: no row is read yet.
 
-    Raises: DataError: the data changed since the plan was made. CacheMismatch: a tokenizer or the teacher's config.json
-        did.
+    Raises: DataError: the data changed since the plan was made. CacheMismatch: a tokenizer, the teacher's config.json
+        or tokenkit did.
     """
     config = plan.config
     pairing = open_pairing(config, teacher_revision=(plan.teacher or {}).get("revision"))
@@ -393,8 +393,8 @@ def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:
     changes = _changes({"student": plan.student, "teacher": plan.teacher}, facts)
     if changes:
         raise CacheMismatch(
-            f"the tokenizers or the teacher's config.json changed since the plan was made ({changes}). Restore them to "
-            "continue, or give another --out to start a new cache."
+            "the tokenizers, the teacher's config.json or tokenkit changed since the plan was made "
+            f"({changes}). Restore them to continue, or give another --out to start a new cache."
         )
     return open_reader(
         find_sources(plan.sources, config.data.source), columns=config.data.columns, turns=config.data.turns

@@ -43,7 +43,8 @@ def planned_settings(config: RunConfig) -> dict[str, Any]:
 
     `data.skip_bad` permits to go on and decides nothing: without it there is no plan of data with bad rows and no shard
     with a bad sample, so what is there is the same. A dump that met one therefore goes on with it.
-    `teacher.device` is each worker's own affair, and `teacher.check` permits to go on.
+    `teacher.device` is each worker's own affair, and `teacher.check` permits to go on. `data.alignment` is named where
+    it is not tide's own.
     """
     student, teacher, data = config.student, config.teacher, config.data
     sources = portable_sources(parse_sources(data.source))
@@ -60,6 +61,8 @@ def planned_settings(config: RunConfig) -> dict[str, Any]:
         )
     )  # fmt: skip
     del tree["teacher"]["device"], tree["teacher"]["check"]
+    if data.alignment == "bytes":
+        del tree["data"]["alignment"]
     return {section: tree[section] for section in PLANNED_SECTIONS}
 
 

@@ -5,11 +5,13 @@ whose signatures speak of arrays, not all of `tide`: beartype cannot check every
 is not runtime-checkable, names imported for type checkers alone).
 """
 
+import importlib.metadata
+import shutil
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,3 +118,32 @@ def golden() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: it does not ship with the project")
     return folder
+
+
+@pytest.fixture
+def install_tokenkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """install_tokenkit() -> align.py of the stand-in, now on the path. `code` is added to it; None: there is none."""
+    stand_in, site = Path(__file__).parent / "stand_ins" / "tokenkit", tmp_path / "site"
+    version_of = importlib.metadata.version
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tokenkit"]:
+            del sys.modules[name]
+
+    def install(code: str | None = "", version: str = "0.0.1") -> Path:
+        forget()
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.copytree(stand_in, site / "tokenkit", ignore=shutil.ignore_patterns("__pycache__"))
+        file = site / "tokenkit" / "align.py"
+        if code is None:
+            file.unlink()
+        else:
+            file.write_text(f"{file.read_text()}\n{code}\n")
+        monkeypatch.setattr(
+            importlib.metadata, "version", lambda name: version if name == "tokenkit" else version_of(name)
+        )
+        monkeypatch.syspath_prepend(str(site))
+        return file
+
+    yield install
+    forget()

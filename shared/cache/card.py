@@ -173,6 +173,8 @@ def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping
             **({"Tail": f"{len(signal.tail_buckets) + 1} ranges of ids"} if signal.tail_buckets else {}),
             "Temperatures": ", ".join(f"{t:g}" for t in signal.temperatures), "Loss support": signal.support,
         }  # fmt: skip
+    if signal.alignment is not None:
+        signal_rows["Chunks found by"] = signal.alignment
     audit_rows = {"Targets stored in full": "none"}
     if manifest.audit is not None:
         num_targets = sum(entry.rows for entry in manifest.audit.files)

@@ -81,6 +81,8 @@ def _signal(signal: Mapping[str, Any]) -> Section:
             "support": signal["support"],
             **({"tail": f"{len(signal['tail_buckets']) + 1} ranges of ids"} if signal["tail_buckets"] else {}),
         }
+    if "alignment" in signal:
+        kept["chunks found by"] = signal["alignment"]
     return f"Signal: {signal['kind']}", kept
 
 

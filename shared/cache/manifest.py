@@ -116,7 +116,10 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `Manifest.from_json` gives an equal object back."""
-        return to_tree(self)
+        tree = to_tree(self)
+        if self.signal.alignment is None:
+            del tree["signal"]["alignment"]
+        return tree
 
     @classmethod
     def from_json(cls, tree: Any, where: str = MANIFEST_NAME) -> "Manifest":

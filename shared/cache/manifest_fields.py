@@ -22,6 +22,7 @@ class SignalInfo:
         logp_step: nats; log-probabilities of top tokens are multiples of it; None: numbers of `logp_dtype`.
         codec_error: what rounding costs, measured while writing: see `codec_error.summary`; {}: not measured.
         tail_buckets: ids at which the tail is cut into ranges, whose masses are stored one by one.
+        alignment: which tokenkit found the chunks; None, and not written: tide did.
     """
 
     kind: Signal
@@ -35,6 +36,7 @@ class SignalInfo:
     codec_error: Mapping[str, Any]
     frequent_ids: tuple[int, ...] = ()
     tail_buckets: tuple[int, ...] = ()
+    alignment: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tide.shared.chunks import align_chunks, align_stretches
 from tide.shared.token_bytes import byte_level_alphabet, byte_table
+from tide.shared.tokenkit_adapter import align_chunks_with_tokenkit
 from tide.shared.tokens import TextEncoder, load_tokenizer, pair
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -291,6 +292,17 @@ def test_offsets_without_blanks_do_not_widen_a_change():
     student, teacher = encoder(byte_level()), encoder(byte_level(normalizer=normalizers.NFC(), trim=True))
     sample = pair(student, teacher, talk("go cafe\u0301 go  \n go", question="e\u0301"), see="own")
     assert b"".join(chunk_texts(student, teacher, sample)) == b"go caf go  \n go<end>"
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_around_changed_text_tokenkit_finds_what_tide_finds(install_tokenkit, text):
+    install_tokenkit()
+    aligned = 0
+    for student, teacher in zip(SIDES, [*SIDES[3:], *SIDES[:3]], strict=True):
+        found = [pair(student, teacher, talk(text), see="own", align=a) for a in (None, align_chunks_with_tokenkit)]
+        assert found[0].chunks.tolist() == found[1].chunks.tolist()
+        aligned += len(found[0].chunks)
+    assert aligned > 100
 
 
 # --- added tokens

@@ -7,11 +7,12 @@ import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tide.shared.chunks import align_chunks
 from tide.shared.errors import Unavailable
 from tide.shared.tokenkit_adapter import align_chunks_with_tokenkit
+from tide.shared.tokens import Dropped
 
 
 def slow_align_chunks(teacher: list[bytes], student: list[bytes]) -> list[list[int]]:
@@ -147,3 +148,35 @@ def test_missing_requirement_of_tokenkit_is_named(monkeypatch):
     monkeypatch.setattr("tide.shared.tokenkit_adapter.importlib.import_module", refuse)
     with pytest.raises(Unavailable, match="needs the package 'jax'"):
         align_chunks_with_tokenkit([b"a"], [b"a"], None, None)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(" aé漢\n", max_size=12), st.data())
+def test_of_one_text_tokenkit_finds_the_same_chunks(install_tokenkit, text, data):
+    install_tokenkit() if "tokenkit" not in sys.modules else None
+    text, sides = text.encode(), []
+    for _ in range(2):  # some tokens have no bytes
+        edges = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=12))), len(text)]
+        sides.append([text[a:b] for a, b in itertools.pairwise(edges)])
+    chunks = align_chunks_with_tokenkit(*sides)
+    assert chunks.dtype == np.int32
+    assert chunks.tolist() == align_chunks(*sides).tolist()
+
+
+def test_a_shorter_side_ends_tokenkits_chunks_and_blanks_that_it_adds_are_never_paired(install_tokenkit):
+    install_tokenkit()
+    sides = [b"one", b" two", b" three"], [b"one", b" t", b"wo", b" thr"]
+    assert align_chunks_with_tokenkit(*sides).tolist() == [[0, 1, 0, 1], [1, 2, 1, 3]]
+    with pytest.raises(Dropped, match="tokenkit pairs different bytes"):
+        align_chunks_with_tokenkit([b" ", b" "], [b" ", b" ", b" "])
+    install_tokenkit("def get_alignment_indices(*arguments):\n    return [(0, 1, 0, 1)], [], [], [], []")
+    with pytest.raises(Dropped, match="tokenkit pairs different bytes"):
+        align_chunks_with_tokenkit([b"ab"], [b"ac"])
+
+
+def test_special_tokens_correspond_where_model_kinds_say_so(install_tokenkit):
+    install_tokenkit()
+    sides = [b"ab", b"<e>", b"c"], [b"a", b"b", b"<e>", b"c"]
+    assert align_chunks_with_tokenkit(*sides).tolist() == [[0, 1, 0, 2], [1, 2, 2, 3], [2, 3, 3, 4]]
+    kind = types.SimpleNamespace(model_kind_cls=types.SimpleNamespace(replacements={"<|<eot>|>": ["<e>", "c"]}))
+    assert align_chunks_with_tokenkit(*sides, kind, kind).tolist() == [[0, 1, 0, 2], [1, 3, 2, 4]]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tide.shared.errors import ConfigError, DataError
 from tide.shared.token_bytes import ByteTable, byte_level_alphabet, byte_table, student_ids_of_teacher
+from tide.shared.tokenkit_adapter import align_chunks_with_tokenkit
 from tide.shared.tokens import Dropped, TextEncoder, load_tokenizer, pair
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -590,6 +591,17 @@ def test_real_tokenizers_normalise_and_rewrite(qwen, llada):
     assert len(pair(qwen, llada, talk("cafe\u0301", "cafe"), see="own").chunks)
     with pytest.raises(Dropped, match="template rewrites the content"):
         pair(qwen, llada, talk("hi", "<think>hm</think>yes"), see="own")
+
+
+@needs_real
+def test_tokenkit_finds_the_chunks_of_real_tokenizers(qwen, llada, gsm8k, install_tokenkit):
+    install_tokenkit()
+    num_chunks = 0
+    for messages in gsm8k[:100]:
+        found = [pair(qwen, llada, messages, see="own", align=a) for a in (None, align_chunks_with_tokenkit)]
+        np.testing.assert_array_equal(found[0].chunks, found[1].chunks)
+        num_chunks += len(found[0].chunks)
+    assert num_chunks > 5_000
 
 
 @needs_real

@@ -1,0 +1,1 @@
+"""Stands in for github.com/bminixhofer/tokenkit, which PyPI does not carry."""
