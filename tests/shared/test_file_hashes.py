@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tide.shared import file_hashes
 from tide.shared.errors import DataError
-from tide.shared.file_hashes import file_sha256, notes_folder
+from tide.shared.file_hashes import file_sha256
+from tide.shared.notes import notes_folder
 
 
 @pytest.fixture
@@ -58,17 +59,17 @@ def test_another_file_of_the_same_name_is_hashed(file, tmp_path):
 def test_a_file_that_was_just_written_is_not_remembered(file, monkeypatch):
     monkeypatch.setattr(file_hashes, "_SETTLED_S", 60.0)
     assert file_sha256(file) == plain(file)
-    assert not notes_folder().exists()
+    assert not notes_folder("hashes").exists()
 
 
 @pytest.mark.parametrize("spoil", ["folder", "parent", "note", "link", "text"])
 def test_notes_that_others_may_write_do_not_count(file, monkeypatch, spoil, tmp_path):
     file_sha256(file)
-    (note,) = notes_folder().iterdir()
+    (note,) = notes_folder("hashes").iterdir()
     note.write_text("0" * 64)
     assert file_sha256(file) == "0" * 64  # so a note is believed, where it may be
     if spoil in ("folder", "parent"):
-        (notes_folder() if spoil == "folder" else notes_folder().parent).chmod(0o777)
+        (notes_folder("hashes") if spoil == "folder" else notes_folder("hashes").parent).chmod(0o777)
     elif spoil == "note":
         note.chmod(0o666)
     elif spoil == "link":
@@ -82,7 +83,7 @@ def test_notes_that_others_may_write_do_not_count(file, monkeypatch, spoil, tmp_
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_notes_of_another_user_do_not_count(file):
     file_sha256(file)
-    (note,) = notes_folder().iterdir()
+    (note,) = notes_folder("hashes").iterdir()
     note.write_text("0" * 64)
     os.chown(note, 12345, 12345)
     assert file_sha256(file) == plain(file)

@@ -10,7 +10,7 @@ import pytest
 from tide.shared.cache import open_cache, read_manifest, write_receipt, write_shard, writer
 from tide.shared.cache import verify as verify_module
 from tide.shared.cache.inspect import describe_cache
-from tide.shared.cache.trust import is_private, is_trusted, keep_note, notes_folder, trust_note
+from tide.shared.cache.trust import is_private, is_trusted, keep_note, trust_note
 from tide.shared.cache.verify import verify_cache
 from tide.shared.errors import CacheError
 from tide.student_train.trainer import train_student
@@ -100,7 +100,7 @@ def test_without_a_place_for_notes_checks_are_made_again(root, tmp_path, monkeyp
 
 
 def test_old_notes_are_thrown_away(root, notes, monkeypatch):
-    monkeypatch.setattr("tide.shared.cache.trust.MAX_NOTES", 2)
+    monkeypatch.setattr("tide.shared.notes.MAX_NOTES", 2)
     notes.mkdir(parents=True)
     for n in range(3):
         (notes / f"{n:064x}").touch()
@@ -109,7 +109,7 @@ def test_old_notes_are_thrown_away(root, notes, monkeypatch):
     os.utime(notes / "diary.txt", (0, 0))
     verify_cache(root)
     assert is_trusted(root, read_manifest(root))
-    left = {path.name for path in notes_folder().iterdir()}
+    left = {path.name for path in notes.iterdir()}
     assert {"diary.txt", f"{2:064x}"} < left
     assert len(left) == 3
 
