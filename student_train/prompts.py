@@ -80,7 +80,7 @@ def _lines(text: str, file: str, seed: int) -> Iterator[Prompt]:
         if not isinstance(row, dict) or type(row.get("seed", seed)) is not int:
             raise DataError(f'{where}: expected {{"prompt": "..."}} or {{"messages": [...]}}, seed a whole number')
         own = row.get("seed", seed)
-        messages = row.get("messages")
+        messages: Any = row.get("messages")
         if isinstance(row.get("prompt"), str) and row["prompt"].strip():
             messages = [{"role": "user", "content": row["prompt"]}]
         good = isinstance(messages, list) and messages and all(
