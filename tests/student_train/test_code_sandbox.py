@@ -21,7 +21,7 @@ from hostile_scene import BITES_UNSAFE
 from tide.shared import bubblewrap
 from tide.shared.errors import Unavailable
 from tide.student_train import code_runner, code_sandbox
-from tide.student_train.code_sandbox import UNSAFE, CodeEval, Outcome, protection, run_program
+from tide.student_train.code_sandbox import UNSAFE, CodeEval, ProgramResult, protection, run_program
 
 TESTS = Path(__file__).parent
 DATA = TESTS.parents[2] / "shared" / "data"
@@ -175,7 +175,7 @@ def test_memory_of_all_processes_together_is_bounded():
     shared = "x = bytearray(150 << 20)\n" + program.replace("        x = bytearray(90 << 20)\n", "").replace(
         "20)", "1)"
     )
-    assert run_program(shared.replace("<< 1)", "<< 20)"), time_s=30.0, memory_mb=400) == Outcome(True, ""), (
+    assert run_program(shared.replace("<< 1)", "<< 20)"), time_s=30.0, memory_mb=400) == ProgramResult(True, ""), (
         "forks share"
     )
 
