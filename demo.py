@@ -16,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .shared.cache.files import atomic_write, readable_json
 from .shared.config import LossConfig, RunConfig, TidalConfig, load_config
 from .student_train.arms import Job, Say, run_jobs
@@ -122,31 +124,25 @@ def chunk_kinds(config: RunConfig) -> dict[str, int]:
     from .teacher_dump.plan import chosen_rows
 
     conversations = open_conversations(pin_sources(parse_sources(config.data.source)))
-    pairing, kinds = open_pairing(config), {"one_to_one": 0, "one_to_many": 0, "many_to_one": 0, "many_to_many": 0}
+    pairing = open_pairing(config)
+    kinds = {f"{teacher}_to_{student}": 0 for teacher in ("one", "many") for student in ("one", "many")}
     for row in chosen_rows(len(conversations), config.data):
         with contextlib.suppress(Dropped):
             spans = pairing.encode(conversations[row]).chunks
-            teacher, student = spans[:, 1] - spans[:, 0] == 1, spans[:, 3] - spans[:, 2] == 1
-            kinds["one_to_one"] += int((teacher & student).sum())
-            kinds["one_to_many"] += int((teacher & ~student).sum())
-            kinds["many_to_one"] += int((~teacher & student).sum())
-            kinds["many_to_many"] += int((~teacher & ~student).sum())
-    assert kinds["one_to_many"] > 0, "the demo's tokenizers do not differ"
-    assert kinds["many_to_one"] > 0, "the demo's tokenizers do not differ"
+            for teacher, student in np.where(spans[:, 1::2] - spans[:, ::2] == 1, "one", "many"):
+                kinds[f"{teacher}_to_{student}"] += 1
+    assert min(kinds["one_to_many"], kinds["many_to_one"]) > 0, "the demo's tokenizers do not differ"
     return kinds
 
 
 def demo_jobs(config: RunConfig, out: Path, size: DemoSize) -> list[Job]:
     """A training for every arm and seed; the first seed of all arms comes first."""
-    return [
-        Job(arm, _arm_config(config, arm, seed), str(out / "cache"), str(out / "heldout"))
-        for seed in size.seeds for arm in size.arms
-    ]  # fmt: skip
-
-
-def _arm_config(config: RunConfig, arm: str, seed: int) -> RunConfig:
-    noise = "fresh" if arm == "ce-fresh" else "cached"
-    return replace(config, losses=ARMS[arm], train=replace(config.train, seed=seed, ce_noise=noise))
+    jobs = []
+    for seed, arm in ((seed, arm) for seed in size.seeds for arm in size.arms):
+        train = replace(config.train, seed=seed, ce_noise="fresh" if arm == "ce-fresh" else "cached")
+        job = replace(config, losses=ARMS[arm], train=train)
+        jobs.append(Job(arm, job, str(out / "cache"), str(out / "heldout")))
+    return jobs
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -2,16 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..shared.errors import TryAgain
 from .options import ConfigOption, JsonOption, RecipeOption, SetOption, StudentOption, run_config
 from .printing import say
-
-if TYPE_CHECKING:
-    from ..student_train.ablation import Planned
 
 
 def ablate(
@@ -48,12 +45,28 @@ def ablate(
     from ..student_train.ablation import PICTURE_NAME, TABLE_NAME, plan_ablation, refuse_own_inputs, run_ablation
     from ..student_train.ablation_report import claims_table, missing, table
     from ..student_train.matrix import read_matrix
+    from ..student_train.objective import loss_name
 
     asked = read_matrix(matrix)
     planned = plan_ablation(asked, run, cache, heldout, num_seeds=seeds)
     refuse_own_inputs(planned, out)
     if dry_run:
-        _print_plan(planned, out, as_json)
+        rows = [
+            {
+                "arm": job.arm, "seed": job.seed, "cache": job.cache, "finished": job.scores(out) is not None,
+                "losses": [f"{loss.weight:g} {loss_name(loss)}" for loss in job.config.losses if loss.weight],
+            }
+            for job in planned.jobs
+        ]  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps({"jobs": rows, "left_out": dict(planned.left_out)}))
+            return
+        width = max(len(row["arm"]) for row in rows)
+        for row in rows:
+            done, losses = "finished" if row["finished"] else "to train", " + ".join(row["losses"])
+            typer.echo(f"{row['arm']:{width}}  seed {row['seed']}  {done}  {losses}  {row['cache']}")
+        for name, reason in planned.left_out.items():
+            typer.echo(f"{name:{width}}  left out  {reason}")
         return
     for name, reason in planned.left_out.items():
         say(f"left out: {name} {reason}")
@@ -65,24 +78,3 @@ def ablate(
         typer.echo("\n\n".join(filter(None, parts)))
     if result["failed"]:
         raise TryAgain(f"not trained: {', '.join(result['failed'])} (see above); the same command tries them again")
-
-
-def _print_plan(planned: "Planned", out: Path, as_json: bool) -> None:
-    from ..student_train.objective import loss_name
-
-    rows = [
-        {
-            "arm": job.arm, "seed": job.seed, "cache": job.cache, "finished": job.scores(out) is not None,
-            "losses": [f"{loss.weight:g} {loss_name(loss)}" for loss in job.config.losses if loss.weight],
-        }
-        for job in planned.jobs
-    ]  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps({"jobs": rows, "left_out": dict(planned.left_out)}))
-        return
-    width = max(len(row["arm"]) for row in rows)
-    for row in rows:
-        state = "finished" if row["finished"] else "to train"
-        typer.echo(f"{row['arm']:{width}}  seed {row['seed']}  {state}  {' + '.join(row['losses'])}  {row['cache']}")
-    for name, reason in planned.left_out.items():
-        typer.echo(f"{name:{width}}  left out  {reason}")

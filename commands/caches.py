@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -50,10 +50,10 @@ def inspect_cache(
         raise ConfigError(
             f"--audit reads what stays behind when a cache is read from {path}: copy it to a folder first"
         )
-    for option, written in (("--report", report_file), ("--plots", plots)):
-        if written is not None:
+    for option, place in (("--report", report_file), ("--plots", plots)):
+        if place is not None:
             read = {"the cache": path, "--student": student}
-            require_apart(written, read, what=option, may_hold=True)
+            require_apart(place, read, what=option, may_hold=True)
     from ..shared.cache.inspect import describe_cache
 
     say_first_look(path)
@@ -70,27 +70,22 @@ def inspect_cache(
         else:
             print_text(audit_text(description["audit"]))
     elif report_file or plots:
-        print_result(_write_pictures(description, report_file, plots), as_json)
+        written = {"cache": description["cache"], "manifest_hash": description["manifest_hash"]}
+        if report_file:
+            from ..shared.cache.html_report import write_report
+
+            written["report"] = str(write_report(description, report_file))
+        if plots:
+            from ..shared.cache.png import write_pngs
+
+            written["plots"] = [str(path) for path in write_pngs(description, plots)]
+        print_result(written, as_json)
     elif as_json:
         typer.echo(json.dumps(description))
     else:
         from ..shared.cache.report import report
 
         print_text(report(description))
-
-
-def _write_pictures(description: dict[str, Any], page: Path | None, folder: Path | None) -> dict[str, Any]:
-    """A page, PNG files or both; what was written where."""
-    written: dict[str, Any] = {"cache": description["cache"], "manifest_hash": description["manifest_hash"]}
-    if page:
-        from ..shared.cache.html_report import write_report
-
-        written["report"] = str(write_report(description, page))
-    if folder:
-        from ..shared.cache.png import write_pngs
-
-        written["plots"] = [str(path) for path in write_pngs(description, folder)]
-    return written
 
 
 def verify_cache(

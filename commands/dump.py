@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,9 +20,6 @@ from .options import (
     run_config,
 )
 from .printing import print_result, say
-
-if TYPE_CHECKING:
-    from ..shared.config import RunConfig
 
 
 def plan(
@@ -91,7 +88,16 @@ def dump_teacher(
         words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
         words += [word for item in _with(settings, skip_bad) for word in ("--set", item)]
         words += ["--out", out, *(["--verify"] if verify else [])]
-        _submit(run, words, out, workers=workers, sbatch=sbatch, dry_run=dry_run, as_json=as_json)
+        from ..teacher_dump.dump import require_startable
+        from ..teacher_dump.launchers.slurm import array_script, submit
+
+        script = array_script(words, run, num_workers=workers, folder=Path.cwd(), sbatch=sbatch)
+        if dry_run:
+            typer.echo(script, nl=False)
+            return
+        require_startable(run, out)
+        job = submit(script)
+        print_result({"job": job, "workers": workers, "cache": out, "look_with": f"tide status {out}"}, as_json)
         return
     if sbatch or dry_run:
         raise ConfigError("--sbatch and --dry-run belong to --launcher slurm")
@@ -147,22 +153,6 @@ def status(
     with Live(console=console, auto_refresh=False) as live:
         for one in statuses:
             live.update(status_table(one), refresh=True)
-
-
-def _submit(
-    run: "RunConfig", words: list[str], out: str, *, workers: int, sbatch: list[str], dry_run: bool, as_json: bool
-) -> None:
-    """Print the job array of a dump, or submit it."""
-    from ..teacher_dump.dump import require_startable
-    from ..teacher_dump.launchers.slurm import array_script, submit
-
-    script = array_script(words, run, num_workers=workers, folder=Path.cwd(), sbatch=sbatch)
-    if dry_run:
-        typer.echo(script, nl=False)
-        return
-    require_startable(run, out)
-    job = submit(script)
-    print_result({"job": job, "workers": workers, "cache": out, "look_with": f"tide status {out}"}, as_json)
 
 
 def _with(settings: list[str], skip_bad: bool) -> list[str]:

@@ -61,6 +61,7 @@ def evaluate(
     os.environ.setdefault("TQDM_DISABLE", "1")  # before it is imported: lm-eval shows a bar per subject, and we a line
     chosen = run_config(recipe, config, settings, student=student)
     from ..student_train.evaluate import EvaluationRun, evaluate_students
+    from ..student_train.evaluation_report import markdown
 
     given = [item.partition("=")[0].removeprefix("decoding.") for item in settings if item.startswith("decoding.")]
     run = EvaluationRun(
@@ -70,12 +71,6 @@ def evaluate(
         unsafe_code=allow_code_execution == "unsafe-inside-container", data=data,
     )  # fmt: skip
     report = evaluate_students(run, out, say=say)
-    if report:
-        _print(report, out, as_json)
-
-
-def _print(report: dict, out: Path, as_json: bool) -> None:
-    """The table, or everything as JSON."""
-    from ..student_train.evaluation_report import markdown
-
-    typer.echo(json.dumps(report) if as_json else markdown(report).rstrip() + f"\n\nIn full: {out / 'evaluation.md'}")
+    if report:  # of several processes, one has it
+        table = f"{markdown(report).rstrip()}\n\nIn full: {out / 'evaluation.md'}"
+        typer.echo(json.dumps(report) if as_json else table)

@@ -46,7 +46,14 @@ def generate(
         stop=stop or None,
     )  # fmt: skip
     if show_steps:
-        cut = _show_steps(writer, asked, raw)
+        from rich.console import Console
+
+        from ..student_train.answer_screen import StepPainter
+
+        console, cut = Console(highlight=False, markup=False), 0
+        for prompt in asked:
+            with StepPainter(writer.decoder.reader, writer.settings.max_new_tokens, console) as painter:
+                cut += answer_prompts(writer, [prompt], raw=raw, batch_size=1, show=lambda *_: None, watch=painter)
     elif as_json:
         cut = answer_prompts(writer, asked, raw=raw, batch_size=batch_size, show=_print_generation)
     elif len(asked) == 1 and stream != "none":
@@ -95,20 +102,6 @@ def _open_writer(
     from ..student_train.open_decoder import open_writer
 
     return open_writer(run)
-
-
-def _show_steps(writer: "Writer", prompts: "list[Prompt]", raw: bool) -> int:
-    """One prompt after the other, each step painted on stdout; returns how many answers are cut off."""
-    from rich.console import Console
-
-    from ..student_train.answer_screen import StepPainter
-    from ..student_train.prompts import answer_prompts
-
-    console, cut = Console(highlight=False, markup=False), 0
-    for prompt in prompts:
-        with StepPainter(writer.decoder.reader, writer.settings.max_new_tokens, console) as painter:
-            cut += answer_prompts(writer, [prompt], raw=raw, batch_size=1, show=lambda *_: None, watch=painter)
-    return cut
 
 
 def _print_generation(prompt: "Prompt", answer: "Generation") -> None:

@@ -112,15 +112,6 @@ def _long_lines(text: str) -> list[str]:
     return [line.strip() for line in text.split("\n") if len(line.strip()) >= 25]
 
 
-def write_corpus(file: Path) -> int:
-    """Write the training functions as JSONL; returns how many."""
-    pairs = list(package_pairs())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = (json.dumps({"prompt": pair.prompt, "response": pair.response}) for pair in pairs)
-    file.write_text("\n".join(rows) + "\n")
-    return len(pairs)
-
-
 def train_teacher(out: Path) -> None:
     """Train the teacher from random weights and put it beside its tokenizer, in bfloat16."""
     from accelerate import PartialState
@@ -136,7 +127,10 @@ def train_teacher(out: Path) -> None:
         if not (out / "corpus" / "manifest.json").exists():
             make_tokenizer("teacher").save_pretrained(start)
             (start / "config.json").write_text(json.dumps(config_json))
-            print(f"{corpus}: {write_corpus(corpus):,} functions")
+            rows = [json.dumps({"prompt": pair.prompt, "response": pair.response}) for pair in package_pairs()]
+            corpus.parent.mkdir(parents=True, exist_ok=True)
+            corpus.write_text("\n".join(rows) + "\n")
+            print(f"{corpus}: {len(rows):,} functions")
             dump_teacher(config, out / "corpus")
     trained = train_student(config, str(out / "corpus"), out, report=print)
     if PartialState().is_main_process:

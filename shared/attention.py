@@ -54,14 +54,6 @@ def attention_mask(
     """
     q_stream, q_block, q_rank = (label[:, :, None] for label in query)
     k_stream, k_block, k_rank = (label[:, None, :] for label in key)
-    return may_attend(q_stream, q_block, q_rank, k_stream, k_block, k_rank, pattern)[:, None]
-
-
-def may_attend(
-    q_stream: Tensor, q_block: Tensor, q_rank: Tensor, k_stream: Tensor, k_block: Tensor, k_rank: Tensor,
-    pattern: AttentionPattern,
-) -> Tensor:  # fmt: skip
-    """The rule of the module docstring on broadcastable labels; also serves flex attention's `mask_mod`."""
     within = q_block == k_block
     clean_to_clean = k_block <= q_block
     if pattern.causal:
@@ -70,7 +62,8 @@ def may_attend(
     noised = q_stream > CLEAN
     to_clean = (k_stream == CLEAN) & torch.where(noised, k_block < q_block, clean_to_clean)
     to_noised = noised & (k_stream == q_stream) & within
-    return ((q_stream >= CLEAN) & (to_clean | to_noised)) | ((q_stream == PADDING) & (k_stream == PADDING))
+    of_padding = (q_stream == PADDING) & (k_stream == PADDING)
+    return (((q_stream >= CLEAN) & (to_clean | to_noised)) | of_padding)[:, None]
 
 
 def block_diffusion_mask(num_tokens: int, block_size: int) -> Bool[Tensor, "two_l two_l"]:

@@ -54,7 +54,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`, without guessing: "3" is not an int, but 3 and 3e0 are floats."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        return _convert_union(hint, value, where)
+        for option in args:
+            try:
+                return _convert(option, value, where)
+            except ConfigError:  # a section's own complaint is worth more than "none fits"
+                if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                    raise
     if origin is Literal:
         # 1 == True and 1 == 1.0 in Python, but not in a configuration.
         if any(value == option and type(value) is type(option) for option in args):
@@ -79,17 +84,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} = {value!r}: expected a finite number")
     elif hint is Any or (hint in (int, str, bool, type(None)) and type(value) is hint):
         return value
-    raise ConfigError(f"{where} = {value!r}: expected {_type_name(hint)}, got {type(value).__name__}")
-
-
-def _convert_union(hint: Any, value: Any, where: str) -> Any:
-    """The first member of a union that takes `value`; a section's own complaint is worth more than "none fits"."""
-    for option in typing.get_args(hint):
-        try:
-            return _convert(option, value, where)
-        except ConfigError:
-            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
-                raise
     raise ConfigError(f"{where} = {value!r}: expected {_type_name(hint)}, got {type(value).__name__}")
 
 
@@ -152,21 +146,18 @@ def override(tree: dict[str, Any], item: str) -> None:
     *parents, last = name.strip().split(".")
     node: Any = tree
     for parent in parents:
-        if isinstance(node, list):
-            if not parent.isdigit() or int(parent) >= len(node):
-                raise ConfigError(f"--set {name}: {parent!r} is not an index of a list of {len(node)}")
-            node = node[int(parent)]
-        else:
-            node = node.setdefault(parent, {})
+        node = node[_index(node, parent, name)] if isinstance(node, list) else node.setdefault(parent, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {name}: {parent!r} holds a single value, it has no settings below it")
     value = _yaml(text, f"--set {item}")
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            raise ConfigError(f"--set {name}: {last!r} is not an index of a list of {len(node)}")
-        node[int(last)] = value
-    else:
-        node[last] = value
+    place: Any = _index(node, last, name) if isinstance(node, list) else last
+    node[place] = value
+
+
+def _index(items: Sequence[Any], text: str, name: str) -> int:
+    if not text.isdigit() or int(text) >= len(items):
+        raise ConfigError(f"--set {name}: {text!r} is not an index of a list of {len(items)}")
+    return int(text)
 
 
 def suggest(name: str, known: Sequence[str]) -> str:

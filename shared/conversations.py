@@ -201,7 +201,11 @@ def _turns(value: Any) -> list[Message]:
             raise _BadRow("malformed messages", f"message {i}: role {role!r}; expected one of {', '.join(ROLES)}")
         more = {name: v for name, v in turn.items() if name not in _TURN_FIELDS and v not in (None, [], {}, "")}
         if "tool_calls" in more:
-            _check_calls(more["tool_calls"], i)
+            calls = more["tool_calls"]
+            for call in calls if isinstance(calls, list) else [None]:
+                function = call.get("function", call) if isinstance(call, Mapping) else None
+                if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+                    raise _BadRow("malformed tool calls", f"message {i}: expected function and name, got {call!r:.60}")
             content = "" if content is None else content
         turns.append(Message(ROLES[role], _content(content, f"message {i}"), _checked(more, f"message {i}")))
     return turns
@@ -218,13 +222,6 @@ def _content(value: Any, what: str) -> str:
             raise _BadRow("content that is not text", f"{what}: a part of type {kind!r:.40}; only text is read")
         texts.append(_text(part.get("text"), what))
     return "".join(texts)
-
-
-def _check_calls(calls: Any, i: int) -> None:
-    for call in calls if isinstance(calls, list) else [None]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise _BadRow("malformed tool calls", f"message {i}: expected function and name, got {call!r:.60}")
 
 
 def _tools(value: Any) -> tuple[Any, ...]:

@@ -74,8 +74,9 @@ def process_devices(wanted: str, setting: str, *, count: int = 1) -> list[torch.
     if number and not any(device.index == int(number) for device in usable):
         usable = []
     if not usable:
+        here = ", ".join(["cpu", *map(str, there)])
         raise ConfigError(
-            f"{setting} = {wanted!r}: this machine has {_listed(there)}{_why_not(kind)}. Ask for one of these, or for "
+            f"{setting} = {wanted!r}: this machine has {here}{_why_not(kind)}. Ask for one of these, or for "
             "auto, which takes an accelerator where there is one"
         )
     if number:
@@ -104,10 +105,6 @@ def require_shareable(wanted: str, setting: str, num_processes: int) -> None:
             f"{setting} = {wanted!r} names one device, and {num_processes} processes would share it; ask for "
             f"{wanted.partition(':')[0]!r}, and choose devices with CUDA_VISIBLE_DEVICES"
         )
-
-
-def _listed(devices: list[torch.device]) -> str:
-    return ", ".join(["cpu", *map(str, devices)])
 
 
 def _why_not(kind: str) -> str:

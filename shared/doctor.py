@@ -56,15 +56,21 @@ def examine(folder: str | Path) -> dict[str, Any]:
             free space, and what its file system can do.
     Returns: plain JSON: ok (no finding is an error), versions, machine, disk, hub, sandbox, findings.
     """
-    folder = _existing(Path(folder).expanduser().absolute())
+    folder = Path(folder).expanduser().absolute()
+    folder = next(place for place in (folder, *folder.parents) if place.exists())
     machine, disk, sandbox = _machine(), _disk(folder), trouble()
     findings = [
         *_package_findings(), *_tokenkit_findings(), *_array_findings(), *_machine_findings(machine),
-        *_disk_findings(disk), *_environment_findings(os.environ), *_sandbox_findings(sandbox),
+        *_disk_findings(disk), *_environment_findings(os.environ),
     ]  # fmt: skip
+    if sandbox is not None:
+        what, _, fix = sandbox.partition(": ")
+        why = "tide eval --allow-code-execution (HumanEval, MBPP) runs a model's code in bubblewrap alone"
+        findings.append(Finding("hint", what, why, fix or "see docs/evaluation.md"))
+    names = sorted({requirement.name for requirement in _requirements()}, key=str.lower)
     return {
         "ok": not any(finding.level == "error" for finding in findings),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), "tide": __version__, **{n: _version(n) for n in names}},
         "machine": machine,
         "disk": disk,
         "hub": {"logged_in": _is_logged_in(os.environ), "offline": _is_offline(os.environ)},
@@ -110,16 +116,6 @@ def report(health: Mapping[str, Any]) -> Text:
     return Text("\n").join([*lines, Text(), Text(verdict, "bold")])
 
 
-def _sandbox_findings(problem: str | None) -> Iterator[Finding]:
-    """HumanEval and MBPP need something that shuts a model's code in."""
-    if problem is not None:
-        what, _, fix = problem.partition(": ")
-        yield Finding(
-            "hint", what, "tide eval --allow-code-execution (HumanEval, MBPP) runs a model's code in bubblewrap alone",
-            fix or "see docs/evaluation.md",
-        )  # fmt: skip
-
-
 def _gigabytes(count: int | None, before: str = "") -> str:
     return "" if count is None else f"{before}{count / 1e9:,.1f} GB"
 
@@ -141,11 +137,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _versions() -> dict[str, str | None]:
-    names = sorted({requirement.name for requirement in _requirements()}, key=str.lower)
-    return {"python": platform.python_version(), "tide": __version__, **{name: _version(name) for name in names}}
 
 
 def _package_findings() -> Iterator[Finding]:
@@ -209,20 +200,8 @@ def _array_findings() -> Iterator[Finding]:
 
 
 def _machine() -> dict[str, Any]:
-    """Cores, memory and devices."""
-    with contextlib.suppress(AttributeError):
-        usable = len(os.sched_getaffinity(0))
-        return {"system": platform.platform(), "cpu_cores": usable, **_memory(), **_hardware()}
-    return {"system": platform.platform(), "cpu_cores": os.cpu_count() or 1, **_memory(), **_hardware()}
-
-
-def _hardware() -> dict[str, Any]:
-    build = _build()  # first: a driver that is too old is told once
-    return {"torch": build, "devices": _devices()}
-
-
-def _memory() -> dict[str, int | None]:
-    """Bytes of memory: what the machine or the container has, and what is free now; None where nothing tells."""
+    """Cores, memory (of the machine or the container, and what of it is free; None where nothing tells), devices."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total = available = None
     with contextlib.suppress(AttributeError, ValueError, OSError):
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -233,7 +212,11 @@ def _memory() -> dict[str, int | None]:
         text = Path("/proc/meminfo").read_text()
         available = int(text.split("MemAvailable:")[1].split()[0]) * 1024
         available = min(available, total or available)
-    return {"memory_bytes": total, "memory_available_bytes": available}
+    build = _build()  # before the devices: a driver that is too old is told once
+    return {
+        "system": platform.platform(), "cpu_cores": cores, "memory_bytes": total, "memory_available_bytes": available,
+        "torch": build, "devices": _devices(),
+    }  # fmt: skip
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -295,6 +278,7 @@ def _build() -> dict[str, Any]:
 def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
     build = machine.get("torch", {})
     if not machine["devices"]:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         kind = build.get("built_for")
         builds = f"; this torch is built for {kind}, and no such device can be used" if kind else ""
         unused = not kind and build.get("driver")
@@ -305,7 +289,7 @@ def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
             + (f". torch says: {build['said']}" if build.get("said") else ""),
             "nothing if there is no GPU. If there is one: " + (
                 "update its driver (nvidia-smi shows it) or install the torch build for that driver, and look at "
-                f"CUDA_VISIBLE_DEVICES ({_visible()})" if kind
+                f"CUDA_VISIBLE_DEVICES (which is {'not set' if visible is None else repr(visible)})" if kind
                 else "install the torch build for it, and check CUDA_VISIBLE_DEVICES"
             ),
         )  # fmt: skip
@@ -337,21 +321,10 @@ def _machine_findings(machine: Mapping[str, Any]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _visible() -> str:
-    value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "which is not set" if value is None else f"which is {value!r}"
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(place for place in (folder, *folder.parents) if place.exists())
-
-
 def _disk(folder: Path) -> dict[str, Any]:
     """Free space of a folder, and whether a file can be written there, fsynced, renamed and read back."""
-    result: dict[str, Any] = {"folder": str(folder.absolute())}
+    result: dict[str, Any] = {"folder": str(folder.absolute()), "lacks": []}
     result |= dict.fromkeys(("free_bytes", "write_bytes_per_s", "error"))
-    result["lacks"] = []
     data = os.urandom(WRITE_TEST_BYTES)
     try:
         result["free_bytes"] = shutil.disk_usage(folder).free

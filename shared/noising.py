@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from .config import NoiseConfig
 
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def keyed_generator(seed: int, *key: str | int) -> np.random.Generator:
@@ -49,7 +49,7 @@ def timesteps(sample_index: int, sample_id: str, noise: NoiseConfig) -> Float32[
         views = np.arange(num_views)
         stratum = strata[(rows[row] + views) % num_views]
         start = keyed_generator(noise.seed, "strata", "start").random((num_views, num_views))
-        inside = (start[views, stratum] + square * _GOLDEN_RATIO) % 1.0
+        inside = (start[views, stratum] + square * GOLDEN_RATIO) % 1.0
         u = (stratum + inside) / num_views
     return np.clip(noise.t_min + (noise.t_max - noise.t_min) * u, noise.t_min, noise.t_max).astype(np.float32)
 

@@ -138,7 +138,9 @@ class _SlicedHead(torch.autograd.Function):
                 gold_logp[rows] = logp.gather(1, gold_ids[rows, None])[:, 0]
                 if place is None:
                     continue
-                top_logp[place] = _at_top(logp, top_ids[place], bias)
+                index = top_ids[place].clamp(min=0)
+                values = logp.gather(1, index) if bias is None else logp.gather(1, index) + bias[index]
+                top_logp[place] = values.masked_fill(top_ids[place] < 0, -torch.inf)
                 for column, temperature in enumerate(temperatures):
                     sums = tempered_sums(logp, top_ids[place], top_logp[place], temperature, bias, scratch, buckets)
                     log_z[place, column], log_tail[place, column] = sums
@@ -214,14 +216,6 @@ def _target_gradient(
             tail_p = buckets.exp_of_difference(tail, sums.masked_fill(sums == -torch.inf, 0.0), scratch)
             p.addcmul_(tail_p, torch.index_select(at_tail[column], 1, buckets.of_token, out=tail))
     p.scatter_add_(1, top_ids.clamp(min=0), at_top)
-
-
-def _at_top(logp: Tensor, top_ids: Tensor, bias: Tensor | None) -> Tensor:
-    """Log-probabilities [rows, k]; -inf at absent ids and off the support."""
-    index = top_ids.clamp(min=0)
-    values = logp.gather(1, index)
-    values = values if bias is None else values + bias[index]
-    return values.masked_fill(top_ids < 0, -torch.inf)
 
 
 def _empty_outputs(

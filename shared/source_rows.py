@@ -6,12 +6,13 @@ Nothing is written for local files, and every error names the source and the lin
 import csv
 import json
 import mmap
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import DataError
 from .regular_files import require_regular
@@ -22,12 +23,12 @@ MAX_NAMES = 8
 """Of files or columns in a message; how many more there are is said."""
 
 
-class Rows(Protocol):
+class Rows(ABC):
     """The rows of one source, read one at a time."""
 
     columns: Sequence[str]
     """Of a table; else of the first row, and others may have others."""
-    is_table: bool
+    is_table = False
 
     @property
     def lost_arguments(self) -> Set[str]:
@@ -35,21 +36,24 @@ class Rows(Protocol):
 
         A table cannot tell that from absent.
         """
-        ...
+        return frozenset()
 
+    @abstractmethod
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+
+    @abstractmethod
     def __getitem__(self, i: int, /) -> Mapping[str, Any]: ...
-    def place(self, i: int, /) -> str:
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def place(self, i: int) -> str:
         """Where row i stands, for messages."""
-        ...
+        return f"row {i} (the first is 0)"
 
 
-class _JsonLines:
+class _JsonLines(Rows):
     """Rows of JSON lines, found by byte offset in a memory map or in the unpacked bytes of a file."""
-
-    is_table = False
-    lost_arguments: Set[str] = frozenset()
 
     def __init__(self, data: mmap.mmap | bytes, name: str):
         _require_utf8(data[:4], name)
@@ -61,13 +65,10 @@ class _JsonLines:
             if data[start:end].strip():
                 self._starts.append(start)
             start = end
-        self.columns: Sequence[str] = list(self[0]) if self._starts else []
+        self.columns = list(self[0]) if self._starts else []
 
     def __len__(self) -> int:
         return len(self._starts)
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
         start = self._starts[i]
@@ -99,12 +100,16 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-class _RowList:
+class _RowList(Rows):
     """Rows that are in memory already, or in an Arrow table that `datasets` reads."""
 
     def __init__(self, rows: Any, columns: Sequence[str], *, is_table: bool = True):
         self._rows, self.columns, self.is_table = rows, columns, is_table
-        self.lost_arguments: set[str] = set()
+        self._lost: set[str] = set()
+
+    @property
+    def lost_arguments(self) -> Set[str]:
+        return self._lost
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -115,14 +120,11 @@ class _RowList:
     def __getitem__(self, i: int) -> Mapping[str, Any]:
         return self._without_filling(self._rows[i]) if self.is_table else self._rows[i]
 
-    def place(self, i: int) -> str:
-        return f"row {i} (the first is 0)"
-
     def _without_filling(self, value: Any, *, of_call: bool = False) -> Any:
         """A row of a table without the nulls of fields that only other rows have."""
         if isinstance(value, Mapping):
             if of_call:
-                self.lost_arguments |= {name for name, inner in value.items() if inner is None}
+                self._lost |= {name for name, inner in value.items() if inner is None}
             return {
                 name: self._without_filling(inner, of_call=of_call or name in ("arguments", "parameters"))
                 for name, inner in value.items() if inner is not None
@@ -132,15 +134,13 @@ class _RowList:
         return value
 
 
-class _Chain:
+class _Chain(Rows):
     """The rows of several files, one after the other."""
-
-    is_table = False
 
     def __init__(self, parts: Sequence[Rows], names: Sequence[str]):
         self._names = names
         self._parts, self._ends = parts, list(accumulate(len(part) for part in parts))
-        self.columns: Sequence[str] = list(dict.fromkeys(name for part in parts for name in part.columns))
+        self.columns = list(dict.fromkeys(name for part in parts for name in part.columns))
 
     @property
     def lost_arguments(self) -> Set[str]:
@@ -184,7 +184,15 @@ def open_rows(source: Source, wanted: Collection[str], tell: Callable[[str], obj
 
     files = _local_files(source, tell) if kind == "folder" else []
     if files and all(file.name.endswith(FILE_SUFFIXES) for file in files):
-        return _open_files(files, source, wanted, tell)
+        opened = [(file, _open_file(file, wanted) if file.stat().st_size else None) for file in files]
+        full = [(file, rows) for file, rows in opened if rows is not None and len(rows)]
+        empty = [file.name for file, rows in opened if rows is None or not len(rows)]
+        if not full:
+            raise DataError(f"source {source.title}: none of its {len(files)} files holds a row ({some(empty)})")
+        if empty:
+            share = f"{len(empty)} of its {len(files)} files"
+            tell(f"source {source.title}: {share} are empty and passed over: {some(empty)}")
+        return full[0][1] if len(full) == 1 else _Chain([rows for _, rows in full], [file.name for file, _ in full])
     with loading(source):
         dataset = datasets.load_dataset(**address(source), name=source.config, split=source.split)
     assert isinstance(dataset, datasets.Dataset)
@@ -208,18 +216,6 @@ def _local_files(source: Source, tell: Callable[[str], object]) -> list[Path]:
             "folder is; name them too, joined by +"
         )
     return [Path(file) for file in of_splits.get(source.split or "train", []) if Path(file).is_file()]
-
-
-def _open_files(files: Sequence[Path], source: Source, wanted: Collection[str], tell: Callable[[str], object]) -> Rows:
-    """The rows of several files; those without any are left out, and said."""
-    opened = [(file, _open_file(file, wanted) if file.stat().st_size else None) for file in files]
-    full = [(file, rows) for file, rows in opened if rows is not None and len(rows)]
-    empty = [file.name for file, rows in opened if rows is None or not len(rows)]
-    if not full:
-        raise DataError(f"source {source.title}: none of its {len(files)} files holds a row ({some(empty)})")
-    if empty:
-        tell(f"source {source.title}: {len(empty)} of its {len(files)} files are empty and passed over: {some(empty)}")
-    return full[0][1] if len(full) == 1 else _Chain([rows for _, rows in full], [file.name for file, _ in full])
 
 
 def some(names: Sequence[str]) -> str:
@@ -249,7 +245,12 @@ def _open_file(path: Path, wanted: Collection[str]) -> Rows:
         if path.stat().st_size == 0:
             raise DataError(f"source {path}: the file is empty")
         if path.name.endswith(".parquet"):
-            return _open_parquet(path, wanted)
+            import pyarrow.parquet
+
+            names = pyarrow.parquet.read_schema(path).names
+            # columns of images or sound may hold anything: only those that are wanted are read
+            table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in wanted])
+            return _RowList(_ArrowRows(table), names)
         if path.name.endswith((".csv", ".tsv")):
             return _open_csv(path)
         if path.name.endswith(".zst"):
@@ -268,15 +269,6 @@ def _open_file(path: Path, wanted: Collection[str]) -> Rows:
         raise DataError(f"source {path}: {_not_utf8(error)}") from error
     except (ValueError, RecursionError, OSError) as error:  # pyarrow's own errors are among these
         raise DataError(f"source {path}: cannot be read ({error}); write or fetch the file again") from error
-
-
-def _open_parquet(path: Path, wanted: Collection[str]) -> Rows:
-    """Columns of images or sound may hold anything: only those that are wanted are read."""
-    import pyarrow.parquet
-
-    names = pyarrow.parquet.read_schema(path).names
-    table = pyarrow.parquet.read_table(path, columns=[name for name in names if name in wanted])
-    return _RowList(_ArrowRows(table), names)
 
 
 class _ArrowRows:

@@ -135,8 +135,7 @@ def _pin(source: Source) -> list[Source]:
     if kind == "hub":
         if source.config and source.split and not source.names and _COMMIT.fullmatch(source.revision or ""):
             return [source]
-        source = replace(source, revision=_hub_commit(source))
-        source = replace(source, licence=_hub_licence(source))
+        source = _hub_commit(source)
     else:
         now = stdlib_version() if kind == "stdlib" else content_hash(source)
         if source.revision not in (None, now):
@@ -144,7 +143,9 @@ def _pin(source: Source) -> list[Source]:
             raise DataError(
                 f"source {source.path}: pinned as {source.revision}, but it is {now} now; {remedy}, or plan anew"
             )
-        source = replace(source, revision=now, licence=source.licence or _local_licence(source, kind))
+        found = folder_licence(Path(source.path).expanduser()) if kind == "folder" else None
+        licence = source.licence or (STDLIB_LICENCE if kind == "stdlib" else found)
+        source = replace(source, revision=now, licence=licence)
     configs, default = _configs(source) if kind in ("hub", "folder") else ([], [None])
     if source.config is not None:
         if source.config not in configs:
@@ -208,32 +209,20 @@ def content_hash(source: Source) -> str:
         ) from error
 
 
-def _hub_commit(source: Source) -> str:
-    from huggingface_hub import HfApi
-
-    with loading(source):
-        commit = HfApi().dataset_info(source.path, revision=source.revision).sha
-    if not commit:
-        raise DataError(f"source {source.path}: the Hub names no commit for revision {source.revision or 'main'}")
-    return commit
-
-
-def _hub_licence(source: Source) -> str | None:
-    from huggingface_hub import hf_hub_download
+def _hub_commit(source: Source) -> Source:
+    """The source at the commit that its revision is now, with the licence that its card declares there."""
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     with loading(source):
+        commit = HfApi().dataset_info(source.path, revision=source.revision).sha
+        if not commit:
+            raise DataError(f"source {source.path}: the Hub names no commit for revision {source.revision or 'main'}")
         try:
-            card = hf_hub_download(source.path, "README.md", repo_type="dataset", revision=source.revision)
+            card = hf_hub_download(source.path, "README.md", repo_type="dataset", revision=commit)
         except EntryNotFoundError:
-            return None
-    return folder_licence(Path(card).parent)
-
-
-def _local_licence(source: Source, kind: str) -> str | None:
-    if kind == "stdlib":
-        return STDLIB_LICENCE
-    return folder_licence(Path(source.path).expanduser()) if kind == "folder" else None
+            return replace(source, revision=commit, licence=None)
+    return replace(source, revision=commit, licence=folder_licence(Path(card).parent))
 
 
 def _configs(source: Source) -> tuple[list[str], list[str | None]]:
@@ -312,6 +301,8 @@ def loading(source: Source) -> Iterator[None]:
     from datasets.exceptions import DatasetsError
     from huggingface_hub import errors as hub
 
+    # base of the HTTP library's errors: the Hub client changes libraries between its versions
+    http_error: type[Exception] = next(kind for kind in hub.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
     try:
         yield
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError, DatasetsError) as error:
@@ -323,7 +314,7 @@ def loading(source: Source) -> Iterator[None]:
             f"source {source.title}: cannot be opened ({first_line(error)}); check the name, the revision and, for "
             "private or gated data sets, the access token (HF_TOKEN)"
         ) from error
-    except (_http_error(), OSError) as error:
+    except (http_error, OSError) as error:
         if Path(source.path).expanduser().is_dir():
             raise DataError(f"source {source.title}: the folder cannot be loaded ({first_line(error)})") from error
         raise Unavailable(
@@ -332,13 +323,6 @@ def loading(source: Source) -> Iterator[None]:
         ) from error
     except (RuntimeError, ValueError) as error:
         raise DataError(f"source {source.title}: `datasets` cannot load it ({first_line(error)})") from error
-
-
-def _http_error() -> type[Exception]:
-    """Base of the HTTP library's errors: the Hub client changes libraries between its versions."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
 
 
 def _causes(error: BaseException) -> str:

@@ -167,7 +167,8 @@ def _pair_texts(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) 
     start = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     doc_end = doc.end_lineno or doc.lineno
     end = node.body[-1].end_lineno or 0
-    own_lines = doc.lineno > node.lineno and _starts_line(doc, lines) and node.body[1].lineno > doc_end
+    starts_line = not lines[doc.lineno - 1].encode()[: doc.col_offset].strip()
+    own_lines = doc.lineno > node.lineno and starts_line and node.body[1].lineno > doc_end
     if not own_lines or _is_stub(node.body[1:]):
         return None
     margin = lines[start - 1][: len(lines[start - 1]) - len(lines[start - 1].lstrip())]
@@ -180,11 +181,12 @@ def _pair_texts(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) 
     response = "\n".join(body).strip("\n").rstrip()
     if not MIN_BODY_BYTES <= len(response.encode()) <= MAX_BODY_BYTES:
         return None
-    return "\n".join([*signature, *_docstring_lines(paragraph, indent.removeprefix(margin))]), response
-
-
-def _starts_line(node: ast.Constant, lines: list[str]) -> bool:
-    return not lines[node.lineno - 1].encode()[: node.col_offset].strip()
+    # raw where it holds backslashes, closed on its own line where it must be
+    opening = ('r"""' if "\\" in paragraph else '"""') + paragraph
+    one_line = "\n" not in paragraph and not paragraph.endswith(('"', "\\"))
+    docstring = (opening + ('"""' if one_line else '\n"""')).split("\n")
+    inner = indent.removeprefix(margin)
+    return "\n".join([*signature, *(inner + line if line.strip() else "" for line in docstring)]), response
 
 
 def _is_stub(statements: list[ast.stmt]) -> bool:
@@ -203,11 +205,3 @@ def _dedent(lines: list[str], margin: str) -> list[str] | None:
     if any(line.strip() and not line.startswith(margin) for line in lines):
         return None
     return [line.removeprefix(margin) if line.strip() else "" for line in lines]
-
-
-def _docstring_lines(paragraph: str, indent: str) -> list[str]:
-    """The paragraph as a docstring; raw where it holds backslashes, closed on its own line where it must be."""
-    opening = ('r"""' if "\\" in paragraph else '"""') + paragraph
-    one_line = "\n" not in paragraph and not paragraph.endswith(('"', "\\"))
-    text = opening + ('"""' if one_line else '\n"""')
-    return [indent + line if line.strip() else "" for line in text.split("\n")]

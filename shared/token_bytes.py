@@ -83,7 +83,10 @@ def byte_table(tokenizer: Any) -> ByteTable:
     Raises: DataError: another kind of tokenizer (WordPiece, WordLevel, ...), whose tokens do not spell the text.
     """
     backend = tokenizer.backend_tokenizer
-    parts = {name: _component(backend, name) for name in ("normalizer", "pre_tokenizer", "decoder")}
+    parts: dict[str, Mapping[str, Any] | None] = {}
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        part = getattr(backend, name)
+        parts[name] = None if part is None else json.loads(part.__getstate__())
     added = dict(backend.get_added_tokens_decoder())
     vocab = backend.get_vocab(with_added_tokens=True)
     tokens = [b""] * (max([*vocab.values(), *added, -1]) + 1)
@@ -94,9 +97,11 @@ def byte_table(tokenizer: Any) -> ByteTable:
         alphabet = byte_level_alphabet()
         for token, i in vocab.items():
             spelt = token.translate(alphabet)
-            tokens[i] = spelt.encode("latin-1") if _is_byte_level(token, alphabet) else token.encode()
+            is_byte_level = all(ord(char) in alphabet for char in token)
+            tokens[i] = spelt.encode("latin-1") if is_byte_level else token.encode()
     elif _has_space_mark(parts["decoder"]):
-        if _has_byte_fallback(backend):
+        flag = getattr(backend.model, "byte_fallback", None)  # Unigram's is in its JSON alone
+        if json.loads(backend.to_str())["model"].get("byte_fallback") if flag is None else flag:
             fallback = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
         for token, i in vocab.items():
             tokens[i] = fallback.get(token) or token.replace(SPACE_MARK, " ").encode()
@@ -300,11 +305,6 @@ def _first_ids(table: ByteTable, mask_id: int | None) -> dict[bytes, int]:
     return first
 
 
-def _component(backend: Any, name: str) -> Mapping[str, Any] | None:
-    component = getattr(backend, name)
-    return None if component is None else json.loads(component.__getstate__())
-
-
 def _flat(tree: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
     """The members of a possibly nested Sequence of normalisers, pre-tokenizers or decoders."""
     if tree is None:
@@ -317,21 +317,11 @@ def _flat(tree: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
         yield tree
 
 
-def _is_byte_level(token: str, alphabet: Mapping[int, int]) -> bool:
-    return all(ord(char) in alphabet for char in token)
-
-
 def _has_space_mark(decoder: Mapping[str, Any] | None) -> bool:
     return any(
         part["type"] == "Metaspace" or (part["type"] == "Replace" and part["pattern"] == {"String": SPACE_MARK})
         for part in _flat(decoder)
     )
-
-
-def _has_byte_fallback(backend: Any) -> bool:
-    """Whether the model spells unknown characters as <0x00> ... <0xFF>."""
-    flag = getattr(backend.model, "byte_fallback", None)
-    return bool(json.loads(backend.to_str())["model"].get("byte_fallback")) if flag is None else bool(flag)
 
 
 def _is_piece(model: Any, token_id: int, content: str) -> bool:

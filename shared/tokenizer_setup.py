@@ -97,7 +97,8 @@ def tokenizer_fingerprint(tokenizer: Any, mask_id: int | None = None) -> dict[st
     last = max((token["id"] for token in tree["added_tokens"]), default=None)
     if last is not None and last in (mask_id, tokenizer.mask_token_id) and last == len(tokenizer) - 1:
         tree["added_tokens"] = [token for token in tree["added_tokens"] if token["id"] != last]
-    canonical = _json({"model": _without_defaults(model), "tree": _without_defaults(tree), "big": big})
+    whole = {"model": _without_defaults(model), "tree": _without_defaults(tree), "big": big}
+    canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     template = tokenizer.get_chat_template()
     return {
         "tokenizer": hashlib.sha256(canonical.encode()).hexdigest(),
@@ -288,7 +289,3 @@ def _without_defaults(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {k: _without_defaults(v) for k, v in tree.items() if v is not None and v is not False and v != ""}
     return [_without_defaults(item) for item in tree] if isinstance(tree, list) else tree
-
-
-def _json(tree: Any) -> str:
-    return json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -154,7 +154,8 @@ class TextEncoder:
             )
         require_template(self.tokenizer)
         label = tokenizer_label(tokenizer)
-        self._render = Bounded(_Template(self.tokenizer), f"{label}: the chat template")
+        write = partial(self.tokenizer.apply_chat_template, tokenize=False)
+        self._render = Bounded(write, f"{label}: the chat template")
         # A tokenizer of another kind reads every text twice, first where it can do no harm.
         self._try = None if is_plain(self.tokenizer) else Bounded(_Reading(self.tokenizer), f"{label}: the tokenizer")
         self._turn_end = ""
@@ -331,16 +332,6 @@ class TextEncoder:
                 "the rendered prompt and to hold the answer once; fix the template or its arguments"
             ) from error
         return rendering.text[rendering.content[1] :]
-
-
-@dataclass(frozen=True)
-class _Template:
-    """A tokenizer's chat template: messages and options -> text."""
-
-    tokenizer: Any
-
-    def __call__(self, messages: list[Any], **options: Any) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ from torch import Tensor
 from ..shared.cache import Cache, Manifest, ViewRow
 from ..shared.config import EPS_T, TrainConfig
 from ..shared.errors import CacheError, ConfigError
-from ..shared.noising import keyed_generator
+from ..shared.noising import GOLDEN_RATIO, keyed_generator
 from ..shared.rows import RowTensors, blocks_read, clean_piece, join, noised_piece, stack
 from ..shared.sparse_logits import SparseLogits, log_z_from_tail
 
 WINDOW_GROUPS = 32
 """Row groups that are shuffled together, and held decoded: 32 of about 4 MiB."""
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class Item(NamedTuple):
@@ -153,7 +152,7 @@ class ViewOrder:
         sample = int(self._order("fresh" if fresh else "cached", epoch)[inside])
         if fresh:
             start = keyed_generator(self.train.seed, "fresh t", epoch).random()
-            u = (start + inside * _GOLDEN_RATIO) % 1.0  # any run of the sequence is spread evenly over [0, 1)
+            u = (start + inside * GOLDEN_RATIO) % 1.0  # any run of the sequence is spread evenly over [0, 1)
             return Item(sample, (), EPS_T + (1 - EPS_T) * u, epoch)
         width = self.train.views_per_row
         views = tuple((epoch * width + j) % self.used_views for j in range(min(width, self.used_views)))

@@ -23,7 +23,7 @@ import numpy as np
 from ..shared.cache.statistics import NUM_BINS, unit_bin
 from ..shared.errors import DataError, TideError
 from ..shared.models.specs import TeacherSpec, family_of
-from ..shared.noising import keyed_generator
+from ..shared.noising import GOLDEN_RATIO, keyed_generator
 from ..shared.tokens import Dropped, TextEncoder
 from .pairing import Pairing, open_pairing
 from .teacher import Pass, Teacher
@@ -51,7 +51,6 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 BARE = "{% for m in messages %}{{ m.content }}{% if m.role != 'assistant' %}\n{% endif %}{% endfor %}"
-GOLDEN = (math.sqrt(5) - 1) / 2
 _log = logging.getLogger(__name__)
 
 
@@ -197,7 +196,7 @@ class _Probe:
         self.task, self.conversations = task, conversations
         assert task.pairing.teacher_folder is not None
         low, high = _times(task)
-        self.t = [low + (high - low) * (number * GOLDEN % 1) for number in range(len(conversations))]
+        self.t = [low + (high - low) * (number * GOLDEN_RATIO % 1) for number in range(len(conversations))]
         self.answers: list[np.ndarray | None] = []  # ids of each answer, as the plan's way reads them
         for conversation in conversations:
             one = task.pairing.encode(conversation).teacher

@@ -13,7 +13,8 @@ import yaml
 from tide.shared.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-CLASSES = {hint: name for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+HINTS = typing.get_type_hints(RunConfig)
+SECTIONS = {kind.__name__: name for name, kind in HINTS.items() if name != "losses"} | {"LossConfig": "losses"}
 HEADING = "## Settings beyond the recipes"
 
 
@@ -54,14 +55,13 @@ def set_by_yaml(file: Path) -> set[str]:
 def set_by_code(text: str) -> set[str]:
     """Settings that a script names in a text (`data.limit`), in a section it makes, or in one that it changes."""
     found: set[str] = set()
-    sections = {kind.__name__: name for kind, name in CLASSES.items()} | {"LossConfig": "losses"}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = re.match(r"[a-z_]+\.[a-z_0-9.]+", node.value)
             found |= {re.sub(r"^losses\.\d+", "losses", name[0])} if name else set()
         elif isinstance(node, ast.Call):
             called = getattr(node.func, "id", getattr(node.func, "attr", ""))
-            section = sections.get(called)
+            section = SECTIONS.get(called)
             if called == "replace" and node.args:
                 section = getattr(node.args[0], "attr", None)
             found |= {f"{section}.{keyword.arg}" for keyword in node.keywords if section}

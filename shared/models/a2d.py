@@ -6,8 +6,6 @@ an explicit 4D mask (without one, transformers assumes causal).
 """
 
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -16,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from .official import OfficialRope
+from .official import OfficialRope, register
 
 
 class A2DQwen3Config(OfficialRope, Qwen3Config):
@@ -55,10 +53,8 @@ class A2DLlamaLMHeadModel(LlamaForCausalLM):
     config_class = A2DLlamaConfig
 
 
-for _config, _model in (
+register(
     (A2DQwen3Config, A2DQwen3LMHeadModel),
     (A2DQwen2Config, A2DQwen2LMHeadModel),
     (A2DLlamaConfig, A2DLlamaLMHeadModel),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
+)

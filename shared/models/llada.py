@@ -6,11 +6,11 @@ directions. Always call it with an explicit 4D mask (without one, transformers a
 
 from types import MappingProxyType
 
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-from .official import OfficialFields
+from .official import OfficialFields, register
 
 _OFFICIAL_NAMES = {
     "d_model": "hidden_size", "mlp_hidden_size": "intermediate_size", "n_layers": "num_hidden_layers",
@@ -53,5 +53,4 @@ _WEIGHT_RULES: list[WeightConverter | WeightRenaming] = [
 ]  # fmt: skip
 
 register_checkpoint_conversion_mapping(LLaDAConfig.model_type, _WEIGHT_RULES, overwrite=True)
-AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)
-AutoModelForCausalLM.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
+register((LLaDAConfig, LLaDAModelLM))

@@ -7,11 +7,11 @@ arithmetic is transformers' own, with the experts as grouped matrix products.
 
 from types import MappingProxyType
 
-from transformers import AutoConfig, AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeForCausalLM
+from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
-from .official import OfficialFields
+from .official import OfficialFields, register
 
 _OFFICIAL_NAMES = {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}
 
@@ -63,5 +63,4 @@ def _weight_rules() -> list[WeightConverter | WeightRenaming]:
 
 
 register_checkpoint_conversion_mapping(LLaDA2Config.model_type, _weight_rules(), overwrite=True)
-AutoConfig.register(LLaDA2Config.model_type, LLaDA2Config, exist_ok=True)
-AutoModelForCausalLM.register(LLaDA2Config, LLaDA2MoeModelLM, exist_ok=True)
+register((LLaDA2Config, LLaDA2MoeModelLM))

@@ -7,7 +7,6 @@ while it reads what a stranger wrote becomes one message.
 """
 
 import contextlib
-import json
 import logging as log
 import os
 from collections.abc import Iterator, Mapping
@@ -22,11 +21,18 @@ from transformers.utils import logging
 
 from ..devices import accelerators
 from ..errors import ConfigError, DataError, TideError, Unavailable
-from ..regular_files import read_regular
 from ..sources import is_local
 from .config_fields import keep_notes, known_fields, require_computed
 from .specs import family_of, resolve
-from .weight_files import StoredWeights, one_line, open_weights, require_plain_checkpoint, weight_files
+from .weight_files import (
+    StoredWeights,
+    one_line,
+    open_weights,
+    read_object,
+    require_plain_checkpoint,
+    some,
+    weight_files,
+)
 
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "README.md"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -88,30 +94,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if folder.is_dir():
         require_plain_checkpoint(folder)
-    try:
-        return _read_object(folder / "config.json")
-    except FileNotFoundError as error:
-        raise DataError(f"{folder}: no config.json; give a checkpoint folder or a hub id") from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """A small JSON object of a checkpoint. Raises: DataError; FileNotFoundError."""
-    try:
-        data = read_regular(file, max_bytes=_MAX_CONFIG_BYTES)
-        if len(data) > _MAX_CONFIG_BYTES:
-            raise DataError(f"{file}: larger than {_MAX_CONFIG_BYTES} bytes, not a model configuration")
-        tree = json.loads(data, parse_constant=_no_constant)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as JSON: {error}; fetch the checkpoint again") from error
-    if not isinstance(tree, dict):
-        raise DataError(f"{file}: expected a JSON object, got {type(tree).__name__}; fetch the checkpoint again")
-    return tree
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    file = folder / "config.json"
+    if not file.exists():
+        raise DataError(f"{folder}: no config.json; give a checkpoint folder or a hub id")
+    return read_object(file, max_bytes=_MAX_CONFIG_BYTES, what="a model configuration")
 
 
 def load_model(
@@ -247,7 +233,7 @@ def _read_generation_config(model: PreTrainedModel, folder: Path) -> None:
     file = folder / "generation_config.json"
     if not file.exists():
         return
-    raw = _read_object(file)
+    raw = read_object(file, max_bytes=_MAX_CONFIG_BYTES, what="a model configuration")
     try:
         model.generation_config = GenerationConfig.from_dict(raw)
     except Exception as error:  # transformers raises whatever a field's class raises
@@ -278,20 +264,15 @@ def _require_all_weights(info: dict[str, Any], folder: Path) -> None:
     """Raises: DataError: lists weights that are missing, unexpected or of another shape; transformers goes on."""
     problems = []
     for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(one_line(_weight_name(key)) for key in info.get(f"{kind}_keys") or ())
+        # a mismatched key comes as (name, shape in the file, shape in the model)
+        names = sorted(
+            key if isinstance(key, str) else f"{key[0]} ({list(key[1])} in the file, {list(key[2])} by config.json)"
+            for key in info.get(f"{kind}_keys") or ()
+        )
         if names:
-            shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-            problems.append(f"{kind} weights: {shown}")
+            problems.append(f"{kind} weights: {some(names, most=8)}")
     if problems:
         raise DataError(
             f"{folder}: the checkpoint does not fit its config.json ({'; '.join(problems)}); fetch it again, or "
             "correct config.json"
         )
-
-
-def _weight_name(key: Any) -> str:
-    """A mismatched key comes as (name, shape in the file, shape in the model)."""
-    if isinstance(key, str):
-        return key
-    name, *shapes = key
-    return f"{name} ({' in the file, '.join(str(list(shape)) for shape in shapes)} by config.json)"

@@ -8,6 +8,15 @@ official class has names and switches of its own list both in a table.
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+def register(*classes: tuple[Any, Any]) -> None:
+    """Tell transformers' Auto classes of configurations and their models; again is harmless."""
+    for config, model in classes:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)
+
 
 class OfficialRope:
     """Mixin before a transformers configuration: `rope_theta`, `rope_scaling`, `partial_rotary_factor` as fields."""

@@ -6,15 +6,13 @@ specs.py. Always call them with an explicit 4D mask (without one, transformers a
 """
 
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from .official import OfficialRope
+from .official import OfficialRope, register
 
 
 class WeDLMConfig(OfficialRope, Qwen3Config):
@@ -82,11 +80,9 @@ class FastDLLMForCausalLM(Qwen2ForCausalLM):
 
 FastDLLMForCausalLM.__name__ = "Fast_dLLM_QwenForCausalLM"
 
-for _config, _model in (
+register(
     (WeDLMConfig, WeDLMForCausalLM),
     (SDARConfig, SDARForCausalLM),
     (DreamConfig, DreamModel),
     (FastDLLMConfig, FastDLLMForCausalLM),
-):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
+)

@@ -53,14 +53,18 @@ def model_size(config: Mapping[str, Any], where: str, *, dtype: str, quantizatio
     model = empty_model(config, where)
     parameters = sum(weight.numel() for weight in model.parameters())
     stored = parameters + sum(buffer.numel() for name, buffer in model.named_buffers() if name in model.state_dict())
-    idle = sum(idle_parameters(module, model.config.to_dict()) for module in model.modules())
     read = model.config
+    chosen = read.to_dict().get("num_experts_per_tok")  # of stacked experts [e, ., .]; a token passes no other
+    stacked = [weight for weight in model.parameters() if weight.ndim == 3]
+    idle = sum(weight.numel() // len(weight) * max(0, len(weight) - (chosen or len(weight))) for weight in stacked)
     table = read.vocab_size * read.hidden_size  # embeddings, and the head; one table where they are tied
     outside = table if read.tie_word_embeddings else 2 * table
     heads = read.num_attention_heads
     head_dim = getattr(read, "head_dim", None) or read.hidden_size // heads
     four_bit = sum(getattr(*place).numel() for place in quantizable(model)) if quantization else 0
-    precise = sum(tensor.numel() for tensor in _kept_in_float32(model))
+    routers = tuple(model._keep_in_fp32_modules_strict or ())  # not rounded to the model's dtype
+    named = [*model.named_parameters(), *model.named_buffers()]
+    precise = sum(tensor.numel() for name, tensor in named if any(part in name for part in routers))
     return ModelSize(
         parameters=parameters,
         active_parameters=parameters - idle,
@@ -82,13 +86,6 @@ def empty_model(config: Mapping[str, Any], where: str) -> PreTrainedModel:
         return model_class(native)
 
 
-def _kept_in_float32(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Weights and buffers of routers, which are not rounded to the model's dtype."""
-    names = tuple(model._keep_in_fp32_modules_strict or ())
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return [tensor for name, tensor in tensors if any(part in name for part in names)]
-
-
 def quantizable(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
     """Weights that 4 bits are for, as (module, name of its parameter): linear layers and stacked experts.
 
@@ -101,10 +98,3 @@ def quantizable(model: PreTrainedModel) -> list[tuple[nn.Module, str]]:
         for name, weight in module.named_parameters(recurse=False)
         if weight.ndim == 3 or (isinstance(module, nn.Linear) and module is not head and weight.ndim == 2)
     ]
-
-
-def idle_parameters(module: nn.Module, config: Mapping[str, Any]) -> int:
-    """Of stacked experts [e, ., .], the share that a token is not sent to."""
-    stacked = [weight for weight in module.parameters(recurse=False) if weight.ndim == 3]
-    chosen = config.get("num_experts_per_tok")
-    return sum(weight.numel() // len(weight) * max(0, len(weight) - (chosen or len(weight))) for weight in stacked)

@@ -165,32 +165,23 @@ def family_of(config: Mapping[str, Any], where: str) -> Family:
 
 def families() -> list[dict[str, str]]:
     """What `tide models` and docs/teachers.md show: a row for each kind of checkpoint, in words."""
-    return [
-        _described(model_type + (f" ({family.only_if[0]}: {family.only_if[1]})" if family.only_if else ""), family)
-        for model_type, kinds in FAMILIES.items()
-        for family in kinds
-    ]
-
-
-def _described(name: str, family: Family) -> dict[str, str]:
-    blocks = "the run's" if family.block_size == "run" else str(family.block_size)
-    paper = _in_words(family.paper) + ("" if family.paper_blocks else ", no blocks")
-    low, high = family.recommended_t
-    return {
-        "model_type": name,
-        "for example": family.examples,
-        "serves as": "teacher and student" if family.model_class.startswith("a2d:") else "teacher",
-        "blocks": "none" if family.block_size is None else f"{blocks}, or {family.block_field} of its config.json",
-        "attention": f"{_in_words(family.native)}; paper: {paper}",
-        "mask id": "its own" if family.mask_id is None else str(family.mask_id),
-        "logits": "one position earlier" if family.logit_shift else "same position",
-        "t": "any" if (low, high) == (0.0, 1.0) else f"{low:g} to {high:g}",
-        "note": "must say that it is no plain autoregressive model" if family.is_autoregressive else "",
-    }
-
-
-def _in_words(pattern: AttentionPattern) -> str:
-    return "causal" if pattern.causal else "bidirectional"
+    rows = []
+    for model_type, family in ((name, family) for name, kinds in FAMILIES.items() for family in kinds):
+        blocks = "the run's" if family.block_size == "run" else str(family.block_size)
+        native, paper = ("causal" if one.causal else "bidirectional" for one in (family.native, family.paper))
+        low, high = family.recommended_t
+        rows.append({
+            "model_type": model_type + (f" ({family.only_if[0]}: {family.only_if[1]})" if family.only_if else ""),
+            "for example": family.examples,
+            "serves as": "teacher and student" if family.model_class.startswith("a2d:") else "teacher",
+            "blocks": "none" if family.block_size is None else f"{blocks}, or {family.block_field} of its config.json",
+            "attention": f"{native}; paper: {paper}" + ("" if family.paper_blocks else ", no blocks"),
+            "mask id": "its own" if family.mask_id is None else str(family.mask_id),
+            "logits": "one position earlier" if family.logit_shift else "same position",
+            "t": "any" if (low, high) == (0.0, 1.0) else f"{low:g} to {high:g}",
+            "note": "must say that it is no plain autoregressive model" if family.is_autoregressive else "",
+        })  # fmt: skip
+    return rows
 
 
 def published_mask_id(config: dict[str, Any], where: str) -> int | None:

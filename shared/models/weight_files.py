@@ -7,7 +7,7 @@ the folder, each tensor once. Adapters, pickles and files elsewhere are no weigh
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         others = sorted({name for name in named.values() if name != WEIGHTS_NAME and (folder / name).exists()})
         if others:
             raise DataError(
-                f"{folder}: holds two sets of weights, {WEIGHTS_NAME} and those of {MAP_NAME} ({_cut(others)}); "
+                f"{folder}: holds two sets of weights, {WEIGHTS_NAME} and those of {MAP_NAME} ({some(others)}); "
                 "remove the ones that are not meant"
             )
         return (_inside(folder, WEIGHTS_NAME),)
@@ -76,7 +76,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     if found:
         raise DataError(
-            f"{folder}: {_cut(found)} is neither {WEIGHTS_NAME} nor named by a {MAP_NAME}, so tide does not read it; "
+            f"{folder}: {some(found)} is neither {WEIGHTS_NAME} nor named by a {MAP_NAME}, so tide does not read it; "
             f"name the file {WEIGHTS_NAME}, or fetch the weight map"
         )
     return ()
@@ -109,13 +109,13 @@ def open_weights(folder: Path) -> Iterator[StoredWeights]:
         wrong = sorted(name for name in named.keys() | where.keys() if named and named.get(name) != where.get(name))
         if wrong:
             raise DataError(
-                f"{folder}/{MAP_NAME}: says of {_cut(wrong)} another file than the one that holds it (or one of the "
+                f"{folder}/{MAP_NAME}: says of {some(wrong)} another file than the one that holds it (or one of the "
                 "two lacks it); fetch the checkpoint again"
             )
         odd = sorted({str(tensor.get_dtype()) for tensor in tensors.values()} - set(_DTYPES))
         if odd:
             raise DataError(
-                f"{folder}: weights stored as {_cut(odd)}: expected floating-point numbers ({', '.join(_DTYPES)}). A "
+                f"{folder}: weights stored as {some(odd)}: expected floating-point numbers ({', '.join(_DTYPES)}). A "
                 "quantized checkpoint is not read; use the one it was made from"
             )
         shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
@@ -132,14 +132,8 @@ def _damaged(folder: Path) -> Iterator[None]:
 
 def _read_map(path: Path) -> dict[str, str]:
     """Tensor -> file name. Raises: DataError: not a weight map."""
-    try:
-        data = read_regular(path, max_bytes=_MAX_MAP_BYTES)
-        if len(data) > _MAX_MAP_BYTES:
-            raise DataError(f"{path}: larger than {_MAX_MAP_BYTES:,} bytes, not a weight map; fetch it again")
-        tree = json.loads(data)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}; fetch the checkpoint again") from error
-    named = tree.get("weight_map") if isinstance(tree, dict) else None
+    tree = read_object(path, max_bytes=_MAX_MAP_BYTES, what="a weight map")
+    named = tree.get("weight_map")
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
         raise DataError(f"{path}: weight_map: expected names of tensors with their file's; fetch the checkpoint again")
     for name in sorted(set(named.values())):
@@ -149,6 +143,24 @@ def _read_map(path: Path) -> dict[str, str]:
                 "file in the same folder; refused"
             )
     return named
+
+
+def read_object(file: Path, *, max_bytes: int, what: str) -> dict[str, Any]:
+    """A JSON object of a checkpoint; `what` names it in messages. Raises: DataError: too large, or none."""
+    try:
+        data = read_regular(file, max_bytes=max_bytes)
+        if len(data) > max_bytes:
+            raise DataError(f"{file}: larger than {max_bytes:,} bytes, not {what}; fetch the checkpoint again")
+        tree = json.loads(data, parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: cannot be read as JSON: {error}; fetch the checkpoint again") from error
+    if not isinstance(tree, dict):
+        raise DataError(f"{file}: expected a JSON object, got {type(tree).__name__}; fetch the checkpoint again")
+    return tree
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -180,6 +192,6 @@ def one_line(name: str) -> str:
     return printable(short.replace("\n", "\\n").replace("\t", "\\t"))
 
 
-def _cut(names: list[str]) -> str:
-    """Names for a message, a few of them."""
-    return ", ".join(map(one_line, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def some(names: Sequence[str], *, most: int = 4) -> str:
+    """Names for a message: the first, and how many more there are."""
+    return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
