@@ -162,9 +162,7 @@ def _serve(function: Callable[..., str], requests: int, answers: int, memory_byt
     os.closerange(low + 1, high)
     os.closerange(high + 1, min(os.sysconf("SC_OPEN_MAX"), _MOST_FILES))
     limit(resource.RLIMIT_CORE, 0)
-    status = Path("/proc/self/statm")
-    if status.exists():  # elsewhere (macOS) memory has no limit, time and length have
-        born_with = int(status.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    if (born_with := address_space()) > 0:  # elsewhere (macOS) memory has no limit, time and length have
         limit(resource.RLIMIT_AS, born_with + memory_bytes)
     while True:
         try:
@@ -198,6 +196,12 @@ def limit(kind: int, most: int) -> None:
     hard = resource.getrlimit(kind)[1]
     with contextlib.suppress(ValueError, OSError):  # what a system cannot limit stays unlimited
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def address_space() -> int:
+    """Bytes of address space that this process has; 0 where the system does not say."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 def _write(pipe: int, data: bytes) -> None:

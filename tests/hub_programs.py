@@ -247,6 +247,7 @@ def remote(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     """Reading a cache where it lies."""
     import numpy as np
     from tide.shared.cache import open_cache, read_manifest, remote, verify_shards
+    from tide.shared.cache.checks import SampleOrder
     from tide.shared.cache.remote import RemoteCache
     from tide.shared.errors import CacheError
 
@@ -279,7 +280,7 @@ def remote(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     out["iterated"] = same(list(cache), list(local))
     out["text"] = cache.vocabulary().decode(rows[0].x_0) == local.vocabulary().decode(rows[0].x_0)
     copy = pickle.loads(pickle.dumps(cache))
-    remote.verify_shard = lambda root, shard: verify_shards.check_shard(root, read_manifest(root), shard)
+    remote.verify_shard = lambda root, shard: verify_shards.check_pages(root, read_manifest(root), shard, SampleOrder())
     out["index"] = all(np.array_equal(a, b) for a, b in zip(
         vars(copy.index()).values(), vars(local.index()).values(), strict=True))  # fmt: skip
     out["datasets"] = len(copy.to_datasets())

@@ -12,7 +12,6 @@ inspect-cache --audit` compares with it what the cache keeps (student_train/audi
 (writer.py), before the receipt of their shard, which names them.
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,32 +24,25 @@ import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from .batch import POSITIVE_ROUNDING
-from .files import output_errors
 from .receipts import audit_name
 from .schema import MAX_SAMPLE_ID, ROW_GROUP_BYTES, Layout, shard_metadata
-from .writer import HashingFile, read_back, require_same, whole_or_absent
+from .writer import grouped, read_back, whole_or_absent, write_tables
 
 __all__ = ["AuditBatch", "AuditRow", "audit_name", "read_audit_group", "stored_logp", "write_audit"]
 
 LOWEST_FLOAT16 = -65504.0
 """Log-probabilities below it, which no model of ours has shown, are stored as it."""
-SCALARS = ("sample_id", "view", "t", "masked_share", "position")
+NUMBERS = {"view": np.int32, "t": np.float32, "masked_share": np.float32, "position": np.int32}
+SCALARS = ("sample_id", *NUMBERS)
 LOGP_LEAF = "logp.list.element"
-AUDIT_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("view", pa.int32(), nullable=False),
-        pa.field("t", pa.float32(), nullable=False),
-        pa.field("masked_share", pa.float32(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("logp", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
-    ]
-)
+AUDIT_SCHEMA = pa.schema([
+    pa.field("sample_id", pa.string(), nullable=False),
+    *(pa.field(name, pa.from_numpy_dtype(kind), nullable=False) for name, kind in NUMBERS.items()),
+    pa.field("logp", pa.list_(pa.field("element", pa.float32(), nullable=False)), nullable=False),
+])  # fmt: skip
 OPTIONS = {
     "version": "2.6", "compression": "zstd", "compression_level": 3, "use_dictionary": ["sample_id"],
-    "column_encoding": {
-        "view": "PLAIN", "t": "PLAIN", "masked_share": "PLAIN", "position": "PLAIN", LOGP_LEAF: "BYTE_STREAM_SPLIT",
-    },
+    "column_encoding": {**dict.fromkeys(NUMBERS, "PLAIN"), LOGP_LEAF: "BYTE_STREAM_SPLIT"},
     "write_page_checksum": True, "write_page_index": True, "store_schema": False,
 }  # fmt: skip
 
@@ -86,15 +78,13 @@ class AuditBatch(Sequence[AuditRow]):
     def __getitem__(self, row: int) -> AuditRow:  # type: ignore[override]
         if not -len(self) <= row < len(self):
             raise IndexError(row)
-        columns = self.view, self.t, self.masked_share, self.position
-        view, t, share, position = (column[row].item() for column in columns)
-        return AuditRow(self.sample_id[row], view, t, share, position, self.logp[row])
+        return AuditRow(self.sample_id[row], **{n: getattr(self, n)[row].item() for n in NUMBERS}, logp=self.logp[row])
 
     def update_digest(self, digest: "hashlib._Hash") -> None:
         """Feed every value into `digest`: equal digests mean equal rows."""
         digest.update("\0".join(self.sample_id).encode())
-        for array in (self.view, self.t, self.masked_share, self.position, self.logp):
-            digest.update(np.ascontiguousarray(array).data)
+        for name in (*NUMBERS, "logp"):
+            digest.update(np.ascontiguousarray(getattr(self, name)).data)
 
 
 def stored_logp(logp: np.ndarray, layout: Layout) -> np.ndarray:
@@ -115,59 +105,26 @@ def write_audit(path: str | Path, rows: Iterable[AuditRow], layout: Layout, *, p
     """
     path = Path(path)
     with whole_or_absent(path) as sink:
-        digest = _write(sink, rows, layout, plan_hash=plan_hash, shard=shard)
-        sink.sync()
-        again, num_rows = hashlib.sha256(), 0
-        with read_back(sink) as file:
-            for group in range(file.num_row_groups):
-                batch = read_audit_group(file, group, where=str(path), first_row=num_rows, full=True)
-                batch.update_digest(again)
+        digest, num_rows = hashlib.sha256(), 0
+
+        def tables() -> Iterator[pa.Table]:
+            nonlocal num_rows
+            for group in grouped(rows, lambda row: 4 * len(row.logp), ROW_GROUP_BYTES):
+                columns = {
+                    name: np.array([getattr(row, name) for row in group], kind) for name, kind in NUMBERS.items()
+                }
+                logp = np.stack([row.logp for row in group]).astype(np.float32) + np.float32(0)  # no -0.0
+                batch = AuditBatch(str(path), num_rows, [row.sample_id for row in group], **columns, logp=logp)
+                check_audit_values(batch, layout)
+                batch.update_digest(digest)
                 num_rows += len(batch)
-        require_same(path, again.hexdigest(), digest)
+                yield _table(batch)
 
+        def read(file: pq.ParquetFile, group: int, first_row: int) -> AuditBatch:
+            return read_audit_group(file, group, where=str(path), first_row=first_row, full=True)
 
-def _write(sink: HashingFile, rows: Iterable[AuditRow], layout: Layout, *, plan_hash: str, shard: int) -> str:
-    """All row groups and the footer; a digest of the rows."""
-    digest, first_row, writer = hashlib.sha256(), 0, None
-    try:
-        with output_errors(sink.path):
-            writer = pq.ParquetWriter(sink, AUDIT_SCHEMA, **OPTIONS)  # type: ignore[arg-type]
-        for group in _groups(rows):
-            batch = _batch(group, str(sink.path), first_row)
-            check_audit_values(batch, layout)
-            batch.update_digest(digest)
-            first_row += len(batch)
-            with output_errors(sink.path):
-                writer.write_table(_table(batch), row_group_size=len(batch))
-    except BaseException:
-        if writer is not None:
-            with contextlib.suppress(Exception):  # the file is thrown away, whatever closing it says
-                writer.close()
-        raise
-    with output_errors(sink.path):
-        writer.add_key_value_metadata(shard_metadata(plan_hash, shard))
-        writer.close()
-    return digest.hexdigest()
-
-
-def _groups(rows: Iterable[AuditRow]) -> Iterator[list[AuditRow]]:
-    group: list[AuditRow] = []
-    for row in rows:
-        if group and (len(group) + 1) * 4 * len(row.logp) > ROW_GROUP_BYTES:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
-
-
-def _batch(rows: Sequence[AuditRow], where: str, first_row: int) -> AuditBatch:
-    return AuditBatch(
-        where, first_row, [row.sample_id for row in rows],
-        np.array([row.view for row in rows], np.int32), np.array([row.t for row in rows], np.float32),
-        np.array([row.masked_share for row in rows], np.float32), np.array([row.position for row in rows], np.int32),
-        np.stack([row.logp for row in rows]).astype(np.float32) + np.float32(0),  # no -0.0
-    )  # fmt: skip
+        write_tables(sink, AUDIT_SCHEMA, OPTIONS, tables(), shard_metadata(plan_hash, shard))
+        read_back(sink, digest.hexdigest(), read)
 
 
 def _table(batch: AuditBatch) -> pa.Table:
@@ -200,7 +157,7 @@ def read_audit_group(
     logp = columns["logp"].flatten()
     if logp.null_count:
         raise CacheError(f"{where}, logp: holds a null; expected none")
-    arrays = {name: columns[name].to_numpy(zero_copy_only=False) for name in SCALARS[1:]}
+    arrays = {name: columns[name].to_numpy(zero_copy_only=False) for name in NUMBERS}
     values = logp.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
     return AuditBatch(where, first_row, columns["sample_id"].to_pylist(), **arrays, logp=values)
 

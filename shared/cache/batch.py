@@ -5,7 +5,7 @@ table.py knows what a batch looks like on disk.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +51,6 @@ class Lists:
         return int(np.searchsorted(self.offsets, index, side="right")) - 1
 
 
-def empty_lists(num_rows: int, dtype: type) -> Lists:
-    """`num_rows` empty lists."""
-    return Lists(np.zeros(0, dtype), np.zeros(num_rows + 1, np.int64))
-
-
 @dataclass(frozen=True, eq=False)
 class RowBatch(Sequence[ViewRow]):
     """The rows of one row group by column; indexing gives `ViewRow`s that share its memory.
@@ -87,13 +82,8 @@ class RowBatch(Sequence[ViewRow]):
             raise IndexError(row)
         row %= len(self)
         values = {name: column[row] for name, column in self.lists.items()}
-        offsets = (
-            self.lists["target_position"].offsets if "target_position" in self.lists else np.zeros(len(self) + 1, int)
-        )
-        tails = slice(offsets[row], offsets[row + 1])
-        top = self.lists.get("top_ids")
-        if top is not None:
-            values["top_ids"], values["top_logp"] = top[row], self.lists["top_logp"][row]
+        of_targets = self.lists.get("target_position", Lists(np.zeros(0), np.zeros(len(self) + 1, int))).offsets
+        tails = slice(of_targets[row], of_targets[row + 1])
         return ViewRow(
             sample_id=self.sample_id[row],
             view=int(self.view[row]),
@@ -125,6 +115,19 @@ class RowBatch(Sequence[ViewRow]):
         """A CacheError that names file, row, sample and field."""
         sample = f"sample {self.sample_id[row]!r:.80}, view {int(self.view[row])}"
         return CacheError(f"{self.where}, row {self.first_row + row} ({sample}), {field}: {message}")
+
+    def refuse(
+        self, bad: np.ndarray, field: str, message: str | Callable[[int], str], of: Lists | None = None
+    ) -> None:  # fmt: skip
+        """Raise `error` for the first row, or value of the list column `of`, whose flag in `bad` is set.
+
+        Args: message: what is wrong, or a function of the flag's index that says so.
+        """
+        if bad.any():
+            index = int(np.argmax(bad))
+            raise self.error(
+                of.row_of(index) if of else index, field, message if isinstance(message, str) else message(index)
+            )
 
     def update_digest(self, digest: "hashlib._Hash") -> None:
         """Feed every value and every boundary into `digest`: equal digests mean equal rows."""
@@ -178,22 +181,17 @@ def batch_from_rows(rows: Sequence[ViewRow], layout: Layout, *, where: str, firs
             value = getattr(view, name)
             if not isinstance(value, int | np.integer) or isinstance(value, bool) or not 0 <= value <= _INT32.max:
                 raise bare.error(row, name, f"expected a number from 0 to {_INT32.max}, got {value!r}")
-    log_tail, log_buckets = _join_log_tail(bare, rows, layout), NO_BUCKETS
+    shape = (len(layout.log_tail_names),)
+    log_tail, log_buckets = _join_masses(bare, rows, "log_tail", shape, layout), NO_BUCKETS
     if layout.tail_buckets:
-        log_buckets = _join_log_buckets(bare, rows, layout)
+        log_buckets = _join_masses(bare, rows, "log_buckets", (*shape, layout.num_buckets), layout)
         log_tail = sum_of_buckets(log_buckets)
     return RowBatch(
-        where=where,
-        first_row=first_row,
-        sample_id=ids,
-        view=np.array([row.view for row in rows], np.int32),
-        t=np.array([row.t for row in rows], np.float32),
+        where, first_row, ids,
+        view=np.array([row.view for row in rows], np.int32), t=np.array([row.t for row in rows], np.float32),
         prompt_tokens=np.array([row.prompt_tokens for row in rows], np.int32),
-        counts=counts_of(lists),
-        lists=lists,
-        log_tail=log_tail,
-        log_buckets=log_buckets,
-    )
+        counts=counts_of(lists), lists=lists, log_tail=log_tail, log_buckets=log_buckets,
+    )  # fmt: skip
 
 
 def counts_of(lists: dict[str, Lists]) -> dict[str, np.ndarray]:
@@ -210,24 +208,22 @@ def counts_of(lists: dict[str, Lists]) -> dict[str, np.ndarray]:
 
 def _join(bare: RowBatch, arrays: list[np.ndarray], name: str, kind: str) -> Lists:
     """Concatenate one field of all rows and convert it: kind i -> int32, f -> float32, b -> bool; never by wrapping."""
-    arrays = [np.asarray(a) for a in arrays]
-    for row, array in enumerate(arrays):
+    dtype, expected = {
+        "i": (np.int32, "integers"), "f": (np.float32, "floats"), "b": (np.bool_, "booleans"),
+    }[kind]  # fmt: skip
+    converted = [np.zeros(0, dtype)]
+    for row, array in enumerate(map(np.asarray, arrays)):
         wrong_kind = array.dtype.kind not in ("iu" if kind == "i" else kind)
         if array.ndim != 1 or (wrong_kind and array.size):
-            expected = {"i": "integers", "f": "floats", "b": "booleans"}[kind]
             raise bare.error(
                 row, name, f"expected {expected} of shape [n], got {array.dtype} of shape {list(array.shape)}"
             )
-    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
-    target = {"i": np.int32, "f": np.float32, "b": np.bool_}[kind]
-    converted = []
-    for row, array in enumerate(arrays):
         if kind == "i" and array.size and array.dtype != np.int32:
             low, high = int(array.min()), int(array.max())
             if low < _INT32.min or high > _INT32.max:
                 raise bare.error(row, name, f"value {high if high > _INT32.max else low} does not fit int32")
-        converted.append(array.astype(target, copy=False))
-    return Lists(np.concatenate(converted) if converted else np.zeros(0, target), offsets)
+        converted.append(array.astype(dtype, copy=False))
+    return Lists(np.concatenate(converted), np.cumsum([len(array) for array in converted]))
 
 
 def rounded(values: np.ndarray, layout: Layout, name: str) -> np.ndarray:
@@ -243,39 +239,24 @@ def rounded(values: np.ndarray, layout: Layout, name: str) -> np.ndarray:
 def _rounded(bare: RowBatch, column: Lists, name: str, layout: Layout) -> Lists:
     """Round to the precision on disk and take rounding above 0 back to 0; refuse what is not a log-probability."""
     values = rounded(column.values, layout, name)
-    bad = ~np.isfinite(values) | (column.values > POSITIVE_ROUNDING)
-    if bad.any():
-        index = int(np.argmax(bad))
-        raise bare.error(
-            column.row_of(index),
-            name,
-            f"{column.values[index]} is not a finite log-probability <= 0 in {layout.logp_dtype}",
-        )
+    bare.refuse(
+        ~np.isfinite(values) | (column.values > POSITIVE_ROUNDING), name,
+        lambda index: f"{column.values[index]} is not a finite log-probability <= 0 in {layout.logp_dtype}", column,
+    )  # fmt: skip
     return Lists(np.minimum(values, np.float32(0)) + np.float32(0), column.offsets)  # and -0.0 becomes 0.0
 
 
-def _join_log_tail(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
-    return _join_masses(bare, [row.log_tail for row in rows], rows, "log_tail", (len(layout.log_tail_names),), layout)
-
-
-def _join_log_buckets(bare: RowBatch, rows: Sequence[ViewRow], layout: Layout) -> np.ndarray:
-    shape = len(layout.log_tail_names), layout.num_buckets
-    for row, view in enumerate(rows):
-        if len(view.target_position) and view.log_buckets.size == 0:
-            raise bare.error(row, "log_buckets", "missing, and the cache cuts tails into buckets")
-    return _join_masses(bare, [row.log_buckets for row in rows], rows, "log_buckets", shape, layout)
-
-
 def _join_masses(
-    bare: RowBatch, arrays: Sequence[np.ndarray], rows: Sequence[ViewRow], name: str, shape: tuple[int, ...],
-    layout: Layout,
-) -> np.ndarray:  # fmt: skip
+    bare: RowBatch, rows: Sequence[ViewRow], name: str, shape: tuple[int, ...], layout: Layout
+) -> np.ndarray:
     """[all targets, *shape] log masses of all rows, rounded."""
     blocks = [np.zeros((0, *shape), np.float32)]
     for row, view in enumerate(rows):
-        values, expected = np.asarray(arrays[row]), (len(view.target_position), *shape)
+        values, expected = np.asarray(getattr(view, name)), (len(view.target_position), *shape)
         if values.size == 0 and 0 in expected:
             continue
+        if values.size == 0 and name == "log_buckets":
+            raise bare.error(row, name, "missing, and the cache cuts tails into buckets")
         if values.shape != expected or values.dtype.kind != "f":
             raise bare.error(
                 row, name, f"expected floats of shape {list(expected)}, got {values.dtype} of {list(values.shape)}"

@@ -28,122 +28,87 @@ def check_batch(batch: RowBatch, layout: Layout, order: SampleOrder | None = Non
     """Raise CacheError at the first value that cannot be true; with `order`, check the sequence of samples as well."""
     check_lengths(batch, layout)
     _check_scalars(batch, layout)
-    x_0 = batch.lists["x_0"]
-    _check_range(batch, "x_0", x_0, 0, layout.vocab_size)
+    _check_range(batch, "x_0", 0, layout.vocab_size)
     if "chunk_start" in batch.lists:
-        _check_chunks(batch)
+        _check_range(batch, "chunk_len", 1, 2**31)
+        _check_spans(batch, "chunk_start", batch.lists["chunk_len"].values.astype(np.int64))
+        _check_logp(batch, "chunk_logp")
     if "target_position" in batch.lists:
         _check_targets(batch, layout)
     if order is not None:
         _check_order(batch, order)
 
 
-def _first(batch: RowBatch, bad: np.ndarray, field: str, message: str) -> None:
-    """Refuse the first row for which `bad` (one flag per row) holds."""
-    if bad.any():
-        raise batch.error(int(np.argmax(bad)), field, message)
-
-
 def _check_scalars(batch: RowBatch, layout: Layout) -> None:
-    num_tokens = batch.counts["num_tokens"]
-    for row, sample in enumerate(batch.sample_id):
-        if not 0 < len(sample) <= MAX_SAMPLE_ID or not sample.isprintable():
-            raise batch.error(row, "sample_id", f"expected 1 to {MAX_SAMPLE_ID} printable characters")
-    _first(batch, batch.view < 0, "view", "negative")
-    t = batch.t
-    _first(batch, ~((t > 0) & (t <= 1)), "t", "not in (0, 1]")
+    t, num_tokens, prompt_tokens = batch.t, batch.counts["num_tokens"], batch.prompt_tokens
+    named = np.array([0 < len(sample) <= MAX_SAMPLE_ID and sample.isprintable() for sample in batch.sample_id], bool)
+    batch.refuse(~named, "sample_id", f"expected 1 to {MAX_SAMPLE_ID} printable characters")
+    batch.refuse(batch.view < 0, "view", "negative")
+    batch.refuse(~((t > 0) & (t <= 1)), "t", "not in (0, 1]")
     bad_length = (num_tokens <= 0) | (num_tokens % layout.block_size != 0)
-    _first(batch, bad_length, "x_0", f"length is not a positive multiple of the block size {layout.block_size}")
-    bad_prompt = (batch.prompt_tokens < 0) | (batch.prompt_tokens > num_tokens)
-    _first(batch, bad_prompt, "prompt_tokens", "not between 0 and the number of tokens")
+    batch.refuse(bad_length, "x_0", f"length is not a positive multiple of the block size {layout.block_size}")
+    bad_prompt = (prompt_tokens < 0) | (prompt_tokens > num_tokens)
+    batch.refuse(bad_prompt, "prompt_tokens", "not between 0 and the number of tokens")
 
 
-def _check_range(batch: RowBatch, name: str, column: Lists, low: int, high: int) -> None:
-    values = column.values
-    if len(values) and (values.min() < low or values.max() >= high):
-        index = int(np.argmax((values < low) | (values >= high)))
-        raise batch.error(column.row_of(index), name, f"{values[index]} is not in [{low}, {high})")
+def _check_range(batch: RowBatch, name: str, low: int, high: int) -> None:
+    column = batch.lists[name]
+    bad = (column.values < low) | (column.values >= high)
+    batch.refuse(bad, name, lambda index: f"{column.values[index]} is not in [{low}, {high})", column)
 
 
 def _check_logp(batch: RowBatch, name: str) -> None:
     column = batch.lists[name]
-    good = np.isfinite(column.values) & (column.values <= 0)
-    if not good.all():
-        index = int(np.argmin(good))
-        raise batch.error(column.row_of(index), name, f"{column.values[index]} is not a finite log-probability <= 0")
+    bad = ~(np.isfinite(column.values) & (column.values <= 0))
+    batch.refuse(bad, name, lambda index: f"{column.values[index]} is not a finite log-probability <= 0", column)
 
 
-def _masked_before(batch: RowBatch) -> tuple[np.ndarray, np.ndarray]:
-    """Running count of masked positions over all responses, and for every row the index there of its position 0."""
-    masked = batch.lists["masked"]
-    before = np.concatenate([[0], np.cumsum(masked.values, dtype=np.int64)])
-    return before, masked.offsets[:-1] - batch.prompt_tokens
-
-
-def _check_spans(batch: RowBatch, name: str, start: Lists, length: np.ndarray | int) -> None:
+def _check_spans(batch: RowBatch, name: str, length: np.ndarray | int) -> None:
     """Spans [start, start + length) lie in the response, ascend without overlap and are masked throughout."""
-    rows = start.rows()
-    begin = start.values.astype(np.int64)
+    start, masked = batch.lists[name], batch.lists["masked"]
+    rows, begin = start.rows(), start.values.astype(np.int64)
     end = begin + length
     outside = (begin < batch.prompt_tokens[rows]) | (end > batch.counts["num_tokens"][rows])
-    if outside.any():
-        index = int(np.argmax(outside))
-        raise batch.error(int(rows[index]), name, f"span [{begin[index]}, {end[index]}) is not inside the response")
-    overlap = (rows[1:] == rows[:-1]) & (begin[1:] < end[:-1])
-    if overlap.any():
-        index = int(np.argmax(overlap)) + 1
-        raise batch.error(int(rows[index]), name, f"{begin[index]} does not follow the entry before it")
-    before, base = _masked_before(batch)
-    base = base[rows]
+    batch.refuse(outside, name, lambda index: f"span [{begin[index]}, {end[index]}) is not inside the response", start)
+    overlap = np.zeros(len(begin), bool)
+    overlap[1:] = (rows[1:] == rows[:-1]) & (begin[1:] < end[:-1])
+    batch.refuse(overlap, name, lambda index: f"{begin[index]} does not follow the entry before it", start)
+    # Masked positions of all responses before each place, and for every span the place of its row's position 0.
+    before = np.concatenate([[0], np.cumsum(masked.values, dtype=np.int64)])
+    base = (masked.offsets[:-1] - batch.prompt_tokens)[rows]
     clean = before[base + end] - before[base + begin] != end - begin
-    if clean.any():
-        index = int(np.argmax(clean))
-        raise batch.error(
-            int(rows[index]), name, f"span [{begin[index]}, {end[index]}) holds a position that is not masked"
-        )
-
-
-def _check_chunks(batch: RowBatch) -> None:
-    start, length = batch.lists["chunk_start"], batch.lists["chunk_len"]
-    _check_range(batch, "chunk_len", length, 1, 2**31)
-    _check_spans(batch, "chunk_start", start, length.values.astype(np.int64))
-    _check_logp(batch, "chunk_logp")
+    batch.refuse(
+        clean, name, lambda index: f"span [{begin[index]}, {end[index]}) holds a position that is not masked", start
+    )
 
 
 def _check_targets(batch: RowBatch, layout: Layout) -> None:
-    lists = batch.lists
-    position, num_top, top_ids, top_logp = (lists[n] for n in ("target_position", "num_top", "top_ids", "top_logp"))
-    _check_spans(batch, "target_position", position, 1)
-    _check_range(batch, "num_top", num_top, 0, layout.top_k + 1)
-    _check_range(batch, "top_ids", top_ids, 0, layout.vocab_size)
+    position, num_top, top_ids, top_logp = (
+        batch.lists[name] for name in ("target_position", "num_top", "top_ids", "top_logp")
+    )
+    _check_spans(batch, "target_position", 1)
+    _check_range(batch, "num_top", 0, layout.top_k + 1)
+    _check_range(batch, "top_ids", 0, layout.vocab_size)
     _check_logp(batch, "top_logp")
     _check_single(batch, position)
     counts = num_top.values.astype(np.int64)
     target = np.repeat(np.arange(len(counts)), counts)  # [sum num_top]
-    rising = (target[1:] == target[:-1]) & (top_logp.values[1:] > top_logp.values[:-1])
-    if rising.any():
-        raise batch.error(
-            top_ids.row_of(int(np.argmax(rising)) + 1), "top_logp", "a target's entries are not in order of probability"
-        )
+    rising = np.zeros(len(target), bool)
+    rising[1:] = (target[1:] == target[:-1]) & (top_logp.values[1:] > top_logp.values[:-1])
+    batch.refuse(rising, "top_logp", "a target's entries are not in order of probability", top_ids)
     _check_distinct(batch, counts, position)
-    bad = ~(batch.log_tail <= 0).all(axis=1)
-    if bad.any():
-        raise batch.error(position.row_of(int(np.argmax(bad))), "log_tail", "not a log-probability <= 0")
-    if batch.log_buckets.size and not (batch.log_buckets <= 0).all():
-        bad = ~(batch.log_buckets <= 0).all(axis=(1, 2))
-        raise batch.error(position.row_of(int(np.argmax(bad))), "log_tail", "not a log-probability <= 0")
+    for masses in (batch.log_tail, batch.log_buckets):
+        bad = ~(masses <= 0).all(axis=tuple(range(1, masses.ndim)))
+        batch.refuse(bad, "log_tail", "not a log-probability <= 0", position)
     empty = (counts == 0)[:, None] & (batch.log_tail < np.log(1 - layout.mass_tolerance))
-    if empty.any():
-        index = int(np.argmax(empty.any(axis=1)))
-        raise batch.error(position.row_of(index), "log_tail", "a target without kept entries has all its mass outside")
+    batch.refuse(empty.any(axis=1), "log_tail", "a target without kept entries has all its mass outside", position)
     mass = segment_sums(np.exp(top_logp.values), counts)
     if 1.0 in layout.temperatures:  # there, kept entries and tail share the support's mass, which is at most 1
         mass = mass + np.exp(batch.log_tail[:, layout.temperatures.index(1.0)]) * np.minimum(mass, 1)
-    if (mass > 1 + layout.mass_tolerance).any():
-        index = int(np.argmax(mass))
-        raise batch.error(
-            position.row_of(index), "top_logp", f"a target's kept entries hold {mass[index]:.4f} of the probability"
-        )
+    batch.refuse(
+        mass > 1 + layout.mass_tolerance, "top_logp",
+        lambda index: f"a target's kept entries hold {mass[index]:.4f} of the probability", position,
+    )  # fmt: skip
 
 
 def _check_single(batch: RowBatch, position: Lists) -> None:
@@ -154,11 +119,9 @@ def _check_single(batch: RowBatch, position: Lists) -> None:
     inside = place[found]
     found[found] = (start.rows()[inside] == position.rows()[found]) & (start.values[inside] == position.values[found])
     found[found] = length.values[place[found]] == 1
-    if not found.all():
-        index = int(np.argmin(found))
-        raise batch.error(
-            position.row_of(index), "target_position", f"{position.values[index]} is not a chunk of one token"
-        )
+    batch.refuse(
+        ~found, "target_position", lambda index: f"{position.values[index]} is not a chunk of one token", position
+    )
 
 
 def segment_sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -179,11 +142,9 @@ def _check_distinct(batch: RowBatch, counts: np.ndarray, position: Lists) -> Non
         table = np.broadcast_to(-1 - np.arange(width, dtype=np.int32), inside.shape).copy()  # padding is distinct too
         table[inside] = ids[ends[first] : ends[first + len(some)]]
         table.sort(axis=1)
-        twice = (table[:, 1:] == table[:, :-1]).any(axis=1)
-        if twice.any():
-            raise batch.error(
-                position.row_of(first + int(np.argmax(twice))), "top_ids", "an id occurs twice in one target"
-            )
+        twice = np.zeros(len(counts), bool)
+        twice[first : first + len(some)] = (table[:, 1:] == table[:, :-1]).any(axis=1)
+        batch.refuse(twice, "top_ids", "an id occurs twice in one target", position)
 
 
 def _check_order(batch: RowBatch, order: SampleOrder) -> None:

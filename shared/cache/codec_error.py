@@ -31,8 +31,9 @@ def codec_kl(rows: Sequence[ViewRow], batch: RowBatch, layout: Layout) -> tuple[
         return (), ()
     counts = batch.lists["num_top"].values
     exact_logp = np.concatenate([np.zeros(0), *(row.top_logp for row in rows)])
-    none = np.zeros((0, len(layout.temperatures), layout.num_buckets))
-    exact_tail = np.concatenate([none, *(_tails(row, layout) for row in rows)])
+    shape = (len(layout.temperatures), layout.num_buckets)
+    tails = (row.log_buckets if layout.tail_buckets else row.log_tail for row in rows)
+    exact_tail = np.minimum(np.concatenate([np.zeros((0, *shape)), *(tail.reshape(-1, *shape) for tail in tails)]), 0)
     stored_tail = batch.log_buckets if layout.tail_buckets else batch.log_tail[:, :, None]
     sums, bins = [], []
     for column, temperature in enumerate(layout.temperatures):
@@ -40,7 +41,9 @@ def codec_kl(rows: Sequence[ViewRow], batch: RowBatch, layout: Layout) -> tuple[
         stored = _simplex(batch.lists["top_logp"].values, stored_tail[:, column], counts, temperature)
         kl = _divergence(exact, stored, counts)
         sums.append(float(kl.sum()))
-        bins.append(np.bincount(_bin(kl), minlength=KL_BINS))
+        with np.errstate(divide="ignore"):
+            place = np.floor(2 * np.log2(kl)) + KL_BINS + 1
+        bins.append(np.bincount(np.clip(place, 0, KL_BINS - 1).astype(np.int64), minlength=KL_BINS))
     return tuple(sums), tuple(np.concatenate(bins).tolist())
 
 
@@ -64,12 +67,6 @@ def summary(
             "kl_p99": float(kl[column] if place == KL_BINS - 1 else edges[place]),
         }
     return told
-
-
-def _tails(row: ViewRow, layout: Layout) -> np.ndarray:
-    tails = row.log_buckets if layout.tail_buckets else row.log_tail
-    shape = len(row.target_position), len(layout.temperatures), layout.num_buckets
-    return np.minimum(np.asarray(tails, np.float64).reshape(shape), 0)
 
 
 def log_z(logp: np.ndarray, counts: np.ndarray, log_tail: np.ndarray, temperature: float) -> np.ndarray:
@@ -111,9 +108,3 @@ def _divergence(
     kl = (np.exp(p_tail) * difference).sum(axis=1)
     np.add.at(kl, target, np.exp(p) * (p - q))
     return np.maximum(kl, 0.0)
-
-
-def _bin(kl: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        place = np.floor(2 * np.log2(kl)) + KL_BINS + 1
-    return np.clip(place, 0, KL_BINS - 1).astype(np.int64)

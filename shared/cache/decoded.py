@@ -122,94 +122,71 @@ class _Decoder:
             [] if known is None else [*known, *[b"<%d>" % i for i in range(len(known), layout.vocab_size)]]
         )
         self.words = pa.array([token.decode("utf-8", "replace") for token in self.token_bytes], pa.string())
-        self.schema = pa.schema(list(self._fields()))
-
-    def _fields(self) -> Iterator[pa.Field]:
-        int32, float32 = pa.int32(), pa.float32()
-        yield pa.field("sample_id", pa.string())
-        yield from (pa.field(name, int32) for name in ("view", "prompt_tokens"))
-        yield pa.field("t", float32)
-        yield from (pa.field(name, pa.list_(int32)) for name in ("x_0", "x_t"))
-        yield pa.field("masked", pa.list_(pa.bool_()))
-        if self.has_text:
-            yield pa.field("text", pa.string())
-        if self.signal != "none":
-            yield from (pa.field(name, pa.list_(int32)) for name in ("chunk_start", "chunk_len"))
-            yield pa.field("chunk_logp", pa.list_(float32))
-        if self.signal == "topk":
-            yield pa.field("temperature", pa.float64())
-            yield pa.field("target_position", pa.list_(int32))
-            yield from (pa.field(name, pa.list_(float32)) for name in ("gold_probability", "tail_mass"))
-            if self.num_buckets:
-                yield pa.field("tail_bucket_masses", pa.list_(pa.list_(float32)))
-            yield pa.field("top_ids", pa.list_(pa.list_(int32)))
-            yield pa.field("top_probabilities", pa.list_(pa.list_(float32)))
-            if self.has_text:
-                yield pa.field("top_text", pa.list_(pa.list_(pa.string())))
+        self.schema = self.table([]).schema
 
     def table(self, rows: Sequence[ViewRow]) -> pa.Table:
         """One row for each view."""
         masked = [np.concatenate([np.zeros(row.prompt_tokens, np.bool_), row.masked]) for row in rows]
         x_t = [np.where(hidden, np.int32(self.mask_id), row.x_0) for row, hidden in zip(rows, masked, strict=True)]
-        columns: dict[str, Any] = {
-            "sample_id": [row.sample_id for row in rows], "view": [row.view for row in rows],
-            "prompt_tokens": [row.prompt_tokens for row in rows], "t": [row.t for row in rows],
-            "x_0": _lists([row.x_0 for row in rows]), "x_t": _lists(x_t), "masked": _lists(masked),
+        columns = {
+            "sample_id": pa.array([row.sample_id for row in rows], pa.string()),
+            "view": pa.array([row.view for row in rows], pa.int32()),
+            "prompt_tokens": pa.array([row.prompt_tokens for row in rows], pa.int32()),
+            "t": pa.array([row.t for row in rows], pa.float32()),
+            "x_0": _lists([row.x_0 for row in rows], np.int32), "x_t": _lists(x_t, np.int32),
+            "masked": _lists(masked, np.bool_),
         }  # fmt: skip
         if self.has_text:
-            columns["text"] = [
-                b"".join(self.token_bytes[i] for i in row.x_0).decode("utf-8", "replace") for row in rows
-            ]
+            texts = [b"".join(self.token_bytes[i] for i in row.x_0).decode("utf-8", "replace") for row in rows]
+            columns["text"] = pa.array(texts, pa.string())
         if self.signal != "none":
-            for name in ("chunk_start", "chunk_len", "chunk_logp"):
-                columns[name] = _lists([getattr(row, name) for row in rows])
+            columns["chunk_start"] = _lists([row.chunk_start for row in rows], np.int32)
+            columns["chunk_len"] = _lists([row.chunk_len for row in rows], np.int32)
+            columns["chunk_logp"] = _lists([row.chunk_logp for row in rows], np.float32)
         if self.signal == "topk":
             columns |= self._targets(rows)
-        arrays = [
-            column if isinstance(column, pa.Array) else pa.array(column, field.type)
-            for field, column in ((field, columns[field.name]) for field in self.schema)
-        ]
-        return pa.Table.from_arrays(
-            [a.cast(f.type) for a, f in zip(arrays, self.schema, strict=True)], schema=self.schema
-        )
+        return pa.table(columns)
 
-    def _targets(self, rows: Sequence[ViewRow]) -> dict[str, Any]:
+    def _targets(self, rows: Sequence[ViewRow]) -> dict[str, pa.Array]:
         assert self.temperature is not None
-        position = _lists([row.target_position for row in rows])
-        num_top = np.concatenate([row.num_top for row in rows]).astype(np.int64)
-        log_tail = np.concatenate([row.log_tail[:, self.column] for row in rows]).astype(np.float64)
-        logp = np.concatenate([row.top_logp for row in rows]).astype(np.float64)
-        gold = np.concatenate([row.gold_logp for row in rows]).astype(np.float64)
-        target = np.repeat(np.arange(len(num_top)), num_top)
+        position = _lists([row.target_position for row in rows], np.int32)
+        num_top = _flat([row.num_top for row in rows], np.int64)
+        log_tail = _flat([row.log_tail[:, self.column] for row in rows], np.float64)
+        logp = _flat([row.top_logp for row in rows], np.float64)
+        gold = _flat([row.gold_logp for row in rows], np.float64)
         normaliser = log_z(logp, num_top, log_tail, self.temperature)
-        kept, tail = np.exp(logp / self.temperature - normaliser[target]), np.exp(log_tail)
-        ends = pa.array(np.concatenate([[0], np.cumsum(num_top)]).astype(np.int32))
-        ids = pa.array(np.concatenate([row.top_ids for row in rows]).astype(np.int32))
-
-        def by_target(values: pa.Array, ends: pa.Array = ends) -> pa.Array:
-            return pa.ListArray.from_arrays(position.offsets, pa.ListArray.from_arrays(ends, values))
+        kept = np.exp(logp / self.temperature - np.repeat(normaliser, num_top))
+        ends = np.concatenate([[0], np.cumsum(num_top)])
+        ids = pa.array(_flat([row.top_ids for row in rows], np.int32))
 
         def by_row(values: np.ndarray) -> pa.Array:
             return pa.ListArray.from_arrays(position.offsets, pa.array(values.astype(np.float32)))
 
+        def by_target(values: pa.Array, ends: np.ndarray = ends) -> pa.Array:
+            inner = pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), values)
+            return pa.ListArray.from_arrays(position.offsets, inner)
+
         columns = {
-            "temperature": [self.temperature] * len(rows),
+            "temperature": pa.array([self.temperature] * len(rows), pa.float64()),
             "target_position": position,
             "gold_probability": by_row(np.exp(gold / self.temperature - normaliser)),
-            "tail_mass": by_row(tail),
-            "top_ids": by_target(ids),
-            "top_probabilities": by_target(pa.array(kept.astype(np.float32))),
+            "tail_mass": by_row(np.exp(log_tail)),
         }
         if self.num_buckets:
-            masses = np.concatenate([row.log_buckets[:, self.column].reshape(-1, self.num_buckets) for row in rows])
-            cuts = pa.array(np.arange(0, masses.size + 1, self.num_buckets, dtype=np.int32))
-            columns["tail_bucket_masses"] = by_target(pa.array(np.exp(masses.ravel())), cuts)
+            masses = np.exp(_flat([row.log_buckets[:, self.column].ravel() for row in rows], np.float32))
+            cuts = np.arange(0, masses.size + 1, self.num_buckets)
+            columns["tail_bucket_masses"] = by_target(pa.array(masses), cuts)
+        columns |= {"top_ids": by_target(ids), "top_probabilities": by_target(pa.array(kept.astype(np.float32)))}
         return columns | ({"top_text": by_target(self.words.take(ids))} if self.has_text else {})
 
 
-def _lists(values: Sequence[np.ndarray]) -> pa.Array:
+def _flat(values: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *values]).astype(dtype)
+
+
+def _lists(values: Sequence[np.ndarray], dtype: type) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum([len(value) for value in values])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values)))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(_flat(values, dtype)))
 
 
 def _readme(cache: "Cache", temperature: float | None) -> str:

@@ -6,7 +6,7 @@ is inert (inert.py): it cannot act in a terminal. HTML needs escaping on top.
 
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from .checks import check_batch
 from .inert import terminal_text
 from .reader import Cache
 from .schema import ViewRow
-from .vocabulary import Vocabulary
 
 MAX_TEXT_CHARS = 2000
 """Characters, and tokens, of the decoded text that are shown."""
@@ -39,9 +38,7 @@ def sample_view(cache: Cache) -> dict[str, Any] | None:
     Raises: CacheError: a damaged row group.
     """
     decoder = _Decoder(cache)
-    if decoder.batch is None:
-        return None
-    return decoder.described(decoder.nearest(NEATEST_T))
+    return decoder.described(decoder.nearest(NEATEST_T)) if decoder.batch else None
 
 
 def first_views(cache: Cache, shard: int, limit: int) -> Iterator[dict[str, Any]]:
@@ -50,10 +47,7 @@ def first_views(cache: Cache, shard: int, limit: int) -> Iterator[dict[str, Any]
     Raises: CacheError: a damaged row group.
     """
     decoder = _Decoder(cache, shard)
-    batch = decoder.batch
-    for number in range(min(limit, len(batch)) if batch is not None else 0):
-        assert batch is not None
-        yield decoder.described(batch[number])
+    return map(decoder.described, islice(decoder.batch or (), limit))
 
 
 def spread_views(cache: Cache) -> list[dict[str, Any]]:
@@ -64,21 +58,17 @@ def spread_views(cache: Cache) -> list[dict[str, Any]]:
     Raises: CacheError: a damaged row group.
     """
     decoder = _Decoder(cache)
-    views, taken = [], set()
-    for t in SPREAD_T if decoder.batch is not None else ():
-        row = decoder.nearest(t, without=taken)
-        if (row.sample_id, row.view) in taken:
+    views: dict[tuple[str, int], dict[str, Any]] = {}
+    for t in SPREAD_T if decoder.batch else ():
+        row = decoder.nearest(t, without=views.keys())
+        if (row.sample_id, row.view) in views:
             break  # no other view has as much to show
-        taken.add((row.sample_id, row.view))
-        segments, found = [], decoder.segments(row)
-        not_shown = decoder.not_shown(row, found)
-        for segment in found:
-            del segment["end"]
-            first, last = segment.pop("positions")
-            inside = range(*np.searchsorted(row.target_position, [first, last + 1]).tolist())
-            segments.append({**segment, "tokens": last + 1 - first, "teacher": [decoder.says(row, i) for i in inside]})
-        views.append({**decoder.summary(row), "segments": segments, "tokens_not_shown": not_shown})
-    return views
+        view, places = decoder.view(row)
+        for segment, place in zip(view["segments"], places, strict=True):
+            inside = range(*np.searchsorted(row.target_position, [place.start, place.stop]).tolist())
+            segment |= {"tokens": len(place), "teacher": [decoder.says(row, target) for target in inside]}
+        views[row.sample_id, row.view] = view
+    return list(views.values())
 
 
 class _Decoder:
@@ -87,7 +77,7 @@ class _Decoder:
     def __init__(self, cache: Cache, shard: int | None = None) -> None:
         self.batch: RowBatch | None = None
         self.eos_id = cache.manifest.student.eos_id
-        self.words = _Words(cache.vocabulary() if cache.manifest.vocabulary else None)
+        self.token_bytes = cache.vocabulary().token_bytes if cache.manifest.vocabulary else []
         # By the manifest: to look for row groups would fetch every shard of a remote cache.
         shards = (n for n, entry in enumerate(cache.manifest.shards) if entry.rows and shard in (None, n))
         first = next(shards, None)
@@ -107,44 +97,23 @@ class _Decoder:
 
     def described(self, row: ViewRow) -> dict[str, Any]:
         """The view, and the teacher's answers at a few positions spread over it."""
-        targets = int(np.searchsorted(row.target_position, self.padding_start(row)))
+        targets = int(np.searchsorted(row.target_position, self._padding_start(row)))
         spread = np.unique(np.linspace(0, targets - 1, NUM_SHOWN_POSITIONS).round().astype(int)) if targets else []
-        found = self.segments(row)
-        segments = [{k: v for k, v in s.items() if k not in ("positions", "end")} for s in found]
-        return {
-            **self.summary(row), "segments": segments, "tokens_not_shown": self.not_shown(row, found),
-            "teacher": [self.says(row, int(i)) for i in spread],
-        }  # fmt: skip
+        return {**self.view(row)[0], "teacher": [self.says(row, int(target)) for target in spread]}
 
-    def not_shown(self, row: ViewRow, segments: Sequence[dict[str, Any]]) -> int:
-        """Tokens before the padding that no segment shows; that the beginning of a prompt is left out, … says in it."""
-        return self.padding_start(row) - (segments[-1]["end"] if segments else 0)
-
-    def padding_start(self, row: ViewRow) -> int:
+    def _padding_start(self, row: ViewRow) -> int:
         """Where the trailing run of EOS tokens starts, its first one (the answer's own end) excluded."""
         words = np.flatnonzero(row.x_0[row.prompt_tokens :] != self.eos_id)
         end = row.prompt_tokens + (int(words[-1]) + 1 if len(words) else 0)
         return min(end + 1, len(row.x_0))
 
-    def summary(self, row: ViewRow) -> dict[str, Any]:
-        """Which view this is, and its sizes."""
-        end = self.padding_start(row)
-        return {
-            "sample_id": _inert(row.sample_id),
-            "view": row.view,
-            "t": row.t,
-            "tokens": len(row.x_0),
-            "prompt_tokens": row.prompt_tokens,
-            "masked_positions": int(row.masked.sum()),
-            "padding": {"tokens": len(row.x_0) - end, "masked": int(row.masked[end - row.prompt_tokens :].sum())},
-        }
+    def view(self, row: ViewRow) -> tuple[dict[str, Any], list[range]]:
+        """The view without the teacher's answers, and the positions of each of its segments.
 
-    def segments(self, row: ViewRow) -> list[dict[str, Any]]:
-        """x_0 up to its padding in pieces of one kind, each with its first and last position, and the `end` of what
-        its text shows.
-
-        Kinds: prompt, clean, chunk (masked, with its log-probability), masked (outside chunks).
+        Segments are x_0 up to its padding in pieces of one kind: prompt, clean, chunk (masked, with its
+        log-probability), masked (outside chunks). That the beginning of a prompt is left out, … says in it.
         """
+        padding_start = self._padding_start(row)
         label = np.full(len(row.x_0), -2)  # -3 prompt, -2 clean, -1 masked outside chunks, >= 0 number of a chunk
         label[: row.prompt_tokens] = -3
         label[row.prompt_tokens :][row.masked] = -1
@@ -152,30 +121,35 @@ class _Decoder:
             label[start : start + length] = number
         kinds = {-3: "prompt", -2: "clean", -1: "masked"}
         # A stranger's tokens may be empty and a row of theirs very long: tokens are bounded too, without a list of all.
-        label = label[: min(self.padding_start(row), row.prompt_tokens + MAX_TEXT_CHARS)]
+        label = label[: min(padding_start, row.prompt_tokens + MAX_TEXT_CHARS)]
         edges = [0, *(np.flatnonzero(np.diff(label)) + 1).tolist(), len(label)]
-        segments, room = [], MAX_TEXT_CHARS
+        segments, places, room, shown_end = [], [], MAX_TEXT_CHARS, 0
         for first, end in pairwise(edges) if len(label) else ():
             value = int(label[first])
             # The end of a prompt says most about the answer.
             shown = slice(max(first, end - MAX_TEXT_CHARS), end) if value == -3 else slice(first, end)
-            text = self.words.text(row.x_0[shown])
+            text = self.text(row.x_0[shown])
             if value == -3 and (len(text) > MAX_TEXT_CHARS // 2 or shown.start > first):
                 text = "…" + text[-MAX_TEXT_CHARS // 2 :]
             segment: dict[str, Any] = {"kind": kinds.get(value, "chunk"), "text": terminal_text(text, max_chars=room)}
             if value >= 0:
                 segment["logp"] = float(row.chunk_logp[value])
-            shown_end = end if len(text) <= room else first + self._num_within(row.x_0[first:end], room - 1)
-            segments.append({**segment, "positions": (first, end - 1), "end": shown_end})
+            segments.append(segment)
+            places.append(range(first, end))
+            shown_end = end
+            if len(text) > room:
+                ends = np.cumsum([len(self.text([token])) for token in row.x_0[first:end].tolist()])
+                shown_end = first + int(np.searchsorted(ends, room - 1, side="right"))
             room -= len(segment["text"])
             if room <= 0:
                 break
-        return segments
-
-    def _num_within(self, ids: np.ndarray, num_chars: int) -> int:
-        """How many of the first tokens fit into so many characters."""
-        ends = np.cumsum([len(self.words.text([token])) for token in ids.tolist()])
-        return int(np.searchsorted(ends, num_chars, side="right"))
+        masked_padding = int(row.masked[padding_start - row.prompt_tokens :].sum())
+        return {
+            "sample_id": _inert(row.sample_id), "view": row.view, "t": row.t, "tokens": len(row.x_0),
+            "prompt_tokens": row.prompt_tokens, "masked_positions": int(row.masked.sum()),
+            "padding": {"tokens": len(row.x_0) - padding_start, "masked": masked_padding}, "segments": segments,
+            "tokens_not_shown": padding_start - shown_end,
+        }, places  # fmt: skip
 
     def says(self, row: ViewRow, target: int) -> dict[str, Any]:
         """Probability of the clean token at a target, and the teacher's top tokens there."""
@@ -184,35 +158,25 @@ class _Decoder:
         position = int(row.target_position[target])
         return {
             "position": position,
-            "token": self.words.token(int(row.x_0[position])),
+            "token": self.token(int(row.x_0[position])),
             "probability": float(np.exp(row.gold_logp[target])),
             "top": [
-                {"token": self.words.token(int(token)), "probability": float(np.exp(logp))}
+                {"token": self.token(int(token)), "probability": float(np.exp(logp))}
                 for token, logp in zip(row.top_ids[kept], row.top_logp[kept], strict=True)
             ],
         }
 
-
-class _Words:
-    """Student ids -> inert text."""
-
-    def __init__(self, vocabulary: Vocabulary | None) -> None:
-        self.token_bytes = vocabulary.token_bytes if vocabulary else []
-
     def text(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Ids that the vocabulary does not hold appear as <id>."""
+        """Student ids as inert text; those that the vocabulary does not hold appear as <id>."""
         known = len(self.token_bytes)
-        raw = b"".join(_short_bytes(self.token_bytes[i]) if i < known else b"<%d>" % i for i in map(int, ids))
+        words = [self.token_bytes[token] if token < known else b"<%d>" % token for token in map(int, ids)]
+        raw = b"".join(w if len(w) <= MAX_TOKEN_BYTES else w[:MAX_TOKEN_BYTES] + "…".encode() for w in words)
         return _inert(raw.decode("utf-8", "replace"))
 
     def token(self, token_id: int) -> str:
         """One id; the end of a long word is … in place of the rest."""
         text = self.text([token_id])
         return text if len(text) <= MAX_TOKEN_CHARS else text[: MAX_TOKEN_CHARS - 1] + "…"
-
-
-def _short_bytes(token: bytes) -> bytes:
-    return token if len(token) <= MAX_TOKEN_BYTES else token[:MAX_TOKEN_BYTES] + "…".encode()
 
 
 def _inert(text: str) -> str:

@@ -124,12 +124,13 @@ def file_system_lacks(folder: Path) -> list[str]:
     return lacks
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a small file so that it is either the old or the new one.
 
+    Args: durable: it survives a power cut.
     Raises: OutputError: disk full, permission denied, device error; `path` is untouched then.
     """
-    with _written_aside(path, data) as temporary:
+    with _written_aside(path, data, durable) as temporary:
         os.replace(temporary, path)
 
 
@@ -175,8 +176,8 @@ def _rename_once(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
-    """A fsynced temporary file beside `path`, to be given its name in the block; afterwards the folder is fsynced."""
+def _written_aside(path: Path, data: bytes, durable: bool = True) -> Iterator[Path]:
+    """A temporary file beside `path`, to be given its name in the block; `durable`: file and folder are fsynced."""
     temporary = temporary_name(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,12 +185,14 @@ def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
             with open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             yield temporary
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
 
 
 def canonical_json(tree: Any) -> bytes:
@@ -303,15 +306,14 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def _sha256_of(file: Any) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file, hexadecimal. Raises: CacheError: it is missing; OutputError: it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise CacheError(f"{path}: missing; fetch it again, or run the same dump-teacher command again") from error
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with reading(path), open_regular(path) as file:
+        return _sha256_of(file)
 
 
 def file_inside(root: Path, name: str) -> Path:
@@ -338,56 +340,43 @@ def file_inside(root: Path, name: str) -> Path:
     return path
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a Parquet file made by a stranger: page checksums on, and a footer that fits the file.
-
-    A column chunk takes 3 bytes of a footer and 700 of memory. Ours take about 200 bytes for some 100 kB of pages, so a
-    footer may have 256 KiB and a 16th of the file.
-    Raises: CacheError: the footer is larger than that; errors of pyarrow for `reading` to explain.
-    """
-    return _parquet(path, _opened(path))
-
-
-def _opened(path: Path) -> pa.OSFile:
-    require_regular([path])
-    return pa.OSFile(str(path))
-
-
-def _parquet(path: Path, source: pa.OSFile) -> pq.ParquetFile:
-    size = source.size()
-    source.seek(max(0, size - 8))
-    footer_bytes = int.from_bytes(source.read(4), "little")
-    if footer_bytes > (256 << 10) + size // 16:
-        raise CacheError(f"{path}: damaged (a footer of {footer_bytes:,} bytes in a file of {size:,}); fetch it again")
-    return pq.ParquetFile(
-        source, page_checksum_verification=True, thrift_container_size_limit=MAX_FOOTER_ITEMS,
-        thrift_string_size_limit=1 << 20,
-    )  # fmt: skip
-
-
 class Pinned:
-    """A Parquet file opened once: its bytes are hashed and read through one descriptor, whatever its name leads to.
+    """A Parquet file made by a stranger, opened once, with page checksums on and a footer that fits the file.
 
-    `require_same` after a read says that nobody has written to the file between the hash and the read.
+    With `sha256` its bytes are hashed and read through one descriptor, whatever its name leads to; `require_same` after
+    a read says that nobody has written to the file between the hash and the read. A column chunk takes 3 bytes of a
+    footer and 700 of memory. Ours take about 200 bytes for some 100 kB of pages, so a footer may have 256 KiB and a
+    16th of the file.
 
     Args:
-        sha256: of the whole file.
+        sha256: of the whole file; None: nobody else can write it, or its bytes were compared before.
         seen: `self.seen` of an earlier opening: the same file, unchanged, is not hashed again.
-    Raises: CacheError: other bytes. As `open_parquet`.
+    Raises: CacheError: other bytes, or a larger footer; errors of pyarrow for `reading` to explain.
     """
 
-    def __init__(self, path: Path, sha256: str, seen: tuple[int, ...] | None = None) -> None:
-        self.path, self._source = path, _opened(path)
-        self.seen = self._status()
-        if self.seen != seen and self._sha256() != sha256:
+    def __init__(self, path: Path, sha256: str | None, seen: tuple[int, ...] | None = None) -> None:
+        require_regular([path])
+        self.path, self._source = path, pa.OSFile(str(path))
+        self.seen = None if sha256 is None else self._status()
+        if sha256 is not None and self.seen != seen and _sha256_of(self._source) != sha256:
             raise CacheError(
                 f"{path}: SHA-256 differs from the manifest's; the file is damaged or was exchanged, fetch it again"
             )
-        self.file = _parquet(path, self._source)
+        size = self._source.size()
+        self._source.seek(max(0, size - 8))
+        footer_bytes = int.from_bytes(self._source.read(4), "little")
+        if footer_bytes > (256 << 10) + size // 16:
+            raise CacheError(
+                f"{path}: damaged (a footer of {footer_bytes:,} bytes in a file of {size:,}); fetch it again"
+            )
+        self.file = pq.ParquetFile(
+            self._source, page_checksum_verification=True, thrift_container_size_limit=MAX_FOOTER_ITEMS,
+            thrift_string_size_limit=1 << 20,
+        )  # fmt: skip
 
     def require_same(self) -> None:
         """Raises: CacheError: the file was written to since it was opened."""
-        if self._status() != self.seen:
+        if self.seen is not None and self._status() != self.seen:
             raise CacheError(
                 f"{self.path}: somebody wrote to it while it was read; nothing of it was used. Read a cache from a "
                 "folder that nobody else may write"
@@ -397,23 +386,15 @@ class Pinned:
         status = os.fstat(self._source.fileno())
         return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
-    def _sha256(self) -> str:
-        digest, place = hashlib.sha256(), 0
-        while data := os.pread(self._source.fileno(), 1 << 20, place):
-            digest.update(data)
-            place += len(data)
-        return digest.hexdigest()
-
 
 @contextlib.contextmanager
 def pinned_parquet(path: Path, sha256: str | None) -> Iterator[pq.ParquetFile]:
-    """`open_parquet` for a block, `reading` included; with `sha256`, only these bytes are read in it (`Pinned`)."""
+    """`Pinned` for a block, `reading` included: with `sha256`, only these bytes are read in it."""
     with reading(path):
-        pinned = None if sha256 is None else Pinned(path, sha256)
-        with open_parquet(path) if pinned is None else pinned.file as file:
+        pinned = Pinned(path, sha256)
+        with pinned.file as file:
             yield file
-            if pinned is not None:
-                pinned.require_same()
+            pinned.require_same()
 
 
 @contextlib.contextmanager
@@ -421,12 +402,7 @@ def reading(path: Path) -> Iterator[None]:
     """A damaged or unreadable Parquet file becomes a CacheError or an OutputError that names it."""
     try:
         yield
-    except (
-        OSError,
-        pa.ArrowException,
-        UnicodeDecodeError,
-        MemoryError,
-    ) as error:  # MemoryError: absurd sizes in a footer
+    except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:  # the last: absurd sizes in a footer
         if isinstance(error, FileNotFoundError):
             raise CacheError(f"{path}: missing; fetch it again, or dump it again") from error
         if isinstance(error, OSError) and error.errno is not None:

@@ -7,30 +7,21 @@ what the manifest and the file's own size allow. Shards (verify_shards.py) and a
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
+from .manifest_fields import AuditEntry, ShardEntry
 from .schema import MAX_ROW_BYTES, MAX_ROW_GROUP_BYTES, ROW_GROUP_BYTES
 
 MAX_EXPANSION = 200
 """Uncompressed bytes per byte on disk, beyond two row groups of ordinary size."""
 
 
-class _Entry(Protocol):
-    """What a manifest says of a file."""
-
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-
-
 def check_parquet_footer(
-    file: pq.ParquetFile, path: Path, *, expected: pq.ParquetSchema, metadata: Mapping[str, str], entry: _Entry,
-    values_per_row: Mapping[str, int],
+    file: pq.ParquetFile, path: Path, *, expected: pq.ParquetSchema, metadata: Mapping[str, str],
+    entry: ShardEntry | AuditEntry, values_per_row: Mapping[str, int],
 ) -> int:  # fmt: skip
     """Columns, types, metadata and row counts are exactly those expected; nothing expands beyond its bound.
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, OutputError, TideError, TryAgain, Unavailable
-from ..redaction import redact_logs, redacted
-from .inert import terminal_text
+from ..redaction import redact_logs
+from .store_errors import ask_again, chain, one_line
 
 T = TypeVar("T")
 
@@ -75,10 +75,6 @@ def parse_address(text: str, revision: str | None = None) -> HubAddress:
     return HubAddress(match[1], revision or match[2])
 
 
-def _nothing(line: str) -> None:
-    pass
-
-
 class Hub:
     """The client of the Hub, with this project's patience.
 
@@ -89,8 +85,9 @@ class Hub:
     """
 
     def __init__(
-        self, say: Callable[[str], None] = _nothing, sleep: Callable[[float], None] = time.sleep, kind: Kind = "dataset"
-    ) -> None:
+        self, say: Callable[[str], None] = lambda line: None, sleep: Callable[[float], None] = time.sleep,
+        kind: Kind = "dataset",
+    ) -> None:  # fmt: skip
         from huggingface_hub import HfApi
 
         self.api, self.kind = HfApi(), kind
@@ -104,28 +101,27 @@ class Hub:
         Raises: Unavailable: no login, no permission, not there, refused. OutputError: a quota is used up, or a local
             file cannot be read or written. TryAgain: the Hub stays busy or out of reach.
         """
-        for attempt in range(tries):
-            try:
-                return request()
-            except (TideError, TypeError, AttributeError, NameError, AssertionError, ImportError):
-                raise  # ours, or a mistake in a program
-            except Exception as error:  # the client passes on errors of three libraries, without a common base
-                wait = FIRST_WAIT_S * 2**attempt
-                why = _told(error)
-                # Not chained: a traceback would show the request, and with it what was sent.
-                stop = _final(error, what, why)
-                if stop is None:
-                    wait = max(wait, _asked_to_wait(error))
-                    if attempt + 1 == tries or wait > LONGEST_WAIT_S:
-                        stop = TryAgain(
-                            f"{what}: the Hub is busy or out of reach, after {attempt + 1} tries: {why}. Nothing is "
-                            f"lost: run the same command again{f' in {wait:.0f} s' if attempt + 1 < tries else ''}"
-                        )
+        attempt = 0
+
+        def judge(error: Exception) -> Exception | float:
+            nonlocal attempt
+            attempt += 1
+            if isinstance(error, ImportError):
+                return error  # a client that is not whole
+            why = _told(error)
+            stop = _final(error, what, why)
             if stop is not None:
-                raise stop from None
-            self.say(f"{what}: {why}; waiting {wait:.0f} s, then try {attempt + 2} of {tries}")
-            self.sleep(wait)
-        raise AssertionError("unreachable")
+                return stop
+            wait = max(FIRST_WAIT_S * 2 ** (attempt - 1), _asked_to_wait(error))
+            if attempt == tries or wait > LONGEST_WAIT_S:
+                return TryAgain(
+                    f"{what}: the Hub is busy or out of reach, after {attempt} tries: {why}. Nothing is lost: run the "
+                    f"same command again{f' in {wait:.0f} s' if attempt < tries else ''}"
+                )
+            self.say(f"{what}: {why}; waiting {wait:.0f} s, then try {attempt + 1} of {tries}")
+            return wait
+
+        return ask_again(request, judge, self.sleep)
 
     def commit_of(self, address: HubAddress) -> str:
         """The commit that an address names now."""
@@ -145,30 +141,19 @@ class Hub:
         return {entry.path: entry for entry in found if hasattr(entry, "size")}
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those it came from."""
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        current = current.__cause__ or current.__context__
-    return found
-
-
 def _response(error: BaseException) -> Any:
     """The Hub's answer (status_code, headers), if there was one."""
-    return next((r for e in _chain(error) if (r := getattr(e, "response", None)) is not None), None)
+    return next((r for e in chain(error) if (r := getattr(e, "response", None)) is not None), None)
 
 
 def _told(error: BaseException) -> str:
     """What happened, on one line and without tokens: the root of the chain says more than what wraps it."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    chain = _chain(error)
-    chosen = next((e for e in chain if isinstance(e, HfHubHTTPError)), chain[-1])
-    lines = [line for line in redacted(str(chosen)).splitlines() if not line.startswith(_CLIENTS_ADVICE)]
-    text = " ".join(terminal_text(" ".join(lines)).split()).rstrip(".") or type(chosen).__name__
-    return text if len(text) <= MAX_MESSAGE_CHARS else text[:MAX_MESSAGE_CHARS] + "…"
+    causes = chain(error)
+    chosen = next((e for e in causes if isinstance(e, HfHubHTTPError)), causes[-1])
+    lines = [line for line in str(chosen).splitlines() if not line.startswith(_CLIENTS_ADVICE)]
+    return one_line(" ".join(lines), MAX_MESSAGE_CHARS) or type(chosen).__name__
 
 
 def _status(error: BaseException, why: str) -> int | None:
@@ -180,21 +165,11 @@ def _status(error: BaseException, why: str) -> int | None:
     return int(words[1]) if words and not isinstance(error, OSError) else None
 
 
-def _is_broken_connection(error: BaseException) -> bool:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    http_error = HfHubHTTPError.__bases__[0]  # of httpx, or of what the client's version uses in its place
-    kinds = (http_error, ConnectionError, TimeoutError)
-    if type(_chain(error)[-1]) is RuntimeError:  # how the Xet client says that its connection broke
-        return True
-    return any(isinstance(e, kinds) and type(e).__name__ not in _OWN_FAULT for e in _chain(error))
-
-
 def _final(error: Exception, what: str, why: str) -> TideError | None:
     """The error that ends the command; None if another try may succeed."""
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    status = _status(error, why)
+    status, causes = _status(error, why), chain(error)
     if status == 429 or (status is not None and status >= 500 and status not in _QUOTA_STATUS):
         return None
     if status in _QUOTA_STATUS or (status in (None, 400, 403, 422) and _QUOTA_WORDS.search(why)):
@@ -204,7 +179,7 @@ def _final(error: Exception, what: str, why: str) -> TideError | None:
         )
     if status in (409, 412):
         return TryAgain(f"{what}: somebody changed the repository meanwhile: {why}. Run the same command again")
-    if status == 401 or any(type(e).__name__ == "XetAuthenticationError" for e in _chain(error)):
+    if status == 401 or any(type(e).__name__ == "XetAuthenticationError" for e in causes):
         return Unavailable(
             f"{what}: the Hub does not accept this login, or shows the repository to others only: {why}. Run "
             "`hf auth login`, or set HF_TOKEN to a token that is valid"
@@ -218,11 +193,14 @@ def _final(error: Exception, what: str, why: str) -> TideError | None:
         return Unavailable(
             f"{what}: not found: {why}. Check owner/name and the revision; a private repository also needs a login"
         )
-    if status is None and any(isinstance(e, OfflineModeIsEnabled) for e in _chain(error)):
+    if status is None and any(isinstance(e, OfflineModeIsEnabled) for e in causes):
         return Unavailable(
             f"{what}: HF_HUB_OFFLINE is set, and this asks the Hub; unset it, or use a folder that pull-cache made"
         )
-    if status is None and _is_broken_connection(error):
+    http_error = HfHubHTTPError.__bases__[0]  # of httpx, or of what the client's version uses in its place
+    broken = [e for e in causes if isinstance(e, http_error | ConnectionError | TimeoutError)]
+    # RuntimeError: how the Xet client says that its connection broke.
+    if status is None and (type(causes[-1]) is RuntimeError or any(type(e).__name__ not in _OWN_FAULT for e in broken)):
         return None
     if status is None and isinstance(error, OSError) and error.errno is not None:
         return OutputError(f"{what}: {why}")

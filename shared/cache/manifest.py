@@ -4,8 +4,8 @@ Strict JSON <-> frozen dataclasses: a missing or unknown field, a wrong type or 
 Codec and noise settings are read from here, never from the training configuration.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from .files import (
     file_inside,
     from_json,
     parse_json,
-    read_json,
     readable_json,
     sha256_bytes,
     sha256_file,
@@ -35,10 +34,10 @@ from .manifest_fields import (
     TeacherInfo,
     Totals,
 )
-from .receipts import AuditEntry, Receipt, audit_name, listed_receipts, read_receipt, shard_is_done
+from .receipts import AuditEntry, Receipt, audit_name, listed_receipts, listed_sizes
 from .schema import SCHEMA_VERSION, Layout, shard_name
 from .statistics import NUM_BINS, ShardStatistics, merge
-from .store import FolderStore, Store, open_store
+from .store import Store, open_store
 from .vocabulary import VOCABULARY_NAME
 
 MANIFEST_NAME = "manifest.json"
@@ -143,27 +142,25 @@ class Manifest:
     def check(self, where: str = MANIFEST_NAME) -> None:
         """Raise CacheError unless the parts agree with each other."""
         try:
-            layout = self.layout
-        except ConfigError as error:
+            for wrong in self._contradictions():
+                raise CacheError(f"{where}: {wrong}")
+        except ConfigError as error:  # of the layout
             raise CacheError(f"{where}: {error}") from error
-        if (self.teacher is None) != (layout.signal == "none"):
-            raise CacheError(
-                f"{where}: signal kind {layout.signal!r} with{'out' if self.teacher is None else ''} a teacher"
-            )
-        if max(self.student.mask_id, self.student.eos_id) >= self.student.vocab_size:
-            raise CacheError(
-                f"{where}: student.mask_id or eos_id is not below student.vocab_size = {layout.vocab_size}"
-            )
+        check_text(self.to_json(), where)
+
+    def _contradictions(self) -> Iterator[str]:
+        kind, vocab_size, num_shards = self.layout.signal, self.student.vocab_size, len(self.shards)
+        if (self.teacher is None) != (kind == "none"):
+            yield f"signal kind {kind!r} with{'out' if self.teacher is None else ''} a teacher"
+        if max(self.student.mask_id, self.student.eos_id) >= vocab_size:
+            yield f"student.mask_id or eos_id is not below student.vocab_size = {vocab_size}"
         if self.vocabulary is not None and self.vocabulary.name != VOCABULARY_NAME:
-            raise CacheError(f"{where}: vocabulary.name is {self.vocabulary.name!r:.80}, expected {VOCABULARY_NAME!r}")
-        names = [shard.name for shard in self.shards]
-        num_shards = len(names)
-        for number, name in enumerate(names):
-            if name != shard_name(number, num_shards):
-                raise CacheError(
-                    f"{where}: shards.{number}.name is {name!r:.80}, expected {shard_name(number, num_shards)!r}"
-                )
-        self._check_audit(where)
+            yield f"vocabulary.name is {self.vocabulary.name!r:.80}, expected {VOCABULARY_NAME!r}"
+        for number, shard in enumerate(self.shards):
+            if shard.name != shard_name(number, num_shards):
+                yield f"shards.{number}.name is {shard.name!r:.80}, expected {shard_name(number, num_shards)!r}"
+        if self.audit is not None:
+            yield from self._contradictions_of(self.audit)
         sums = {
             "totals.shards": (self.totals.shards, num_shards),
             "totals.bytes": (self.totals.bytes, sum(shard.bytes for shard in self.shards)),
@@ -174,36 +171,29 @@ class Manifest:
             sums[f"statistics.{name}"] = (getattr(self.statistics, name), getattr(self.totals, name))
         for name, (got, expected) in sums.items():
             if got != expected:
-                raise CacheError(f"{where}: {name} is {got}, the rest of the manifest gives {expected}; fetch it again")
+                yield f"{name} is {got}, the rest of the manifest gives {expected}; fetch it again"
         for name in ("t_answered", "t_correct", "t_clean_logp"):
             if len(getattr(self.statistics, name)) not in (0, NUM_BINS):
-                raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers, or none")
+                yield f"statistics.{name}: expected {NUM_BINS} numbers, or none"
         for name in ("t_histogram", "mask_ratio_histogram", "t_targets", "t_head_mass", "t_entropy"):
             if len(getattr(self.statistics, name)) != NUM_BINS:
-                raise CacheError(f"{where}: statistics.{name}: expected {NUM_BINS} numbers")
-        check_text(self.to_json(), where)
+                yield f"statistics.{name}: expected {NUM_BINS} numbers"
 
-    def _check_audit(self, where: str) -> None:
-        if self.audit is None:
-            return
+    def _contradictions_of(self, audit: AuditInfo) -> Iterator[str]:
+        vocab_size, targets = self.student.vocab_size, self.statistics.targets
         if self.signal.kind != "topk" or self.vocabulary is None:
-            raise CacheError(f"{where}: audit needs signal kind 'topk', and a vocabulary that says its tokens")
-        share, num_tokens = self.audit.share, self.audit.support_tokens
-        if not 0 < share <= 1 or not 0 < num_tokens <= self.student.vocab_size:
-            raise CacheError(
-                f"{where}: audit.share is {share} and audit.support_tokens {num_tokens:,}; expected a share in (0, 1] "
-                f"and at most the {self.student.vocab_size:,} tokens of the student"
+            yield "audit needs signal kind 'topk', and a vocabulary that says its tokens"
+        if not 0 < audit.share <= 1 or not 0 < audit.support_tokens <= vocab_size:
+            yield (
+                f"audit.share is {audit.share} and audit.support_tokens {audit.support_tokens:,}; expected a share in "
+                f"(0, 1] and at most the {vocab_size:,} tokens of the student"
             )
         expected = (audit_name(shard, len(self.shards)) for shard in range(len(self.shards)))
-        for number, entry in enumerate(self.audit.files):
+        for number, entry in enumerate(audit.files):
             if entry.name not in expected:  # an iterator: names that were passed over are gone, so order counts
-                raise CacheError(
-                    f"{where}: audit.files.{number}.name is {entry.name!r:.80}: no shard's, or out of order"
-                )
-            if not 0 < entry.rows <= self.statistics.targets:
-                raise CacheError(
-                    f"{where}: audit.files.{number}.rows is {entry.rows:,} of {self.statistics.targets:,} targets"
-                )
+                yield f"audit.files.{number}.name is {entry.name!r:.80}: no shard's, or out of order"
+            if not 0 < entry.rows <= targets:
+                yield f"audit.files.{number}.rows is {entry.rows:,} of {targets:,} targets"
 
 
 def audit_entries(receipts: Sequence[Receipt]) -> tuple[AuditEntry, ...]:
@@ -239,6 +229,11 @@ def manifest_parts(receipts: Sequence[Receipt]) -> dict[str, Any]:
     return {"shards": shards, "totals": totals, "statistics": statistics}
 
 
+def is_whole(path: Path, entry: NamedFile) -> bool:
+    """Has the file the size and SHA-256 that the manifest names?"""
+    return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
+
+
 def file_entry(root: str | Path, name: str) -> FileEntry:
     """Hash and size of a file of the cache."""
     path = file_inside(Path(root), name)
@@ -270,16 +265,11 @@ def read_manifest(root: str | Path | Store) -> Manifest:
     Raises: CacheError: the folder holds none (an incomplete cache, or none at all), or a damaged one.
     """
     store = open_store(root)
-    path = store.path(MANIFEST_NAME)
-    if isinstance(store, FolderStore):
-        if not os.path.lexists(path):
-            raise CacheError(_why_missing(store.root))
-        file_inside(store.root, MANIFEST_NAME)
     try:
         data = store.read(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
     except FileNotFoundError as error:
-        raise CacheError(_why_missing_there(store)) from error
-    return manifest_from_bytes(data, path)
+        raise CacheError(_why_missing(store)) from error
+    return manifest_from_bytes(data, store.path(MANIFEST_NAME))
 
 
 def manifest_from_bytes(data: bytes, path: str) -> Manifest:
@@ -295,35 +285,20 @@ def manifest_from_bytes(data: bytes, path: str) -> Manifest:
     return manifest
 
 
-def _why_missing(root: Path) -> str:
-    if (root / STAGING_NAME).is_dir():
-        return f"{root} is incomplete: a pull was interrupted; run the same pull-cache command again"
-    if not os.path.lexists(root / PLAN_NAME):
+def _why_missing(store: Store) -> str:
+    names = store.names()
+    if STAGING_NAME in names:
+        return f"{store} is incomplete: a pull was interrupted; run the same pull-cache command again"
+    if PLAN_NAME not in names:
         return (
-            f"{root} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; "
-            "give the folder that dump-teacher wrote"
+            f"{store} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; give the folder or "
+            "address that dump-teacher wrote to"
         )
-    path = file_inside(root, PLAN_NAME)
-    plan = read_json(path, max_bytes=MAX_PLAN_BYTES) if path.stat().st_size <= MAX_COUNTED_PLAN_BYTES else None
-    receipts = [read_receipt(root, int(p.stem)) for p in (root / "receipts").glob("*.json") if p.stem.isdigit()]
-    done = sum(shard_is_done(root, r.shard, r.plan_hash) is not None for r in receipts if r is not None)
-    return f"{root} is incomplete: {done} of {_num_planned(plan)} shards done; run the same dump-teacher command again"
-
-
-def _why_missing_there(store: Store) -> str:
-    """As `_why_missing`, by listings alone."""
-    if not store.exists(PLAN_NAME):
-        return (
-            f"{store} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; give the address that "
-            "dump-teacher wrote to"
-        )
-    done = len(listed_receipts(store))
-    return f"{store} is incomplete: {done} shards done; the same dump-teacher command again continues"
-
-
-def _num_planned(plan: Any) -> int | str:
-    """Shards of a plan: its samples, cut evenly."""
-    try:
-        return -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
-    except (KeyError, TypeError, ZeroDivisionError):
-        return "an unknown number of"
+    data, planned = store.read(PLAN_NAME, max_bytes=MAX_COUNTED_PLAN_BYTES), "an unknown number of"
+    if len(data) <= MAX_COUNTED_PLAN_BYTES:
+        plan = parse_json(data, store.path(PLAN_NAME), max_bytes=MAX_PLAN_BYTES)
+        with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
+            planned = -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
+    there = {name.partition("-of-")[0] for name, size in listed_sizes(store).items() if size}
+    done = sum(shard_name(shard, 1).partition("-of-")[0] in there for shard in listed_receipts(store))
+    return f"{store} is incomplete: {done} of {planned} shards done; run the same dump-teacher command again"

@@ -31,10 +31,10 @@ from ..errors import CacheError, CacheMismatch, ConfigError
 from .card import write_card
 from .codec_error import summary
 from .files import atomic_write, canonical_json, fsync_folder, output_errors, sha256_bytes, temporary_name
-from .manifest import DataSource, Manifest, PartInfo, TeacherInfo, manifest_parts, read_manifest, write_manifest
+from .manifest import Manifest, PartInfo, TeacherInfo, manifest_parts, read_manifest, write_manifest
 from .manifest_fields import UNKNOWN
 from .reader import Cache, open_cache
-from .receipts import Receipt, write_receipt
+from .receipts import write_receipt
 from .schema import ViewRow, shard_name
 from .statistics import WRITER_ONLY
 from .statistics import merge as merge_statistics
@@ -224,10 +224,36 @@ def _write(root: Path, groups: Sequence[Sequence[Part]]) -> Manifest:
         name, layout = shard_name(shard, len(pieces)), groups[0][0].manifest.layout
         statistics = write_shard(root / name, _rows(group, samples), layout, plan_hash=plan_hash, shard=shard)
         receipts.append(write_receipt(root, name, shard=shard, plan_hash=plan_hash, statistics=statistics))
-    first, parts = groups[0][0], [part for group in groups for part in group]
-    if first.manifest.vocabulary is not None:
-        atomic_write(root / VOCABULARY_NAME, (first.cache.root / VOCABULARY_NAME).read_bytes())
-    manifest = _manifest(parts, infos, receipts, plan_hash, sum(part.views for part in groups[0]))
+    parts = [part for group in groups for part in group]
+    first, manifests = parts[0].manifest, [part.manifest for part in parts]
+    if first.vocabulary is not None:
+        atomic_write(root / VOCABULARY_NAME, (parts[0].cache.root / VOCABULARY_NAME).read_bytes())
+    meant = merge_statistics([manifest.statistics for manifest in manifests])  # what rounding cost, writers alone know
+    described = manifest_parts(receipts)
+    described["statistics"] = dataclasses.replace(
+        described["statistics"], **{name: getattr(meant, name) for name in WRITER_ONLY}
+    )
+    error = summary(meant.codec_kl, meant.codec_kl_counts, meant.targets, first.signal.temperatures)
+    seeds, views = {info.seed for info in infos}, sum(part.views for part in groups[0])
+    # Parts that hold further views of the same samples left the same out: the first of them counts.
+    counted = list({frozenset(part.first_row): part.manifest for part in reversed(parts)}.values())
+    dropped = sum((Counter(manifest.dropped) for manifest in counted), Counter())
+    coverage = sum((Counter(manifest.coverage) for manifest in counted), Counter())
+    is_known = all(manifest.coverage for manifest in counted)
+    manifest = dataclasses.replace(
+        first,
+        tide_version=__version__,
+        plan_hash=plan_hash,
+        signal=dataclasses.replace(first.signal, codec_error=error),
+        teacher=_teacher([manifest.teacher for manifest in manifests if manifest.teacher]),
+        noise={**first.noise, "views": views, "seed": first.noise["seed"] if len(seeds) == 1 else None},
+        sources=tuple(dict.fromkeys(source for manifest in manifests for source in manifest.sources)),
+        dropped=dict(sorted(dropped.items())),
+        coverage={name: coverage[name] for name in first.coverage} if is_known else {},
+        parts=tuple(infos),
+        audit=None,
+        **described,
+    )
     write_card(root, manifest)
     write_manifest(root, manifest)
     return manifest
@@ -260,46 +286,6 @@ def _rows(group: Sequence[Part], samples: Sequence[str]) -> Iterator[ViewRow]:
             yield dataclasses.replace(row, view=number)
 
 
-def _manifest(
-    parts: Sequence[Part], infos: Sequence[PartInfo], receipts: Sequence[Receipt], plan_hash: str, views: int
-) -> Manifest:
-    first = parts[0].manifest
-    manifests = [part.manifest for part in parts]
-    seeds = {info.seed for info in infos}
-    meant = merge_statistics([manifest.statistics for manifest in manifests])  # what rounding cost, writers alone know
-    described = manifest_parts(receipts)
-    described["statistics"] = dataclasses.replace(
-        described["statistics"], **{name: getattr(meant, name) for name in WRITER_ONLY}
-    )
-    error = summary(meant.codec_kl, meant.codec_kl_counts, meant.targets, first.signal.temperatures)
-    counted = _one_of_each(parts)
-    dropped = sum((Counter(manifest.dropped) for manifest in counted), Counter())
-    coverage = sum((Counter(manifest.coverage) for manifest in counted), Counter())
-    is_known = all(manifest.coverage for manifest in counted)
-    return dataclasses.replace(
-        first,
-        tide_version=__version__,
-        plan_hash=plan_hash,
-        signal=dataclasses.replace(first.signal, codec_error=error),
-        teacher=_teacher([manifest.teacher for manifest in manifests if manifest.teacher]),
-        noise={**first.noise, "views": views, "seed": first.noise["seed"] if len(seeds) == 1 else None},
-        sources=_distinct([source for manifest in manifests for source in manifest.sources]),
-        dropped=dict(sorted(dropped.items())),
-        coverage={name: coverage[name] for name in first.coverage} if is_known else {},
-        parts=tuple(infos),
-        audit=None,
-        **described,
-    )
-
-
-def _one_of_each(parts: Sequence[Part]) -> list[Manifest]:
-    """Of parts that hold further views of the same samples, the first: what was left out there is the same."""
-    seen: dict[frozenset[str], Manifest] = {}
-    for part in parts:
-        seen.setdefault(frozenset(part.first_row), part.manifest)
-    return list(seen.values())
-
-
 def _teacher(teachers: Sequence[TeacherInfo]) -> TeacherInfo | None:
     """One teacher under, possibly, several licences: all that were declared."""
     if not teachers:
@@ -307,7 +293,3 @@ def _teacher(teachers: Sequence[TeacherInfo]) -> TeacherInfo | None:
     licences = [name for name in dict.fromkeys(teacher.licence for teacher in teachers) if name != UNKNOWN]
     doubts = tuple(dict.fromkeys(doubt for teacher in teachers for doubt in teacher.doubts))
     return dataclasses.replace(teachers[0], licence=", ".join(licences) or UNKNOWN, doubts=doubts)
-
-
-def _distinct(sources: Sequence[DataSource]) -> tuple[DataSource, ...]:
-    return tuple(dict.fromkeys(sources))

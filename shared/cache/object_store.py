@@ -12,9 +12,9 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,15 @@ from ..errors import CacheError, ConfigError, OutputError, TideError, TryAgain
 from .files import output_errors, sha256_file
 from .scratch import make_scratch
 from .store import Entry, Store
-from .store_errors import final_error, install_advice, is_missing_bucket, is_transient, lacks_conditions, told
+from .store_errors import (
+    ask_again,
+    final_error,
+    install_advice,
+    is_missing_bucket,
+    is_transient,
+    lacks_conditions,
+    told,
+)
 
 T = TypeVar("T")
 
@@ -70,47 +78,36 @@ class ObjectStore(Store):
 
     def exists(self, name: str) -> bool:
         """As `Store.exists`: one request."""
-        try:  # a byte of it: asking for the properties of what is not there costs some clients a listing as well
-            self._ask(f"looking for {self.path(name)}", lambda: self.fs.cat_file(self._key(name), start=0, end=1))
-        except FileNotFoundError:
-            return False
-        return True
+        # A byte of it: asking for the properties of what is not there costs some clients a listing as well.
+        look = partial(self.fs.cat_file, self._key(name), start=0, end=1)
+        return self._found(f"looking for {self.path(name)}", look) is not None
 
     def names(self, folder: str = "") -> set[str]:
         """As `Store.names`: one request for every 1,000 objects."""
         if folder:
             return set(self.entries(folder))
-        try:
-            found = self._ask(f"listing {self}", lambda: self.fs.ls(self.base, detail=False))
-        except FileNotFoundError:
-            return set()
+        found = self._found(f"listing {self}", lambda: self.fs.ls(self.base, detail=False)) or []
         return {_last(key) for key in found} - {_last(self.base), ""}
 
     def entries(self, folder: str) -> dict[str, Entry]:
         """As `Store.entries`: one request for every 1,000 objects."""
-        prefix = self._key(folder)
 
         def listing() -> Mapping[str, Any]:
             self.fs.invalidate_cache()
-            return self.fs.find(prefix, detail=True)
+            return self.fs.find(self._key(folder), detail=True)
 
-        try:
-            found = self._ask(f"listing {self.path(folder)}", listing)
-        except FileNotFoundError:
-            return {}
-        return {key.rsplit("/", 1)[1]: _entry(info) for key, info in found.items()}
+        found = self._found(f"listing {self.path(folder)}", listing) or {}
+        return {_last(key): _entry(info) for key, info in found.items()}
 
     def entry(self, name: str) -> Entry | None:
         """As `Store.entry`."""
-        try:
-            return _entry(self._info(name))
-        except FileNotFoundError:
-            return None
+        info = self._info(name)
+        return None if info is None else _entry(info)
 
     def num_bytes(self, name: str) -> int | None:
         """As `Store.num_bytes`: no object leads elsewhere."""
-        entry = self.entry(name)
-        return None if entry is None else entry.bytes
+        info = self._info(name)
+        return None if info is None else info["size"]
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """As `Store.read`."""
@@ -151,8 +148,7 @@ class ObjectStore(Store):
     def remove(self, *names: str) -> None:
         """As `Store.remove`."""
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                self._ask(f"removing {self.path(name)}", lambda name=name: self.fs.rm_file(self._key(name)))
+            self._found(f"removing {self.path(name)}", partial(self.fs.rm_file, self._key(name)))
 
     def remove_folder(self, folder: str) -> None:
         """As `Store.remove_folder`, as far as the store lets it."""
@@ -203,21 +199,19 @@ class ObjectStore(Store):
     def _key(self, name: str) -> str:
         return f"{self.base}/{name}"
 
-    def _info(self, name: str) -> Mapping[str, Any]:
+    def _info(self, name: str) -> Mapping[str, Any] | None:
         def info() -> Mapping[str, Any]:
             self.fs.invalidate_cache()
             return self.fs.info(self._key(name))
 
-        return self._ask(f"looking at {self.path(name)}", info)
+        return self._found(f"looking at {self.path(name)}", info)
 
     def _put(self, name: str, data: bytes, **options: Any) -> None:
         self._ask(f"writing {self.path(name)}", lambda: self.fs.pipe_file(self._key(name), data, **options))
 
     def _holds(self, name: str, data: bytes) -> bool:
-        try:
-            return self.read(name, max_bytes=len(data)) == data
-        except FileNotFoundError:
-            return False
+        begin = partial(self.fs.cat_file, self._key(name), start=0, end=len(data) + 1)
+        return self._found(f"reading {self.path(name)}", begin) == data
 
     def _upload(self, name: str) -> None:
         """Put one file and see that the store has it; a second time if it does not."""
@@ -236,14 +230,18 @@ class ObjectStore(Store):
 
     def _arrived(self, name: str, path: Path) -> bool:
         """Size and, where the store tells one that can be compared, checksum; otherwise it is read back."""
-        try:
-            info = self._info(name)
-        except FileNotFoundError:
-            return False
-        if info["size"] != path.stat().st_size:
+        info = self._info(name)
+        if info is None or info["size"] != path.stat().st_size:
             return False
         told_md5 = {str(info.get(field, "")).strip('"') for field in ("ETag", "etag", "md5Hash")}
         return not told_md5.isdisjoint(_md5_names(path)) or self.sha256(name) == sha256_file(path)
+
+    def _found(self, what: str, request: Callable[[], T]) -> T | None:
+        """As `_ask`; None: there is no such object."""
+        try:
+            return self._ask(what, request)
+        except FileNotFoundError:
+            return None
 
     def _ask(self, what: str, request: Callable[[], T]) -> T:
         """The answer of `request`, which may be called several times.
@@ -252,31 +250,28 @@ class ObjectStore(Store):
             TryAgain: busy or out of reach, for longer than the patience.
         """
         wait, began = FIRST_WAIT_S, time.monotonic()
-        while True:
-            try:
-                answer = request()
-            except (TideError, TypeError, AttributeError, NameError, AssertionError):
-                raise  # ours, or a mistake in a program
-            except Exception as error:  # of five clients, without a common base
-                if isinstance(error, FileNotFoundError | FileExistsError) and not is_missing_bucket(error):
-                    raise
-                if lacks_conditions(error):
-                    raise _NoConditions(told(error)) from None
-                stop: TideError = final_error(error, what, self.protocol)
-                if is_transient(error):
-                    stop = TryAgain(
-                        f"{what}: the store is busy or out of reach, after {time.monotonic() - began:.0f} s: "
-                        f"{told(error)}. Finished shards stay: run the same command again"
-                    )
-                    if not self._gave_up and time.monotonic() - began + wait <= self.patience_s:
-                        self.sleep(wait * random.uniform(0.5, 1.0))
-                        wait = min(LONGEST_WAIT_S, 2 * wait)
-                        continue
-                    self._gave_up = True
-            else:
-                self._gave_up = False
-                return answer
-            raise stop from None  # a traceback would show the request, and with it what was sent
+
+        def judge(error: Exception) -> Exception | float:
+            nonlocal wait
+            if isinstance(error, FileNotFoundError | FileExistsError) and not is_missing_bucket(error):
+                return error
+            if lacks_conditions(error):
+                return _NoConditions(told(error))
+            if not is_transient(error):
+                return final_error(error, what, self.protocol)
+            spent = time.monotonic() - began
+            self._gave_up = self._gave_up or spent + wait > self.patience_s
+            if self._gave_up:
+                return TryAgain(
+                    f"{what}: the store is busy or out of reach, after {spent:.0f} s: {told(error)}. Finished shards "
+                    "stay: run the same command again"
+                )
+            pause, wait = wait * random.uniform(0.5, 1.0), min(LONGEST_WAIT_S, 2 * wait)
+            return pause
+
+        answer = ask_again(request, judge, self.sleep)
+        self._gave_up = False
+        return answer
 
 
 class _NoConditions(Exception):
@@ -345,14 +340,9 @@ def _md5_names(path: Path) -> set[str]:
     """How stores may call these bytes: MD5 in hexadecimal or base64, or the MD5 of the parts' MD5s and their number."""
     whole = hashlib.md5(usedforsecurity=False)
     parts = []
-    for part in _parts(path):
-        whole.update(part)
-        parts.append(hashlib.md5(part, usedforsecurity=False).digest())
-    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
-    return {whole.hexdigest(), base64.b64encode(whole.digest()).decode(), f"{of_parts}-{len(parts)}"}
-
-
-def _parts(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while part := file.read(PART_BYTES):
-            yield part
+            whole.update(part)
+            parts.append(hashlib.md5(part, usedforsecurity=False).digest())
+    of_parts = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return {whole.hexdigest(), base64.b64encode(whole.digest()).decode(), f"{of_parts}-{len(parts)}"}

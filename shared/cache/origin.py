@@ -4,65 +4,49 @@ Both give the manifest first, compare what the place says about the files with i
 """
 
 import shutil
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from ..addresses import is_url
+from ..config import STORE_PATIENCE_S
 from ..errors import CacheError, ConfigError
 from .hub import Hub, HubAddress, is_address, parse_address
 from .manifest import Manifest, NamedFile, read_manifest
 from .object_store import ObjectStore
-from .pull import fetch, fetched_manifest, named_files, require_files, require_manifest
+from .pull import fetch, fetched_manifest, require_files
 from .receipts import listed_sizes
-from .store import open_store
-
-
-class Origin(Protocol):
-    """A place that holds one complete cache; may be pickled. `str()` names it in messages."""
-
-    advice: str
-    """What to do about a file that is damaged there."""
-
-    def manifest(self) -> Manifest:
-        """The cache's manifest, after a look at what the place says of every file it names. Raises: CacheError."""
-        ...
-
-    def fetch(self, entry: NamedFile, target: Path) -> None:
-        """Write a file of the cache to `target`. Raises: CacheError: it is missing. Unavailable, TryAgain."""
-        ...
 
 
 class HubOrigin:
-    """A data set of the Hub; `address.revision` is a commit."""
+    """A data set of the Hub that holds one complete cache; `address.revision` is a commit. `str()` names it."""
 
     advice = "Its owner should push it again"
+    """What to do about a file that is damaged there."""
 
-    def __init__(self, address: HubAddress, hub: Hub | None = None) -> None:
+    def __init__(self, address: HubAddress) -> None:
         self.address = address
-        self._hub = hub
 
     def __str__(self) -> str:
         return str(self.address)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"address": self.address, "_hub": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HubOrigin, (self.address,)
 
-    @property
+    @cached_property
     def hub(self) -> Hub:
         """The client, made on first use."""
-        self._hub = self._hub or Hub()
-        return self._hub
+        return Hub()
 
     def manifest(self) -> Manifest:
-        """As `Origin.manifest`."""
-        address, commit = self.address, str(self.address.revision)
-        require_manifest(self.hub, address, commit)
-        manifest = fetched_manifest(self.hub, address.repository, commit)
-        require_files(self.hub, address, commit, named_files(manifest, str(address), audit=False))
+        """The cache's manifest, after a look at what the Hub says of every file it names. Raises: CacheError."""
+        commit = str(self.address.revision)
+        manifest = fetched_manifest(self.hub, self.address, commit)
+        require_files(self.hub, self.address, commit, manifest.files(audit=False))
         return manifest
 
     def fetch(self, entry: NamedFile, target: Path) -> None:
-        """As `Origin.fetch`."""
+        """Write a file of the cache to `target`. Raises: CacheError: it is missing. Unavailable, TryAgain."""
         commit, folder = str(self.address.revision), target.with_name(f".hub{target.name}")  # hidden like the target
         try:
             fetched = fetch(
@@ -80,25 +64,20 @@ class StoreOrigin:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._store: ObjectStore | None = None
 
     def __str__(self) -> str:
         return self.url
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"url": self.url, "_store": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreOrigin, (self.url,)
 
-    @property
+    @cached_property
     def store(self) -> ObjectStore:
         """The client, made on first use."""
-        if self._store is None:
-            store = open_store(self.url)
-            assert isinstance(store, ObjectStore)
-            self._store = store
-        return self._store
+        return ObjectStore(self.url, patience_s=STORE_PATIENCE_S)
 
     def manifest(self) -> Manifest:
-        """As `Origin.manifest`."""
+        """As `HubOrigin.manifest`."""
         manifest = read_manifest(self.store)
         sizes, named, damaged = listed_sizes(self.store), manifest.files(), list[str]()
         for entry in (*manifest.shards, *(manifest.audit.files if manifest.audit else ())):
@@ -115,11 +94,14 @@ class StoreOrigin:
         return manifest
 
     def fetch(self, entry: NamedFile, target: Path) -> None:
-        """As `Origin.fetch`."""
+        """As `HubOrigin.fetch`."""
         try:
             self.store.fetch(entry.name, target)
         except FileNotFoundError as error:
             raise CacheError(f"{self.url}/{entry.name}: missing. {self.advice}") from error
+
+
+Origin = HubOrigin | StoreOrigin
 
 
 def find_origin(name: str, revision: str | None) -> Origin:
@@ -128,8 +110,8 @@ def find_origin(name: str, revision: str | None) -> Origin:
     Raises: CacheError: no form of address. ConfigError: two revisions, or one where there are none. Unavailable.
     """
     if is_address(name):
-        address, hub = parse_address(name, revision), Hub()
-        return HubOrigin(HubAddress(address.repository, hub.commit_of(address)), hub)
+        address = parse_address(name, revision)
+        return HubOrigin(HubAddress(address.repository, Hub().commit_of(address)))
     if is_url(name):
         if revision is not None:
             raise ConfigError(f"{name}: an object store has no revision {revision!r:.80}; leave revision out")

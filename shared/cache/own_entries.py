@@ -98,8 +98,9 @@ def remove_all(root: Path, folder: str, pattern: str) -> None:
     """
     with contextlib.suppress(FileNotFoundError), opened(root, folder) as handle:
         for name in os.listdir(handle):
-            if re.fullmatch(pattern, name) and not _is_folder(name, handle):
-                with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):
+                is_own = re.fullmatch(pattern, name) is not None
+                if is_own and not stat.S_ISDIR(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode):
                     os.unlink(name, dir_fd=handle)
     parent, _, base = folder.rpartition("/")
     with contextlib.suppress(OSError), opened(root, parent) as handle:
@@ -116,7 +117,3 @@ def remove_tree(root: Path, name: str) -> None:
         folder, _, base = name.rpartition("/")
         with opened(root, folder) as handle:
             shutil.rmtree(base, dir_fd=handle)
-
-
-def _is_folder(name: str, handle: int) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ..addresses import require_apart
 from ..errors import CacheError, CacheMismatch, OutputError
 from . import own_entries
-from .files import atomic_write, fsync_folder, output_errors, readable_json, sha256_file
+from .files import atomic_write, fsync_folder, output_errors, readable_json
 from .hub import Hub, HubAddress, parse_address
 from .manifest import (
     MANIFEST_NAME,
@@ -23,12 +23,12 @@ from .manifest import (
     STAGING_NAME,
     Manifest,
     NamedFile,
+    is_whole,
     read_manifest,
     sealed_json,
 )
 from .receipts import AUDIT_FOLDER
 from .verify import AuditState, audit_state, verify_cache
-from .vocabulary import VOCABULARY_NAME
 
 T = TypeVar("T")
 
@@ -53,26 +53,6 @@ class PullReport:
     audit: AuditState
 
 
-def named_files(manifest: Manifest, where: str, *, audit: bool) -> list[NamedFile]:
-    """The files that are fetched. Raises: CacheError: a name is none that a cache can have."""
-    vocabulary = manifest.vocabulary
-    if vocabulary is not None and vocabulary.name != VOCABULARY_NAME:
-        raise CacheError(f"{where}: vocabulary.name is {vocabulary.name!r:.80}, expected {VOCABULARY_NAME!r}; refused")
-    return manifest.files(audit=audit)  # Manifest.check has compared the names of shards and audit files
-
-
-def require_manifest(hub: Hub, address: HubAddress, commit: str) -> None:
-    """Raises: CacheError: there is no manifest at that commit, or one that is too large."""
-    entry = hub.files(address.repository, commit, [MANIFEST_NAME]).get(MANIFEST_NAME)
-    if entry is None:
-        raise CacheError(
-            f"{address} at {commit:.12} is incomplete: it holds no {MANIFEST_NAME}, which a push writes last. Ask its "
-            "owner to run the same push-cache command again, or give the revision of a complete one (or it is no cache)"
-        )
-    if entry.size > MAX_MANIFEST_BYTES:
-        raise CacheError(f"{address}: {MANIFEST_NAME} has {entry.size:,} bytes, which no cache needs; refused")
-
-
 def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[NamedFile]) -> None:
     """Compare what the Hub says about the files with the manifest, before anything large is fetched.
 
@@ -92,10 +72,21 @@ def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[Name
             )
 
 
-def fetched_manifest(hub: Hub, repository: str, commit: str) -> Manifest:
-    """The manifest at a commit, fetched into a folder that is gone afterwards."""
+def fetched_manifest(hub: Hub, address: HubAddress, commit: str) -> Manifest:
+    """The manifest at a commit, fetched into a folder that is gone afterwards.
+
+    Raises: CacheError: there is none at that commit, or one that is too large or damaged.
+    """
+    entry = hub.files(address.repository, commit, [MANIFEST_NAME]).get(MANIFEST_NAME)
+    if entry is None:
+        raise CacheError(
+            f"{address} at {commit:.12} is incomplete: it holds no {MANIFEST_NAME}, which a push writes last. Ask its "
+            "owner to run the same push-cache command again, or give the revision of a complete one (or it is no cache)"
+        )
+    if entry.size > MAX_MANIFEST_BYTES:
+        raise CacheError(f"{address}: {MANIFEST_NAME} has {entry.size:,} bytes, which no cache needs; refused")
     with tempfile.TemporaryDirectory() as folder:
-        fetch(hub, repository, MANIFEST_NAME, commit, Path(folder), most_bytes=MAX_MANIFEST_BYTES)
+        fetch(hub, address.repository, MANIFEST_NAME, commit, Path(folder), most_bytes=MAX_MANIFEST_BYTES)
         return read_manifest(folder)
 
 
@@ -113,12 +104,10 @@ def fetch(
     gauge = _gauge(f"{repository}: {name}", most_bytes)
 
     def download() -> Path:
-        return Path(
-            hub.api.hf_hub_download(
-                repository, name, repo_type="dataset", revision=commit, local_dir=folder, force_download=again,
-                tqdm_class=gauge,
-            )
-        )  # fmt: skip
+        return Path(hub.api.hf_hub_download(
+            repository, name, repo_type="dataset", revision=commit, local_dir=folder, force_download=again,
+            tqdm_class=gauge,
+        ))  # fmt: skip
 
     return hub.ask(f"fetching {name} of {repository}", download)
 
@@ -161,9 +150,8 @@ def pull_cache(
     hub = Hub(say, sleep)
     commit = hub.commit_of(wanted)
     say(f"{wanted} is {commit}")
-    require_manifest(hub, wanted, commit)
-    manifest = fetched_manifest(hub, wanted.repository, commit)
-    entries = named_files(manifest, str(wanted), audit=audit)
+    manifest = fetched_manifest(hub, wanted, commit)
+    entries = manifest.files(audit=audit)
     counts: dict[str, Any] = {"downloaded_files": 0, "downloaded_bytes": 0, "files_already_there": len(entries)}
     if _holds(out, manifest, entries, hub):
         say(f"{out} holds this cache already; verifying it")
@@ -254,11 +242,6 @@ def in_parallel(action: Callable[[T], None], items: Sequence[T]) -> Iterator[T]:
             yield item
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def is_whole(path: Path, entry: NamedFile) -> bool:
-    """Has the file the size and SHA-256 that the manifest names?"""
-    return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
 
 
 def _move(staging: Path, out: Path, names: list[str]) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from ..errors import CacheError, CacheMismatch, ConfigError, TryAgain
 from .card import Licences, card_text, required_licences
 from .files import file_inside
-from .hub import Hub, parse_address
+from .hub import Hub, HubAddress, parse_address
 from .hub_push import Repository, Upload, checked_tag, in_batches
-from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PLAN_NAME, Manifest, NamedFile, read_manifest
+from .manifest import MANIFEST_NAME, PLAN_NAME, Manifest, NamedFile, read_manifest
 from .preview import PREVIEW_NAME, preview_bytes
 from .pull import fetched_manifest
 from .reader import Cache
@@ -75,7 +75,9 @@ def push_cache(
         commit = push.head
         say(f"{repository} holds this cache already")
     else:
-        push.upload_shards()
+        push.upload("shards", manifest.shards)
+        if manifest.audit is not None:
+            push.upload("audit files", manifest.audit.files)
         push.upload_rest(licences)
         commit = push.upload_manifest()
     push.set_tag(tag, commit, lambda target: getattr(push.manifest_at(target), "hash", None) == manifest.hash)
@@ -112,20 +114,12 @@ class _Push(Repository):
 
     def manifest_at(self, commit: str) -> Manifest | None:
         """The repository's manifest at a commit; None if it has none."""
-        remote = self.hub.files(self.name, commit, [MANIFEST_NAME]).get(MANIFEST_NAME)
-        if remote is None:
+        if MANIFEST_NAME not in self.hub.files(self.name, commit, [MANIFEST_NAME]):
             return None
-        if remote.size > MAX_MANIFEST_BYTES:
-            raise CacheMismatch(f"{self.name}: its {MANIFEST_NAME} is not one of tide; push to a new repository")
-        return fetched_manifest(self.hub, self.name, commit)
+        return fetched_manifest(self.hub, HubAddress(self.name), commit)
 
-    def upload_shards(self) -> None:
-        """All shards, then all audit files, that are not there yet, in commits of limited size."""
-        self._upload_large("shards", self.manifest.shards)
-        if self.manifest.audit is not None:
-            self._upload_large("audit files", self.manifest.audit.files)
-
-    def _upload_large(self, what: str, entries: Sequence[NamedFile]) -> None:
+    def upload(self, what: str, entries: Sequence[NamedFile]) -> None:
+        """All of these files that are not there yet, in commits of limited size."""
         files = [Upload(e.name, file_inside(self.root, e.name), e.bytes, e.sha256) for e in entries]
         missing = self.missing(files)
         self.hub.say(f"{len(files) - len(missing)} of {len(files)} {what} are there")

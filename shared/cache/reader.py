@@ -8,18 +8,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ..addresses import is_url, local_path
 from ..config import ShardCacheConfig
 from ..errors import CacheError, CacheMismatch, ConfigError
 from .batch import RowBatch
-from .files import Pinned, file_inside, open_parquet, reading
+from .files import Pinned, file_inside, reading
 from .manifest import MANIFEST_NAME, Manifest, read_manifest
 from .schema import ViewRow
 from .table import read_group
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from .hub import HubAddress
 
-CACHED_BYTES = 512 << 20
-"""Decoded row groups kept in memory by `Cache.rows`."""
 OPEN_SHARDS = 32
 
 
@@ -116,28 +114,22 @@ class Cache(Sequence[ViewRow]):
     May be used from several threads and pickled to worker processes (decoded rows stay behind).
     """
 
-    def __init__(self, root: Path, manifest: Manifest, *, cached_bytes: int = CACHED_BYTES) -> None:
+    cached_bytes = 512 << 20
+    """Decoded row groups kept in memory by `rows`."""
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
         self.root = Path(root)
         self.manifest = manifest
         self.layout = manifest.layout
-        self.cached_bytes = cached_bytes
-        self._reset()
-
-    def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._pinned: dict[int, Pinned] = {}
-        self._seen: dict[int, tuple[int, ...]] = {}
+        self._files: OrderedDict[int, Pinned] = OrderedDict()
+        self._seen: dict[int, tuple[int, ...] | None] = {}
         self._batches: OrderedDict[tuple[int, int], RowBatch] = OrderedDict()
-        self._row_groups: list[RowGroup] | None = None
-        self._starts: np.ndarray = np.zeros(1, np.int64)
+        self._shard_starts = np.concatenate([[0], np.cumsum([shard.rows for shard in manifest.shards])]).astype(int)
+        self._group_starts: dict[int, np.ndarray] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._reset()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cache, (self.root, self.manifest)
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r}, signal={self.layout.signal!r}, samples={self.num_samples}, rows={len(self)})"
@@ -166,8 +158,9 @@ class Cache(Sequence[ViewRow]):
         return self.rows([row % len(self)])[0]
 
     def __iter__(self) -> Iterator[ViewRow]:
-        for entry in self.row_groups:
-            yield from self.read_row_group(entry.shard, entry.group)
+        for shard in range(len(self.manifest.shards)):
+            for group in range(len(self._starts_of_groups(shard)) - 1):
+                yield from self.read_row_group(shard, group)
 
     def verify(self, mode: Literal["quick", "full"] = "full") -> VerifyReport:
         """Run the checks of docs/cache_format.md in order. Raises: CacheError: the first that fails."""
@@ -186,72 +179,68 @@ class Cache(Sequence[ViewRow]):
                     "Dump again for it, or train the student the cache names."
                 )
 
-    @property
+    @cached_property
     def row_groups(self) -> list[RowGroup]:
         """All row groups, in file order."""
-        with self._lock:
-            if self._row_groups is None:
-                groups = []
-                for shard in range(len(self.manifest.shards)):
-                    info = self._file(shard).metadata
-                    groups += [RowGroup(shard, g, info.row_group(g).num_rows) for g in range(info.num_row_groups)]
-                starts = np.concatenate([[0], np.cumsum([g.num_rows for g in groups])]).astype(np.int64)
-                if starts[-1] != len(self):
-                    raise CacheError(
-                        f"{self.root}: shards hold {starts[-1]} rows, the manifest says {len(self)}; fetch it again"
-                    )
-                self._row_groups, self._starts = groups, starts
-            return self._row_groups
+        return [
+            RowGroup(shard, group, num_rows)
+            for shard in range(len(self.manifest.shards))
+            for group, num_rows in enumerate(np.diff(self._starts_of_groups(shard)).tolist())
+        ]
 
-    def _file(self, shard: int) -> pq.ParquetFile:
+    def _starts_of_groups(self, shard: int) -> np.ndarray:
+        """Numbers of the rows at which the row groups of a shard begin, and behind its last row: int64 [groups + 1]."""
+        if shard not in self._group_starts:
+            info, begin = self._open(shard).file.metadata, self._shard_starts[shard]
+            sizes = [info.row_group(group).num_rows for group in range(info.num_row_groups)]
+            entry = self.manifest.shards[shard]
+            if sum(sizes) != entry.rows:
+                raise CacheError(
+                    f"{self.root / entry.name}: holds {sum(sizes)} rows, the manifest says {entry.rows}; fetch it again"
+                )
+            self._group_starts[shard] = begin + np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+        return self._group_starts[shard]
+
+    def _open(self, shard: int) -> Pinned:
         with self._lock:
-            file = self._files.get(shard)
-            if file is None:
+            opened = self._files.get(shard)
+            if opened is None:
                 entry = self.manifest.shards[shard]
                 path = file_inside(self.root, entry.name)
-                with reading(path):
-                    if is_private(path):
-                        file = open_parquet(path)
-                    else:  # what was checked may have been exchanged since
-                        self._pinned[shard] = pinned = Pinned(path, entry.sha256, self._seen.get(shard))
-                        self._seen[shard], file = pinned.seen, pinned.file
-                self._files[shard] = file
+                with reading(path):  # where others may write, what was checked may have been exchanged since
+                    opened = Pinned(path, None if is_private(path) else entry.sha256, self._seen.get(shard))
+                self._files[shard], self._seen[shard] = opened, opened.seen
                 if len(self._files) > OPEN_SHARDS:
-                    self._pinned.pop(self._files.popitem(last=False)[0], None)
+                    self._files.popitem(last=False)
             self._files.move_to_end(shard)
-            return file
+            return opened
 
     def read_row_group(self, shard: int, group: int) -> RowBatch:
         """Decode one row group; a sequence of `ViewRow`s. Raises: CacheError: a checksum or a length is wrong."""
-        file, name = self._file(shard), self.manifest.shards[shard].name
-        with reading(self.root / name):
-            first_row = sum(file.metadata.row_group(g).num_rows for g in range(group))
-            batch = read_group(file, group, self.layout, where=str(self.root / name), first_row=first_row)
-            self._require_same(shard)
+        first_row = int(self._starts_of_groups(shard)[group] - self._shard_starts[shard])
+        opened = self._open(shard)
+        with reading(opened.path):
+            batch = read_group(opened.file, group, self.layout, where=str(opened.path), first_row=first_row)
+            opened.require_same()
             return batch
-
-    def _require_same(self, shard: int) -> None:
-        """Raises: CacheError: somebody wrote to the shard since it was opened, where others may write."""
-        pinned = self._pinned.get(shard)
-        if pinned is not None:
-            pinned.require_same()
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[ViewRow]:
         """Rows by number (0 .. len - 1, file order), in the given order; each row group is decoded once per call.
 
         Row groups stay decoded up to `cached_bytes`: an order that stays within a few of them is fast.
         """
-        groups = self.row_groups
         wanted = np.asarray(indices, np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)}")
-        places = np.searchsorted(self._starts, wanted, side="right") - 1
         out: list[Any] = [None] * len(wanted)
-        for place in np.unique(places):
-            entry = groups[place]
-            batch = self._batch(entry.shard, entry.group)
-            for slot in np.flatnonzero(places == place):
-                out[slot] = batch[int(wanted[slot] - self._starts[place])]
+        shards = np.searchsorted(self._shard_starts, wanted, side="right") - 1
+        for shard in np.unique(shards).tolist():
+            starts, slots = self._starts_of_groups(shard), np.flatnonzero(shards == shard)
+            groups = np.searchsorted(starts, wanted[slots], side="right") - 1
+            for group in np.unique(groups).tolist():
+                batch = self._batch(shard, group)
+                for slot in slots[groups == group]:
+                    out[slot] = batch[int(wanted[slot] - starts[group])]
         return out
 
     def _batch(self, shard: int, group: int) -> RowBatch:
@@ -271,9 +260,10 @@ class Cache(Sequence[ViewRow]):
         present = [name for name in names if name in {c.name for c in self.layout.columns}]
         parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "begins")}
         for shard, entry in enumerate(self.manifest.shards):
+            opened = self._open(shard)
             with reading(self.root / entry.name):
-                table = self._file(shard).read(["sample_id", *present], use_threads=False)
-                self._require_same(shard)
+                table = opened.file.read(["sample_id", *present], use_threads=False)
+                opened.require_same()
             ids = table["sample_id"].combine_chunks()
             begins = np.ones(len(ids), np.int64)  # samples never continue in the next shard
             begins[1:] = pc.not_equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)  # type: ignore[attr-defined]
@@ -284,13 +274,12 @@ class Cache(Sequence[ViewRow]):
         values = {name: np.concatenate(arrays or [np.zeros(0, np.int64)]) for name, arrays in parts.items()}
         groups = self.row_groups
         sizes = np.array([g.num_rows for g in groups], np.int64)
-        t = values.pop("t").astype(np.float32)
         return CacheIndex(
             shard=np.repeat(np.array([g.shard for g in groups], np.int64), sizes),
             group=np.repeat(np.array([g.group for g in groups], np.int64), sizes),
-            row=np.arange(len(self)) - np.repeat(self._starts[:-1], sizes),
+            row=np.arange(len(self)) - np.repeat(np.cumsum(sizes) - sizes, sizes),
             sample=np.cumsum(values.pop("begins")) - 1,
-            t=t,
+            t=values.pop("t").astype(np.float32),
             **{name: column.astype(np.int64) for name, column in values.items()},
         )
 

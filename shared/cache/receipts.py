@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..config import to_tree
 from ..errors import CacheError
-from .files import atomic_write, file_inside, from_json, open_parquet, parse_json, readable_json, reading, sha256_file
+from .files import atomic_write, file_inside, from_json, parse_json, pinned_parquet, readable_json, sha256_file
 from .statistics import ShardStatistics
-from .store import FolderStore, Store, open_store
+from .store import Store, open_store
 
 MAX_RECEIPT_BYTES = 1 << 20
 AUDIT_FOLDER = "audit"
@@ -91,7 +91,7 @@ def write_receipt(
 
 def _audit_entry(root: Path, name: str) -> AuditEntry:
     path = file_inside(root, name)
-    with reading(path), open_parquet(path) as file:
+    with pinned_parquet(path, None) as file:
         return AuditEntry(name, sha256_file(path), path.stat().st_size, file.metadata.num_rows)
 
 
@@ -99,8 +99,6 @@ def read_receipt(root: str | Path | Store, shard: int) -> Receipt | None:
     """The receipt of a shard, or None if it is missing or damaged."""
     store, name = open_store(root), receipt_name(shard)
     try:
-        if isinstance(store, FolderStore):
-            file_inside(store.root, name)
         data = store.read(name, max_bytes=MAX_RECEIPT_BYTES)
         return from_json(Receipt, parse_json(data, store.path(name), max_bytes=MAX_RECEIPT_BYTES), store.path(name))
     except (FileNotFoundError, CacheError):

@@ -9,20 +9,18 @@ stays where it is: nothing that reads from afar needs it (pull-cache brings it).
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from ..config import ShardCacheConfig
 from ..errors import CacheError
+from .files import Pinned
 from .manifest import Manifest, NamedFile
 from .origin import HubOrigin, Origin, find_origin
-from .pull import in_parallel, named_files
+from .pull import in_parallel
 from .reader import Cache, CacheIndex
-from .schema import ViewRow
 from .shard_cache import ShardCache, WrongBytes
 from .trust import content_note, is_kept, keep_note
 from .verify import VerifyReport, verify_cache, verify_shard
@@ -62,29 +60,29 @@ class RemoteCache(Cache):
         self, origin: Origin, manifest: Manifest, shard_cache: ShardCacheConfig, *, checked: bool = True,
         read_ahead: int = READ_AHEAD,
     ) -> None:  # fmt: skip
-        self.origin, self.shard_cache, self.checked, self.read_ahead = origin, shard_cache, checked, read_ahead
         super().__init__(shard_cache.path / "snapshots" / manifest.hash, manifest)
+        self.origin, self.shard_cache, self.checked, self.read_ahead = origin, shard_cache, checked, read_ahead
+        self._local = ShardCache(shard_cache)
+        self._local.snapshot(manifest)
+        self._fetched: OrderedDict[int, Future[None]] = OrderedDict()
+        self._fetched_lock = threading.Lock()
+        self._verified: set[int] = set()
+        self._all_checked = False
+        self._known = is_kept(content_note(manifest))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {"checked": self.checked, "read_ahead": self.read_ahead}
+        return partial(RemoteCache, **options), (self.origin, self.manifest, self.shard_cache)
 
     @property
     def address(self) -> "HubAddress | str":
         """Where it lies: on the Hub with its commit, or the URL."""
         return self.origin.address if isinstance(self.origin, HubOrigin) else str(self.origin)
 
-    def _reset(self) -> None:
-        super()._reset()
-        self._local = ShardCache(self.shard_cache)
-        self._local.snapshot(self.manifest)
-        self._fetched: OrderedDict[int, Future[None]] = OrderedDict()
-        self._fetched_lock = threading.Lock()
-        self._verified: set[int] = set()
-        self._all_checked = False
-        self._known = is_kept(content_note(self.manifest))
-        self._shard_starts = np.concatenate([[0], np.cumsum([s.rows for s in self.manifest.shards])]).astype(np.int64)
-
-    def _file(self, shard: int) -> Any:
+    def _open(self, shard: int) -> Pinned:
         if not self._all_checked:
             self._wait_for(shard)
-        return super()._file(shard)
+        return super()._open(shard)
 
     def _wait_for(self, shard: int) -> None:
         """Return when the shard is here and checked; the next ones are on their way then."""
@@ -145,7 +143,7 @@ class RemoteCache(Cache):
             with noted(damaged):
                 self._bring(entry)
 
-        for _ in in_parallel(bring, named_files(self.manifest, str(self.origin), audit=False)):
+        for _ in in_parallel(bring, self.manifest.files(audit=False)):
             pass
         if damaged:
             raise CacheError("; ".join(map(str, damaged)))
@@ -171,28 +169,6 @@ class RemoteCache(Cache):
             keep_note(content_note(self.manifest))
             self._all_checked = True
         return report
-
-    def __iter__(self) -> Iterator[ViewRow]:
-        for shard in range(len(self.manifest.shards)):
-            for group in range(self._file(shard).metadata.num_row_groups):
-                yield from self.read_row_group(shard, group)
-
-    def rows(self, indices: Sequence[int] | np.ndarray) -> list[ViewRow]:
-        """As `Cache.rows`; fetches the shards of these rows alone."""
-        wanted = np.asarray(indices, np.int64)
-        if wanted.size and not 0 <= wanted.min() <= wanted.max() < len(self):
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a cache of {len(self)}")
-        out: list[Any] = [None] * len(wanted)
-        shards = np.searchsorted(self._shard_starts, wanted, side="right") - 1
-        for shard in map(int, np.unique(shards)):
-            info = self._file(shard).metadata
-            sizes = [info.row_group(group).num_rows for group in range(info.num_row_groups)]
-            starts = self._shard_starts[shard] + np.concatenate([[0], np.cumsum(sizes)])
-            slots = np.flatnonzero(shards == shard)
-            groups = np.searchsorted(starts, wanted[slots], side="right") - 1
-            for slot, group in sorted(zip(slots, groups, strict=True), key=lambda pair: int(pair[1])):
-                out[slot] = self._batch(shard, int(group))[int(wanted[slot] - starts[group])]
-        return out
 
     def index(self) -> CacheIndex:
         """As `Cache.index`; fetches all shards first."""

@@ -63,26 +63,23 @@ class RepairReport:
 def find_damage(root: str | Path, manifest: Manifest) -> Damage:
     """Compare every file with the manifest: size, SHA-256, and that it lies in the folder."""
     root = Path(root)
-    audits = manifest.audit_of if audit_is_here(root, manifest) else {}
     reasons: list[str] = []
-    found: list[list[int]] = []
-    for entries in (dict(enumerate(manifest.shards)), audits):
-        wrong = {number: reason for number, entry in entries.items() if (reason := _what_is_wrong(root, entry))}
-        found.append(list(wrong))
-        reasons += wrong.values()
-    reason = _what_is_wrong(root, manifest.vocabulary) if manifest.vocabulary else None
+
+    def is_damaged(entry: NamedFile) -> bool:
+        try:
+            check_file(root, entry, full=True)
+        except CacheError as error:
+            reasons.append(str(error))
+            return True
+        return False
+
+    shards = tuple(number for number, entry in enumerate(manifest.shards) if is_damaged(entry))
+    audits = manifest.audit_of if audit_is_here(root, manifest) else {}
+    damaged_audits = tuple(number for number, entry in audits.items() if is_damaged(entry))
+    vocabulary = manifest.vocabulary is not None and is_damaged(manifest.vocabulary)
     unnamed = unnamed_files(root, manifest)
-    reasons += [reason] if reason else []
     reasons += [f"{root / name}: the manifest does not name this file" for name in unnamed]
-    return Damage(tuple(found[0]), tuple(found[1]), reason is not None, tuple(unnamed), tuple(reasons))
-
-
-def _what_is_wrong(root: Path, entry: NamedFile) -> str | None:
-    try:
-        check_file(root, entry, full=True)
-    except CacheError as error:
-        return str(error)
-    return None
+    return Damage(shards, damaged_audits, vocabulary, tuple(unnamed), tuple(reasons))
 
 
 class Quarantine:

@@ -155,50 +155,45 @@ class Layout:
         return cls(**{**named, **others})
 
     def __post_init__(self) -> None:
+        for wrong in self._contradictions():
+            raise ConfigError(wrong)
+
+    def _contradictions(self) -> Iterator[str]:
+        vocab_size, cuts, ids, temperatures = self.vocab_size, self.tail_buckets, self.frequent_ids, self.temperatures
         if self.signal not in SIGNALS:
-            raise ConfigError(f"signal kind {self.signal!r}: expected one of {', '.join(SIGNALS)}")
+            yield f"signal kind {self.signal!r}: expected one of {', '.join(SIGNALS)}"
         if self.logp_dtype not in ("float32", "float16"):
-            raise ConfigError(f"logp_dtype {self.logp_dtype!r}: expected float32 or float16")
-        if not 0 < self.vocab_size < 2**31 or self.block_size < 1:
-            raise ConfigError(f"vocab_size {self.vocab_size}, block_size {self.block_size}: expected positive numbers")
+            yield f"logp_dtype {self.logp_dtype!r}: expected float32 or float16"
+        if not 0 < vocab_size < 2**31 or self.block_size < 1:
+            yield f"vocab_size {vocab_size}, block_size {self.block_size}: expected positive numbers"
         if self.logp_step is not None and not (0 < self.logp_step <= 1 and math.frexp(self.logp_step)[0] == 0.5):
-            raise ConfigError(f"logp_step {self.logp_step!r}: expected a power of two up to 1, or none")
-        self._check_codec()
-        cuts = self.tail_buckets
+            yield f"logp_step {self.logp_step!r}: expected a power of two up to 1, or none"
+        if self.codec not in CODECS:
+            yield f"codec {self.codec!r:.40}: expected one of {', '.join(CODECS)}"
+        if self.is_compact and self.logp_step is None:
+            yield "codec compact counts log-probabilities in steps: set logp_step, to 1/16 for example"
+        if self.is_compact and vocab_size > MAX_RANKED_VOCABULARY:
+            yield f"codec compact with a vocabulary of {vocab_size:,}: expected at most {MAX_RANKED_VOCABULARY:,} ids"
+        if ids and (self.codec == "plain" or len(ids) > MAX_FREQUENT_IDS or len(set(ids)) < len(ids)):
+            yield f"{len(ids)} frequent_ids: expected at most {MAX_FREQUENT_IDS} distinct ones, none if plain"
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            yield f"frequent_ids: {min(ids)} to {max(ids)}, expected ids below {vocab_size}"
         if cuts and (
             self.signal != "topk" or sorted(set(cuts)) != list(cuts) or len(cuts) >= MAX_TAIL_BUCKETS
-            or not 0 < cuts[0] <= cuts[-1] < self.vocab_size
+            or not 0 < cuts[0] <= cuts[-1] < vocab_size
         ):  # fmt: skip
-            raise ConfigError(
+            yield (
                 f"tail_buckets {cuts!s:.80}: expected fewer than {MAX_TAIL_BUCKETS} ascending ids between 0 and "
-                f"{self.vocab_size}, and none without signal topk"
+                f"{vocab_size}, and none without signal topk"
             )
-        ascending = sorted(set(self.temperatures)) == list(self.temperatures)
+        ascending = sorted(set(temperatures)) == list(temperatures)
         if self.signal == "topk" and (
-            self.top_k < 1 or not self.temperatures or not ascending or not 0 < self.temperatures[0] < float("inf")
+            self.top_k < 1 or not temperatures or not ascending or not 0 < temperatures[0] < float("inf")
         ):
-            raise ConfigError(
-                f"signal topk with top_k = {self.top_k}, temperatures = {self.temperatures}: expected top_k >= 1 and "
-                "at least one temperature > 0, distinct and ascending"
+            yield (
+                f"signal topk with top_k = {self.top_k}, temperatures = {temperatures}: expected top_k >= 1 and at "
+                "least one temperature > 0, distinct and ascending"
             )
-
-    def _check_codec(self) -> None:
-        if self.codec not in CODECS:
-            raise ConfigError(f"codec {self.codec!r:.40}: expected one of {', '.join(CODECS)}")
-        if self.codec == "compact" and self.signal == "topk" and self.logp_step is None:
-            raise ConfigError("codec compact counts log-probabilities in steps: set logp_step, to 1/16 for example")
-        if self.is_compact and self.vocab_size > MAX_RANKED_VOCABULARY:
-            raise ConfigError(
-                f"codec compact with a vocabulary of {self.vocab_size:,}: expected at most "
-                f"{MAX_RANKED_VOCABULARY:,} ids"
-            )
-        ids = self.frequent_ids
-        if ids and (self.codec == "plain" or len(ids) > MAX_FREQUENT_IDS or len(set(ids)) < len(ids)):
-            raise ConfigError(
-                f"{len(ids)} frequent_ids: expected at most {MAX_FREQUENT_IDS} distinct ones, none if plain"
-            )
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise ConfigError(f"frequent_ids: {min(ids)} to {max(ids)}, expected ids below {self.vocab_size}")
 
     @property
     def is_compact(self) -> bool:

@@ -24,8 +24,8 @@ from pathlib import Path
 from ..config import ShardCacheConfig
 from ..errors import CacheError
 from . import own_entries
-from .files import atomic_write, output_errors, sha256_file
-from .manifest import MANIFEST_NAME, Manifest, NamedFile, sealed_json
+from .files import atomic_write, output_errors
+from .manifest import MANIFEST_NAME, Manifest, NamedFile, is_whole, sealed_json
 
 _ADVICE = (
     "Free space there, or give another folder or a smaller limit with shard_cache.folder and shard_cache.limit_gb, and "
@@ -78,9 +78,9 @@ class ShardCache:
         with output_errors(blob, _ADVICE):
             self._use(entry.sha256)
             try:
-                if not _is_whole(blob, entry):
+                if not is_whole(blob, entry):
                     with self._locked(f"fetching/{entry.sha256[:2]}"):
-                        if not _is_whole(blob, entry):  # another reader was not faster
+                        if not is_whole(blob, entry):  # another reader was not faster
                             self._fetch(blob, entry, fetch)
                 os.utime(blob)
                 _link(root / entry.name, blob)
@@ -90,9 +90,7 @@ class ShardCache:
 
     def release(self, entry: NamedFile) -> None:
         """The file may be removed again, unless others use it."""
-        with self._locked("lock"):
-            self._used[entry.sha256] -= 1
-            self._write_used()
+        self._use(entry.sha256, -1)
 
     def _fetch(self, blob: Path, entry: NamedFile, fetch: Callable[[Path], None]) -> None:
         temporary = blob.with_name(f".{entry.sha256}.{self._name}")
@@ -100,21 +98,18 @@ class ShardCache:
             for _ in range(2):
                 self._make_room(entry.bytes)
                 fetch(temporary)
-                if _is_whole(temporary, entry):
+                if is_whole(temporary, entry):
                     temporary.replace(blob)
                     return
         finally:
             temporary.unlink(missing_ok=True)
         raise WrongBytes(f"{entry.name} arrived twice with another size or SHA-256 than the manifest's; refused")
 
-    def _use(self, name: str) -> None:
+    def _use(self, name: str, times: int = 1) -> None:
         with self._locked("lock"):
-            self._used[name] += 1
-            self._write_used()
-
-    def _write_used(self) -> None:
-        os.ftruncate(self._list, 0)
-        os.pwrite(self._list, "".join(f"{name}\n" for name in +self._used).encode(), 0)
+            self._used[name] += times
+            os.ftruncate(self._list, 0)
+            os.pwrite(self._list, "".join(f"{name}\n" for name in +self._used).encode(), 0)
 
     def _make_room(self, num_bytes: int) -> None:
         """Remove what was not used for longest until so many bytes fit, or nothing is left that may be removed."""
@@ -181,11 +176,6 @@ class ShardCache:
         with open(self.folder / name, "w", opener=own_entries.no_link) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
-
-
-def _is_whole(path: Path, entry: NamedFile) -> bool:
-    """Has the file the size and SHA-256 that the manifest names? What lies in the folder is not trusted."""
-    return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
 
 
 def _link(link: Path, blob: Path) -> None:

@@ -6,6 +6,7 @@ Taken while writing, kept in receipts and the manifest, read by `inspect-cache` 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class ShardStatistics:
         for name, mine in vars(self).items():
             theirs = getattr(other, name)
             if isinstance(mine, tuple):
-                values[name] = _add_lists(mine, theirs)
+                values[name] = tuple(a + b for a, b in zip_longest(mine, theirs, fillvalue=0))
             elif isinstance(mine, dict):
                 values[name] = {key: mine.get(key, 0) + theirs.get(key, 0) for key in sorted({*mine, *theirs})}
             else:
@@ -84,13 +85,6 @@ WRITER_ONLY = (
     "codec_kl", "codec_kl_counts", "t_answered", "t_correct", "t_clean_logp", "unigram_logp", "unigram_correct",
 )  # fmt: skip
 """Fields that no reader can compute again from the shards: what was meant, and answers on the teacher's own tokens."""
-
-
-def _add_lists(a: Sequence[Any], b: Sequence[Any]) -> tuple[Any, ...]:
-    width = max(len(a), len(b))
-    zero = 0.0 if any(isinstance(v, float) for v in (*a, *b)) else 0
-    pad = [[*values, *[zero] * (width - len(values))] for values in (a, b)]
-    return tuple(x + y for x, y in zip(*pad, strict=True))
 
 
 def merge(parts: Sequence[ShardStatistics]) -> ShardStatistics:

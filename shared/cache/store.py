@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..addresses import is_url, local_path, require_folder
 from ..config import STORE_PATIENCE_S
-from ..errors import ConfigError, OutputError
+from ..errors import CacheError, ConfigError, OutputError
 from . import own_entries
 from .files import (
     atomic_write,
@@ -24,7 +24,6 @@ from .files import (
     output_errors,
     read_bounded,
     sha256_file,
-    temporary_name,
 )
 
 OWN_NAME = r"[A-Za-z0-9._-]+\.json|\.[A-Za-z0-9._-]+\.json\.[A-Za-z0-9-]+-\d+-[0-9a-f]{8}\.tmp"
@@ -83,7 +82,10 @@ class Store(ABC):
 
     @abstractmethod
     def read(self, name: str, *, max_bytes: int) -> bytes:
-        """A small file; of a larger one, a byte more than `max_bytes`. Raises: FileNotFoundError."""
+        """A small file; of a larger one, a byte more than `max_bytes`.
+
+        Raises: FileNotFoundError. CacheError: it leads elsewhere.
+        """
 
     @abstractmethod
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -170,33 +172,29 @@ class FolderStore(Store):
         return Entry(status.st_size, (status.st_mtime_ns, *identity), identity, status.st_mtime)
 
     def num_bytes(self, name: str) -> int | None:
-        """As `Store.num_bytes`; a link that leads out of the folder is refused."""
-        if not os.path.lexists(self.root / name):
-            return None
+        """As `Store.num_bytes`."""
         try:
-            return file_inside(self.root, name).stat().st_size
+            return self._inside(name).stat().st_size
         except FileNotFoundError:
             return None
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """As `Store.read`."""
-        return read_bounded(self.root / name, max_bytes=max_bytes)
+        return read_bounded(self._inside(name), max_bytes=max_bytes)
+
+    def _inside(self, name: str) -> Path:
+        """Raises: FileNotFoundError: there is nothing. CacheError: a link that leads out of the folder."""
+        try:
+            return file_inside(self.root, name)
+        except CacheError as error:
+            if os.path.lexists(self.root / name):
+                raise
+            raise FileNotFoundError(self.root / name) from error
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """As `Store.write`."""
-        path = self.root / name
-        if durable:
-            self._make_folder_of(name)
-            atomic_write(path, data)
-            return
-        temporary = temporary_name(path)
         self._make_folder_of(name)
-        with output_errors(path):
-            try:
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        atomic_write(self.root / name, data, durable=durable)
 
     def write_once(self, name: str, data: bytes) -> None:
         """As `Store.write_once`."""

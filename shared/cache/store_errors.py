@@ -1,16 +1,20 @@
 """What an object store's client says went wrong -> wait and try again, or an error that tells what to do.
 
+`ask_again` is the one loop for all that is asked over a network; the Hub (hub.py) has words of its own.
+
 Clients of different stores have no error in common, so causes are found by HTTP status, the store's own code and, where
 no answer came, the names of the errors. No credential appears in any message: all are redacted.
 """
 
 import errno
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from ..errors import OutputError, TideError, Unavailable
 from ..redaction import redacted
 from .inert import terminal_text
+
+T = TypeVar("T")
 
 MAX_MESSAGE_CHARS = 300
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -41,10 +45,10 @@ def is_transient(error: BaseException) -> bool:
     status = _status(error)
     if status is not None:
         return status in (408, 409, 429) or (status >= 500 and status not in (501, 507)) or _code(error) in _BUSY_CODES
-    if any(isinstance(e, OSError) and e.errno in _LOCAL_ERRNOS for e in _chain(error)):
+    if any(isinstance(e, OSError) and e.errno in _LOCAL_ERRNOS for e in chain(error)):
         return False
     kinds = (ConnectionError, TimeoutError)
-    return any(isinstance(e, kinds) or _names(e).intersection(_BROKEN) for e in _chain(error))
+    return any(isinstance(e, kinds) or _names(e).intersection(_BROKEN) for e in chain(error))
 
 
 def lacks_conditions(error: BaseException) -> bool:
@@ -59,9 +63,9 @@ def is_missing_bucket(error: BaseException) -> bool:
 
 def final_error(error: BaseException, what: str, protocol: str) -> TideError:
     """The error that ends the command."""
-    why, status, names = told(error), _status(error), set().union(*map(_names, _chain(error)))
+    why, status, names = told(error), _status(error), set().union(*map(_names, chain(error)))
     advice = _CREDENTIALS.get({"s3a": "s3", "gcs": "gs"}.get(protocol, protocol), "see the documentation of its client")
-    if any(isinstance(e, OSError) and e.errno in _LOCAL_ERRNOS for e in _chain(error)):
+    if any(isinstance(e, OSError) and e.errno in _LOCAL_ERRNOS for e in chain(error)):
         return OutputError(f"{what}: {why}. Free space on this machine, or give it another folder, and run it again")
     if is_missing_bucket(error):
         return Unavailable(f"{what}: there is no such bucket ({why}); make it first, or correct its name")
@@ -71,7 +75,7 @@ def final_error(error: BaseException, what: str, protocol: str) -> TideError:
         return Unavailable(f"{what}: the credentials could not be renewed ({why}): {advice}")
     if status == 401 or _code(error) in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
         return Unavailable(f"{what}: the store does not accept these credentials ({why}): {advice}")
-    if status == 403 or any(isinstance(e, PermissionError) for e in _chain(error)):
+    if status == 403 or any(isinstance(e, PermissionError) for e in chain(error)):
         return Unavailable(
             f"{what}: the store does not permit it ({why}). A dump needs to list, read, write and delete below this "
             f"address, a reader to list and read; with other credentials: {advice}"
@@ -81,18 +85,43 @@ def final_error(error: BaseException, what: str, protocol: str) -> TideError:
 
 def told(error: BaseException) -> str:
     """What happened, on one line and without credentials."""
-    text = " ".join(terminal_text(redacted(str(error) or type(error).__name__)).split()).rstrip(".")
-    return text if len(text) <= MAX_MESSAGE_CHARS else text[:MAX_MESSAGE_CHARS] + "…"
+    return one_line(str(error) or type(error).__name__, MAX_MESSAGE_CHARS)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def one_line(text: str, max_chars: int) -> str:
+    """Somebody else's message, inert, without credentials, and cut."""
+    text = " ".join(terminal_text(redacted(text)).split()).rstrip(".")
+    return text if len(text) <= max_chars else text[:max_chars] + "…"
+
+
+def chain(error: BaseException) -> list[BaseException]:
     """An error and those it came from."""
-    seen: list[BaseException] = []
+    found: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        yield current
+    while current is not None and current not in found:
+        found.append(current)
         current = current.__cause__ or current.__context__
+    return found
+
+
+def ask_again(
+    request: Callable[[], T], judge: Callable[[Exception], Exception | float], sleep: Callable[[float], None]
+) -> T:
+    """The answer of `request`, which may be called several times.
+
+    Args: judge: what went wrong -> the error that ends it, or seconds to wait before another try.
+    Raises: what `judge` says, not chained: a traceback would show the request, and with it what was sent.
+    """
+    while True:
+        try:
+            return request()
+        except (TideError, TypeError, AttributeError, NameError, AssertionError):
+            raise  # ours, or a mistake in a program
+        except Exception as error:  # of several clients, without a common base
+            said = judge(error)
+        if isinstance(said, Exception):
+            raise said from None
+        sleep(said)
 
 
 def _names(error: BaseException) -> set[str]:
@@ -110,12 +139,12 @@ def _status_of(error: BaseException) -> int | None:
 
 def _status(error: BaseException) -> int | None:
     """The HTTP status of the answer, if there was one."""
-    return next((status for e in _chain(error) if (status := _status_of(e)) is not None), None)
+    return next((status for e in chain(error) if (status := _status_of(e)) is not None), None)
 
 
 def _code(error: BaseException) -> str | None:
     """The store's own word for it, if it gave one."""
-    for e in _chain(error):
+    for e in chain(error):
         response = getattr(e, "response", None)
         if isinstance(response, dict) and response.get("Error", {}).get("Code"):
             return str(response["Error"]["Code"])

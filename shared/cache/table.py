@@ -4,6 +4,7 @@ chunk_len goes along the masked positions there, ids and log-probabilities may b
 tails may be cut into buckets. Lengths are checked before anything is sliced; meaning is checked by checks.py.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,8 +33,7 @@ def batch_to_table(batch: RowBatch, layout: Layout, schema: pa.Schema) -> pa.Tab
             arrays.append(pa.array(scalars[name], kind))
             continue
         if name in log_tail:
-            offsets = lists["target_position"].offsets * layout.num_buckets
-            column = Lists(log_tail[name].ravel(), offsets)
+            column = Lists(log_tail[name].ravel(), lists["target_position"].offsets * layout.num_buckets)
         else:
             column = _along_masked(batch) if name == "chunk_len" else lists[name]
         offsets = pa.array(column.offsets.astype(np.int32))
@@ -72,85 +72,65 @@ def _chunks(batch: RowBatch) -> tuple[Lists, Lists]:
     Raises: CacheError: lengths that are negative or do not add up to the masked positions.
     """
     position, units = _masked_positions(batch), batch.lists["chunk_len"]
-    if len(units.values) and units.values.min() < 0:
-        raise batch.error(units.row_of(int(units.values.argmin())), "chunk_len", "negative")
+    batch.refuse(units.values < 0, "chunk_len", "negative", units)
     tokens = np.concatenate([[0], np.cumsum(np.maximum(units.values, 1), dtype=np.int64)])
     said, found = np.diff(tokens[units.offsets]), position.lengths
-    if not np.array_equal(said, found):
-        row = int(np.argmax(said != found))
-        raise batch.error(row, "chunk_len", f"counts {said[row]} masked tokens, and {found[row]} are masked")
+    batch.refuse(
+        said != found, "chunk_len", lambda row: f"counts {said[row]} masked tokens, and {found[row]} are masked"
+    )
     is_chunk = units.values > 0
     offsets = np.concatenate([[0], np.cumsum(is_chunk)])[units.offsets]
     start = _frozen(position.values[tokens[:-1][is_chunk]])
     return Lists(start, offsets), Lists(_frozen(units.values[is_chunk]), offsets)
 
 
-def batch_from_table(table: pa.Table, layout: Layout, *, where: str, first_row: int) -> RowBatch:
-    """Inverse of `batch_to_table`: zero-copy, read-only arrays (booleans are unpacked).
+def read_group(
+    file: pq.ParquetFile, group: int, layout: Layout, *, where: str, first_row: int, full: bool = False
+) -> RowBatch:
+    """Decode one row group, the inverse of `batch_to_table`: zero-copy, read-only arrays (booleans are unpacked).
 
+    Args: full: let Arrow validate every value (UTF-8, offsets), not only the buffers.
     Raises: CacheError: other columns or types than the layout's, a null, lists whose lengths contradict each other.
     """
-    expected = arrow_schema(layout)
+    table, expected = file.read_row_group(group, use_threads=False), arrow_schema(layout)
+    table.validate(full=full)
     if table.schema.names != expected.names or table.schema.types != expected.types:
         raise CacheError(f"{where}: columns are {_describe(table.schema)}; expected {_describe(expected)}")
     columns = {name: _single(table.column(name), where, name) for name in table.schema.names}
     lists = {name: _lists(array) for name, array in columns.items() if pa.types.is_list(array.type)}
-    log_tail_lists = [lists.pop(name) for name in layout.log_tail_names]
-    if layout.is_compact:
-        lists |= {"top_ids": lists.pop("top_ranks"), "top_logp": lists.pop("top_steps")}  # decoded below
     scalars = {
         name: _frozen(array.to_numpy(zero_copy_only=False))
-        for name, array in columns.items()
-        if not pa.types.is_list(array.type) and name != "sample_id"
-    }
+        for name, array in columns.items() if name not in lists and name != "sample_id"
+    }  # fmt: skip
+    tails = [lists.pop(name) for name in layout.log_tail_names]
+    if layout.is_compact:
+        lists |= {"top_ids": lists.pop("top_ranks"), "top_logp": lists.pop("top_steps")}  # decoded below
     batch = RowBatch(
-        where=where,
-        first_row=first_row,
-        sample_id=columns["sample_id"].to_pylist(),
-        view=scalars.pop("view"),
-        t=scalars.pop("t"),
-        prompt_tokens=scalars.pop("prompt_tokens"),
-        counts=scalars,
-        lists=lists,
-        log_tail=np.zeros((0, 0), np.float32),
-        log_buckets=NO_BUCKETS,
-    )
+        where, first_row, columns["sample_id"].to_pylist(), view=scalars.pop("view"), t=scalars.pop("t"),
+        prompt_tokens=scalars.pop("prompt_tokens"), counts=scalars, lists=lists,
+        log_tail=np.zeros((0, 0), np.float32), log_buckets=NO_BUCKETS,
+    )  # fmt: skip
     if "chunk_len" in lists:
         start, length = _chunks(batch)
         signal = {name: lists.pop(name) for name in tuple(lists) if name not in ("x_0", "masked")}
         lists |= {"chunk_start": start, **signal, "chunk_len": length}  # in the order of `batch_from_rows`
-    check_lengths(batch, layout, log_tail_lists)
+    check_lengths(batch, layout, tails)
     if layout.is_compact:
-        _decode_top(batch, layout)
-    log_tail = [column.values for column in log_tail_lists]
-    stacked = np.stack(log_tail, axis=1) if log_tail else np.zeros((0, 0), np.float32)
-    if layout.tail_buckets:
-        of_target = (column.values.reshape(-1, layout.num_buckets) for column in log_tail_lists)
-        log_buckets = _frozen(np.stack(list(of_target), axis=1))
-        object.__setattr__(batch, "log_buckets", log_buckets)
-        stacked = sum_of_buckets(log_buckets)
-    object.__setattr__(batch, "log_tail", _frozen(stacked))
-    return batch
-
-
-def _decode_top(batch: RowBatch, layout: Layout) -> None:
-    """Ranks and steps to ids and log-probabilities, once their lengths are known to agree."""
-    ranks, steps = batch.lists["top_ids"], batch.lists["top_logp"]
-    decoded = decode_top(
-        ranks.values, steps.values, batch.lists["num_top"].values, layout,
-        lambda index, name, message: batch.error(ranks.row_of(index), name, message),
-    )  # fmt: skip
-    for name, values in zip(("top_ids", "top_logp"), decoded, strict=True):
-        batch.lists[name] = Lists(_frozen(values), ranks.offsets)
-
-
-def read_group(
-    file: pq.ParquetFile, group: int, layout: Layout, *, where: str, first_row: int, full: bool = False
-) -> RowBatch:
-    """Decode one row group; `full`: let Arrow validate every value (UTF-8, offsets), not only the buffers."""
-    table = file.read_row_group(group, use_threads=False)
-    table.validate(full=full)
-    return batch_from_table(table, layout, where=where, first_row=first_row)
+        ranks, steps = lists["top_ids"], lists["top_logp"]
+        top_ids, top_logp = decode_top(
+            ranks.values, steps.values, lists["num_top"].values, layout,
+            lambda index, name, message: batch.error(ranks.row_of(index), name, message),
+        )  # fmt: skip
+        lists |= {
+            "top_ids": Lists(_frozen(top_ids), ranks.offsets),
+            "top_logp": Lists(_frozen(top_logp), ranks.offsets),
+        }
+    if not tails:
+        return batch
+    masses = _frozen(np.stack([column.values.reshape(-1, layout.num_buckets) for column in tails], axis=1))
+    if not layout.tail_buckets:
+        return dataclasses.replace(batch, log_tail=masses[:, :, 0])
+    return dataclasses.replace(batch, log_tail=_frozen(sum_of_buckets(masses)), log_buckets=masses)
 
 
 def check_lengths(batch: RowBatch, layout: Layout, log_tail: Sequence[Lists] = ()) -> None:
@@ -168,8 +148,7 @@ def check_lengths(batch: RowBatch, layout: Layout, log_tail: Sequence[Lists] = (
     pairs += [(name, batch.counts[name], count) for name, count in counts_of(lists).items()]
     if "num_top" in lists:
         column = lists["num_top"]
-        if len(column.values) and column.values.min() < 0:
-            raise batch.error(column.row_of(int(column.values.argmin())), "num_top", "negative")
+        batch.refuse(column.values < 0, "num_top", "negative", column)
         total = np.concatenate([[0], np.cumsum(column.values, dtype=np.int64)])
         pairs.append(("top_ids", np.diff(total[column.offsets]), lists["top_ids"].lengths))
     for name, wanted, got in pairs:

@@ -70,7 +70,13 @@ def verify_cache(
     audit = audit and audit_here
     if mode == "auto":
         mode = "quick" if is_kept(note) else "full"
-    _check_files(root, manifest, full=mode == "full", audit=audit)
+    damaged: list[CacheError] = []
+    for entry in manifest.files(audit=audit):
+        with noted(damaged):
+            check_file(root, entry, full=mode == "full")
+    raise_all(damaged, root)
+    for name in unnamed_files(root, manifest):
+        raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
     if mode == "full":
         _check_in_child(root, manifest, audit=audit)
     else:
@@ -111,17 +117,6 @@ def verify_shard(root: str | Path, shard: int) -> None:
     Raises: CacheError: the first check that fails; names file, row and field.
     """
     _check_in_child(Path(root), read_manifest(root), shard)
-
-
-def _check_files(root: Path, manifest: Manifest, *, full: bool, audit: bool) -> None:
-    """Check 2: every named file is there, inside the folder and of the right size (and hash); no shard is extra."""
-    damaged: list[CacheError] = []
-    for entry in manifest.files(audit=audit):
-        with noted(damaged):
-            check_file(root, entry, full=full)
-    raise_all(damaged, root)
-    for name in unnamed_files(root, manifest):
-        raise CacheError(f"{root / name}: the manifest does not name this file; remove it, readers would mix it in")
 
 
 def check_file(root: Path, entry: NamedFile, *, full: bool) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ..errors import CacheError
 from ..noising import audited_positions
@@ -56,74 +55,62 @@ class AuditCheck:
 
     def __init__(self, root: Path, manifest: Manifest, shard: int, support: np.ndarray) -> None:
         assert manifest.audit is not None
-        if len(support) != manifest.audit.support_tokens:
+        self.audit, self.layout = manifest.audit, manifest.layout
+        if len(support) != self.audit.support_tokens:
             raise CacheError(
-                f"{root / 'manifest.json'}: audit.support_tokens is {manifest.audit.support_tokens:,}, the vocabulary "
+                f"{root / 'manifest.json'}: audit.support_tokens is {self.audit.support_tokens:,}, the vocabulary "
                 f"gives {len(support):,}"
             )
-        self.root, self.manifest, self.layout = root, manifest, manifest.layout
         self.place = np.full(manifest.student.vocab_size, -1, np.int64)
         self.place[support] = np.arange(len(support))
-        seed = manifest.noise.get("seed")
-        self.seed = seed if type(seed) is int else None
+        self.seed = manifest.noise.get("seed")
         entry = manifest.audit_of.get(shard)
-        self.path = None if entry is None else root / entry.name
-        self._rows = iter(()) if entry is None else self._walk(entry)
+        self.where = root / ("manifest.json (audit.files)" if entry is None else entry.name)
+        self._rows = iter(()) if entry is None else self._walk(root, entry)
         self._next = next(self._rows, None)
 
-    def _walk(self, entry: NamedFile) -> Iterator[tuple[AuditBatch, int]]:
+    def _walk(self, root: Path, entry: NamedFile) -> Iterator[tuple[AuditBatch, int]]:
         """Every row of the file, checked by itself; a row group at a time."""
-        path, first_row = file_inside(self.root, entry.name), 0
+        path, first_row, expected = file_inside(root, entry.name), 0, self.audit.support_tokens
         with pinned_parquet(path, entry.sha256) as file:
             for group in range(file.num_row_groups):
-                batch = self._group(file, group, path, first_row)
+                batch = read_audit_group(file, group, where=str(path), first_row=first_row, full=True)
+                if batch.logp.shape[1] != expected:
+                    raise CacheError(
+                        f"{path}, logp: {batch.logp.shape[1]:,} values each, expected one for each support token"
+                    )
+                check_audit_values(batch, self.layout)
                 first_row += len(batch)
                 yield from ((batch, row) for row in range(len(batch)))
 
-    def _group(self, file: pq.ParquetFile, group: int, path: Path, first_row: int) -> AuditBatch:
-        assert self.manifest.audit is not None
-        batch = read_audit_group(file, group, where=str(path), first_row=first_row, full=True)
-        if batch.logp.shape[1] != self.manifest.audit.support_tokens:
-            raise CacheError(f"{path}, logp: {batch.logp.shape[1]:,} values each, expected one for each support token")
-        check_audit_values(batch, self.layout)
-        return batch
-
     def compare(self, batch: RowBatch) -> None:
         """Check the audited targets of these rows of the shard. Raises: CacheError."""
-        for number in range(len(batch)):
-            row, found = batch[number], []
-            while self._next is not None and self._is_of(row):
+        for row in batch:
+            found = []
+            while self._next is not None:
                 audited, place = self._next
+                if (audited.sample_id[place], int(audited.view[place])) != (row.sample_id, row.view):
+                    break
                 self._check_row(audited, place, row)
                 found.append(int(audited.position[place]))
                 self._next = next(self._rows, None)
-            if len(row.target_position) and self.seed is not None:
-                self._check_choice(row, found)
+            if not len(row.target_position) or type(self.seed) is not int:
+                continue
+            drawn = audited_positions(
+                row.target_position, len(row.x_0), row.sample_id, row.view, seed=self.seed, share=self.audit.share
+            )
+            expected = row.target_position[drawn].tolist()
+            if found != expected:
+                raise CacheError(
+                    f"{self.where}: sample {row.sample_id!r:.80}, view {row.view}: audited positions are "
+                    f"{found!r:.80}, the draw of noise.seed and audit.share gives {expected!r:.80}"
+                )
 
     def finish(self) -> None:
         """After the last row of the shard: nothing of the audit may be left. Raises: CacheError."""
         if self._next is not None:
             batch, row = self._next
             raise audit_error(batch, row, "sample_id", "the shard has no such view, or the rows are not in its order")
-
-    def _is_of(self, row: ViewRow) -> bool:
-        assert self._next is not None
-        batch, place = self._next
-        return batch.sample_id[place] == row.sample_id and int(batch.view[place]) == row.view
-
-    def _check_choice(self, row: ViewRow, found: list[int]) -> None:
-        assert self.manifest.audit is not None
-        assert self.seed is not None
-        drawn = audited_positions(
-            row.target_position, len(row.x_0), row.sample_id, row.view, seed=self.seed, share=self.manifest.audit.share
-        )
-        expected = row.target_position[drawn].tolist()
-        if found != expected:
-            where = self.path or self.root / "manifest.json (audit.files)"
-            raise CacheError(
-                f"{where}: sample {row.sample_id!r:.80}, view {row.view}: audited positions are {found!r:.80}, the "
-                f"draw of noise.seed and audit.share gives {expected!r:.80}"
-            )
 
     def _check_row(self, batch: AuditBatch, place: int, row: ViewRow) -> None:
         position = int(batch.position[place])
@@ -144,14 +131,9 @@ class AuditCheck:
             worst = int(np.argmax(apart))
             said = f"{exact[where[worst]]:.4f} for token {ids[worst]}, the shard has {kept[worst]:.4f}"
             raise audit_error(batch, place, "logp", said)
-        self._check_tails(batch, place, exact, where, row.log_tail[target])
-
-    def _check_tails(
-        self, batch: AuditBatch, place: int, exact: np.ndarray, kept: np.ndarray, log_tail: np.ndarray
-    ) -> None:
         outside = np.ones(len(exact), bool)
-        outside[kept] = False
-        for temperature, stored in zip(self.layout.temperatures, log_tail, strict=True):
+        outside[where] = False
+        for temperature, stored in zip(self.layout.temperatures, row.log_tail[target], strict=True):
             scaled = np.exp((exact - exact.max()) / temperature)
             tail = scaled[outside].sum() / scaled.sum()
             if abs(tail - np.exp(stored)) > rounding_mass(self.layout):

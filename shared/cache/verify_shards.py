@@ -11,17 +11,18 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import pyarrow.parquet as pq
 
+from ..bounded import address_space, limit
 from ..errors import CacheError, TideError
 from .batch import RowBatch, rounded
 from .checks import SampleOrder, check_batch
@@ -62,7 +63,7 @@ def check_footers(root: Path, manifest: Manifest, *, audit: bool = True, full: b
     largest, damaged = 0, list[CacheError]()
     for shard in range(len(manifest.shards)):
         with noted(damaged):
-            largest = max(largest, check_one_footer(root, manifest, shard, full=full))
+            largest = max(largest, check_footer(root, manifest, shard, full=full))
     for shard in manifest.audit_of if audit else ():
         with noted(damaged):
             largest = max(largest, check_audit_footer(root, manifest, shard, full=full))
@@ -104,73 +105,48 @@ def check_contents(root: Path, manifest: Manifest, *, audit: bool = True) -> Non
         watch = None
         if audit and support is not None and manifest.audit is not None:
             watch = AuditCheck(root, manifest, shard, support)
-        statistics.append(check_one_shards_pages(root, manifest, shard, order, watch))
+        statistics.append(check_pages(root, manifest, shard, order, watch))
         order.last = None  # a sample never continues in the next shard
     _check_statistics(root, manifest.statistics, merge(statistics))
 
 
-def check_shard(root: Path, manifest: Manifest, shard: int) -> None:
-    """All that can be said of one shard while the others are not here: its footer, its pages and their meaning.
-
-    Raises: CacheError: the first check that fails; names shard, row and field.
-    """
-    check_one_footer(root, manifest, shard)
-    check_one_shards_pages(root, manifest, shard, SampleOrder())
-
-
-def check_one_footer(root: Path, manifest: Manifest, shard: int, *, full: bool = True) -> int:
+def check_footer(root: Path, manifest: Manifest, shard: int, *, full: bool = True) -> int:
     """Check 3 of one shard, as in `check_footers`; uncompressed bytes of its largest row group."""
-    entry = manifest.shards[shard]
+    entry, layout = manifest.shards[shard], manifest.layout
     path = file_inside(root, entry.name)
     with pinned_parquet(path, entry.sha256 if full else None) as file:
-        return check_footer(file, path, manifest, shard)
+        return check_parquet_footer(
+            file, path, expected=written_schema(arrow_schema(layout), parquet_options(layout)), entry=entry,
+            metadata=shard_metadata(manifest.plan_hash, shard),
+            values_per_row={column.leaf: 1 for column in layout.columns if column.encoding == "scalar"},
+        )  # fmt: skip
 
 
-def check_one_shards_pages(
+def check_pages(
     root: Path, manifest: Manifest, shard: int, order: SampleOrder, audit: AuditCheck | None = None
 ) -> ShardStatistics:
-    """Checks 4 and 5 of one shard and, with `audit`, of its audit."""
-    entry = manifest.shards[shard]
+    """Checks 4 and 5 of one shard and, with `audit`, of its audit; its statistics as they should be in the manifest."""
+    entry, layout = manifest.shards[shard], manifest.layout
     path = file_inside(root, entry.name)
+    found, first_row = ShardStatistics.empty(), 0
     with pinned_parquet(path, entry.sha256) as file:
-        found = check_pages(file, path, manifest.layout, order, audit)
+        for group in range(file.num_row_groups):
+            batch = read_group(file, group, layout, where=str(path), first_row=first_row, full=True)
+            num_samples = len(order.seen)
+            check_batch(batch, layout, order)
+            _check_precision(batch, layout)
+            if audit is not None:
+                audit.compare(batch)
+            found = found + batch_statistics(batch, len(order.seen) - num_samples)
+            first_row += len(batch)
+        column_bytes = leaf_bytes(file.metadata, layout)
     if audit is not None:
         audit.finish()
     if found.masked_positions != entry.masked_positions:
         raise CacheError(
             f"{path}: {found.masked_positions:,} masked positions, the manifest says {entry.masked_positions:,}"
         )
-    return found
-
-
-def check_footer(file: pq.ParquetFile, path: Path, manifest: Manifest, shard: int) -> int:
-    """Columns, types, metadata and row counts are exactly the manifest's; nothing expands beyond its bound.
-
-    Returns: uncompressed bytes of the largest row group.
-    """
-    layout = manifest.layout
-    return check_parquet_footer(
-        file, path, expected=written_schema(arrow_schema(layout), parquet_options(layout)),
-        metadata=shard_metadata(manifest.plan_hash, shard), entry=manifest.shards[shard],
-        values_per_row={column.leaf: 1 for column in layout.columns if column.encoding == "scalar"},
-    )  # fmt: skip
-
-
-def check_pages(
-    file: pq.ParquetFile, path: Path, layout: Layout, order: SampleOrder, audit: AuditCheck | None = None
-) -> ShardStatistics:
-    """Decode and check all row groups of a shard; its statistics as they should be in the manifest."""
-    statistics, first_row = ShardStatistics.empty(), 0
-    for group in range(file.num_row_groups):
-        batch = read_group(file, group, layout, where=str(path), first_row=first_row, full=True)
-        num_samples = len(order.seen)
-        check_batch(batch, layout, order)
-        _check_precision(batch, layout)
-        if audit is not None:
-            audit.compare(batch)
-        statistics = statistics + batch_statistics(batch, len(order.seen) - num_samples)
-        first_row += len(batch)
-    return dataclasses.replace(statistics, column_bytes=leaf_bytes(file.metadata, layout))
+    return dataclasses.replace(found, column_bytes=column_bytes)
 
 
 def _check_precision(batch: RowBatch, layout: Layout) -> None:
@@ -179,14 +155,13 @@ def _check_precision(batch: RowBatch, layout: Layout) -> None:
         column = batch.lists.get(name)
         if column is None:
             continue
-        wrong = column.values != rounded(column.values, layout, name)
-        if wrong.any():
-            index = int(np.argmax(wrong))
-            step = layout.logp_step if name == "top_logp" else None
-            kind = f"{layout.logp_dtype} number" if step is None else f"multiple of {step}"
-            raise batch.error(
-                column.row_of(index), name, f"{column.values[index]} is not a {kind} as the manifest says"
-            )
+        step = layout.logp_step if name == "top_logp" else None
+        kind = f"{layout.logp_dtype} number" if step is None else f"multiple of {step}"
+        said = f"is not a {kind} as the manifest says"
+        batch.refuse(
+            column.values != rounded(column.values, layout, name), name,
+            lambda index, values=column.values, said=said: f"{values[index]} {said}", column,
+        )  # fmt: skip
 
 
 def _check_statistics(root: Path, claimed: ShardStatistics, found: ShardStatistics) -> None:
@@ -196,55 +171,40 @@ def _check_statistics(root: Path, claimed: ShardStatistics, found: ShardStatisti
         ours, theirs = getattr(found, field.name), getattr(claimed, field.name)
         same = ours == theirs
         if not same and field.type in (float, tuple[float, ...]):  # exp differs in the last bits between machines
-            pairs = zip(ours, theirs, strict=False) if isinstance(ours, tuple) else [(ours, theirs)]
-            lengths = len(ours) == len(theirs) if isinstance(ours, tuple) else True
-            same = lengths and all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in pairs)
+            pairs = zip_longest(np.ravel(ours), np.ravel(theirs), fillvalue=math.nan)
+            same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in pairs)
         if not same:
             raise CacheError(
                 f"{root}/manifest.json: statistics.{field.name} is {theirs!r:.80}, the shards give {ours!r:.80}"
             )
 
 
-def _limit(base: int, more_bytes: int, cpu_s: float | None = None) -> None:
-    """Bound this process: `more_bytes` of address space above `base`, and `cpu_s` more seconds of computing."""
-    import resource
-
-    wanted = {resource.RLIMIT_AS: base + more_bytes} if base else {}
-    if cpu_s is not None:
-        wanted[resource.RLIMIT_CPU] = int(time.process_time() + cpu_s) + 1
-    for kind, limit in wanted.items():
-        _, hard = resource.getrlimit(kind)  # whoever runs this may have set a lower one
-        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _address_space() -> int:
-    """Bytes of this process's address space; 0 where the system does not say."""
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
-
-
 def main(root: str, more_bytes: str, with_audit: str = "1", shard: str | None = None) -> None:
-    """Run the full checks under a memory limit and print the answer."""
+    """Run the full checks under limits of memory and time, and print the answer."""
     answer: dict[str, str | None] = {"kind": None, "error": None}
-    base, most, audit = _address_space(), int(more_bytes), with_audit == "1"
+    base, most, audit = address_space(), int(more_bytes), with_audit == "1"
+
+    def limit_memory(num_bytes: int) -> None:
+        if base:
+            limit(resource.RLIMIT_AS, base + min(most, num_bytes))
+
     try:
         data = sys.stdin.buffer.read(MAX_MANIFEST_BYTES + 1)
         manifest = manifest_from_bytes(data, str(Path(root) / MANIFEST_NAME))
         num_bytes = sum(entry.bytes for entry in manifest.files(audit=audit))
-        _limit(base, min(most, FOOTER_MEMORY), CPU_S + CPU_S_PER_MB * num_bytes / 1e6)
-        one = None if shard is None else int(shard)
-        if one is None:
+        limit(resource.RLIMIT_CORE, 0)
+        limit(resource.RLIMIT_CPU, int(time.process_time() + CPU_S + CPU_S_PER_MB * num_bytes / 1e6) + 1)
+        limit_memory(FOOTER_MEMORY)
+        if shard is None:
             largest = check_footers(Path(root), manifest, audit=audit)
         else:
-            largest = check_one_footer(Path(root), manifest, one)
+            largest = check_footer(Path(root), manifest, int(shard))
         samples = min(manifest.totals.samples, manifest.totals.bytes)  # distinct ids take a byte each, at least
-        needed = FOOTER_MEMORY + MEMORY_PER_GROUP_BYTE * largest + MEMORY_PER_SAMPLE * samples
-        _limit(base, min(most, needed))
-        if one is None:
+        limit_memory(FOOTER_MEMORY + MEMORY_PER_GROUP_BYTE * largest + MEMORY_PER_SAMPLE * samples)
+        if shard is None:
             check_contents(Path(root), manifest, audit=audit)
         else:
-            check_shard(Path(root), manifest, one)
+            check_pages(Path(root), manifest, int(shard), SampleOrder())
     except (MemoryError, pa.ArrowMemoryError):
         answer = {"kind": "CacheError", "error": f"{root}: needs more memory than its size explains; refused"}
     except TideError as error:

@@ -8,24 +8,31 @@ decoded rows the digest of the rows meant; then it is renamed and the folder fsy
 
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError, OutputError
-from .batch import batch_from_rows, row_bytes
+from .batch import RowBatch, batch_from_rows, row_bytes
 from .checks import SampleOrder, check_batch
 from .codec_error import codec_kl
 from .files import fsync_folder, leftovers, output_errors, reading, sha256_file, temporary_name
 from .schema import ROW_GROUP_BYTES, Layout, ViewRow, arrow_schema, parquet_options, shard_metadata
 from .statistics import ShardStatistics, batch_statistics, leaf_bytes
 from .table import batch_to_table, read_group
+
+if TYPE_CHECKING:
+    from .audit import AuditBatch
+
+T = TypeVar("T")
 
 
 def write_shard(
@@ -42,17 +49,20 @@ def write_shard(
     """
     path = Path(path)
     with whole_or_absent(path) as sink:
-        statistics, digest = _write(sink, path, rows, layout, plan_hash=plan_hash, shard=shard)
-        sink.sync()
-        column_bytes = _read_back(sink, path, layout, digest=digest)
-    return dataclasses.replace(statistics, column_bytes=column_bytes)
+        statistics, digest = _write(sink, rows, layout, plan_hash=plan_hash, shard=shard)
+
+        def read(file: pq.ParquetFile, group: int, first_row: int) -> RowBatch:
+            return read_group(file, group, layout, where=str(path), first_row=first_row, full=True)
+
+        metadata = read_back(sink, digest, read)
+    return dataclasses.replace(statistics, column_bytes=leaf_bytes(metadata, layout))
 
 
 @contextlib.contextmanager
 def whole_or_absent(path: Path) -> Iterator["HashingFile"]:
     """A locked temporary file beside `path`, which gets its name if the block ends without an error.
 
-    The block writes, calls `sync`, and looks at what it wrote. Raises: OutputError.
+    The block writes, and looks with `read_back` at what it wrote. Raises: OutputError.
     """
     temporary = temporary_name(path)
     with output_errors(path):
@@ -60,7 +70,8 @@ def whole_or_absent(path: Path) -> Iterator["HashingFile"]:
         _remove_leftovers(path)
         file = open(temporary, "xb")  # noqa: SIM115 - held open, and so locked, until after the rename
     try:
-        _lock(file)
+        with contextlib.suppress(OSError):  # file systems without locks: leftovers stay
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield HashingFile(file, path, temporary)
         with output_errors(path):
             os.replace(temporary, path)
@@ -91,24 +102,23 @@ def encoded_size(rows: Iterable[ViewRow], layout: Layout, *, group_bytes: int | 
     """
     memory = io.BytesIO()
     sink = HashingFile(memory, Path("memory"), Path("memory"))
-    _write(sink, sink.path, rows, layout, plan_hash="0" * 64, shard=0, group_bytes=group_bytes)
+    _write(sink, rows, layout, plan_hash="0" * 64, shard=0, group_bytes=group_bytes)
     metadata = pq.read_metadata(memory)
     return EncodedSize(metadata.num_row_groups, leaf_bytes(metadata, layout), memory.getbuffer().nbytes)
 
 
 def _write(
-    file: "HashingFile", path: Path, rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int,
+    sink: "HashingFile", rows: Iterable[ViewRow], layout: Layout, *, plan_hash: str, shard: int,
     group_bytes: int | None = None,
 ) -> tuple[ShardStatistics, str]:  # fmt: skip
     """Write all row groups and the footer; statistics and a digest of every batch."""
-    schema = arrow_schema(layout)
     digest, statistics, order, num_rows = hashlib.sha256(), ShardStatistics.empty(), SampleOrder(), 0
-    writer = None
-    try:
-        with output_errors(path):
-            writer = pq.ParquetWriter(file, schema, **parquet_options(layout))  # type: ignore[arg-type]
-        for group in _groups(rows, group_bytes or ROW_GROUP_BYTES):
-            batch = batch_from_rows(group, layout, where=str(path), first_row=num_rows)
+    schema, path = arrow_schema(layout), str(sink.path)
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal statistics, num_rows
+        for group in grouped(rows, row_bytes, group_bytes or ROW_GROUP_BYTES):
+            batch = batch_from_rows(group, layout, where=path, first_row=num_rows)
             num_samples = len(order.seen)
             check_batch(batch, layout, order)
             kl, kl_counts = codec_kl(group, batch, layout)
@@ -116,25 +126,19 @@ def _write(
             statistics = statistics + dataclasses.replace(of_batch, codec_kl=kl, codec_kl_counts=kl_counts)
             batch.update_digest(digest)
             num_rows += len(batch)
-            with output_errors(path):
-                writer.write_table(batch_to_table(batch, layout, schema), row_group_size=len(batch))
-    except BaseException:
-        if writer is not None:
-            with contextlib.suppress(Exception):  # the file is thrown away, whatever closing it says
-                writer.close()
-        raise
-    with output_errors(path):
-        writer.add_key_value_metadata(shard_metadata(plan_hash, shard))
-        writer.close()
+            yield batch_to_table(batch, layout, schema)
+
+    write_tables(sink, schema, parquet_options(layout), tables(), shard_metadata(plan_hash, shard))
     return statistics, digest.hexdigest()
 
 
-def _groups(rows: Iterable[ViewRow], group_bytes: int) -> Iterator[list[ViewRow]]:
-    group: list[ViewRow] = []
+def grouped(rows: Iterable[T], size_of: Callable[[T], int], most_bytes: int) -> Iterator[list[T]]:
+    """Rows in lists of at most so many bytes, or of one row."""
+    group: list[T] = []
     size = 0
     for row in rows:
-        more = row_bytes(row)
-        if group and size + more > group_bytes:
+        more = size_of(row)
+        if group and size + more > most_bytes:
             yield group
             group, size = [], 0
         group.append(row)
@@ -143,35 +147,52 @@ def _groups(rows: Iterable[ViewRow], group_bytes: int) -> Iterator[list[ViewRow]
         yield group
 
 
-def _read_back(sink: "HashingFile", path: Path, layout: Layout, *, digest: str) -> dict[str, int]:
-    """Read the file again, as bytes and as rows, and compare both; compressed bytes by column."""
-    again, rows = hashlib.sha256(), 0
-    with read_back(sink) as file:
-        for group in range(file.num_row_groups):
-            batch = read_group(file, group, layout, where=str(path), first_row=rows, full=True)
-            batch.update_digest(again)
-            rows += len(batch)
-        column_bytes = leaf_bytes(file.metadata, layout)
-    require_same(path, again.hexdigest(), digest)
-    return column_bytes
+def write_tables(
+    sink: "HashingFile", schema: pa.Schema, options: Mapping[str, object], tables: Iterable[pa.Table],
+    metadata: Mapping[str, str],
+) -> None:  # fmt: skip
+    """A whole Parquet file: each table becomes a row group, `metadata` goes into the footer. Raises: OutputError."""
+    writer = None
+    try:
+        with output_errors(sink.path):
+            writer = pq.ParquetWriter(sink, schema, **options)  # type: ignore[arg-type]
+        for table in tables:
+            with output_errors(sink.path):
+                writer.write_table(table, row_group_size=len(table))
+    except BaseException:
+        if writer is not None:
+            with contextlib.suppress(Exception):  # the file is thrown away, whatever closing it says
+                writer.close()
+        raise
+    with output_errors(sink.path):
+        writer.add_key_value_metadata(metadata)
+        writer.close()
 
 
-@contextlib.contextmanager
-def read_back(sink: "HashingFile") -> Iterator[pq.ParquetFile]:
-    """What was just written, opened again after its bytes were compared. Raises: OutputError, also for the block."""
+def read_back(
+    sink: "HashingFile", digest: str, read: Callable[[pq.ParquetFile, int, int], "RowBatch | AuditBatch"]
+) -> pq.FileMetaData:
+    """Bring what was written to the disk, read it again, as bytes and as rows, and compare both.
+
+    Args: digest: of the rows that were meant. read: decodes a row group, by its number and that of its first row.
+    Returns: the footer. Raises: OutputError.
+    """
+    sink.sync()
+    again, num_rows = hashlib.sha256(), 0
     try:
         if sha256_file(sink.temporary) != sink.sha256.hexdigest():
             raise CacheError("its bytes are not those that were handed to the disk")
         with reading(sink.temporary), pq.ParquetFile(sink.temporary, page_checksum_verification=True) as file:
-            yield file
+            for group in range(file.num_row_groups):
+                batch = read(file, group, num_rows)
+                batch.update_digest(again)
+                num_rows += len(batch)
+            metadata = file.metadata
     except (OutputError, CacheError) as error:
         raise OutputError(f"{sink.path}: cannot be read back after writing ({error}). {_FAULTY}") from error
-
-
-def require_same(path: Path, found: str, meant: str) -> None:
-    """Raises: OutputError: the digests of the rows that were read and of those that were meant differ."""
-    if found != meant:
-        raise OutputError(f"{path}: what was read back differs from what was written. {_FAULTY}")
+    if again.hexdigest() != digest:
+        raise OutputError(f"{sink.path}: what was read back differs from what was written. {_FAULTY}")
+    return metadata
 
 
 _FAULTY = (
@@ -206,18 +227,8 @@ class HashingFile(io.RawIOBase):
         return self.file.tell()
 
 
-def _lock(file: IO[bytes]) -> None:
-    """Mark a temporary file as in use for as long as it is open."""
-    import fcntl
-
-    with contextlib.suppress(OSError):  # file systems without locks: leftovers stay
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def _remove_leftovers(path: Path) -> None:
     """Delete temporary files of this shard whose writer is dead (its lock is gone)."""
-    import fcntl
-
     for leftover in leftovers(path):
         with contextlib.suppress(OSError), open(leftover, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

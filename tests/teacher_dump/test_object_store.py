@@ -135,7 +135,7 @@ def test_a_worker_killed_while_it_uploads_leaves_nothing_under_a_final_name(conf
         or (name[-len(".parquet") :] == ".parquet" and name[:17] in ("data/views-00000-", "data/views-00001-"))
         or name in ("receipts/00000.json", "receipts/00001.json")
     }
-    with pytest.raises(CacheError, match="is incomplete: 2 shards done"):
+    with pytest.raises(CacheError, match=r"is incomplete: 2 of \d shards done"):
         read_manifest(url)
     s3.requests.clear()
     dump_teacher(config, url)

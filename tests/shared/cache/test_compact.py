@@ -123,7 +123,7 @@ def test_hostile_values_are_refused_by_row(tmp_path, synthetic, compact, column,
     file = tmp_path / "hostile.parquet"
     with monkeypatch.context() as patch:
         patch.setattr(table, "encode_top", hostile)
-        patch.setattr(writer, "_read_back", lambda *a, **k: {})
+        patch.setattr(writer, "read_back", lambda sink, *_: (sink.sync(), pq.read_metadata(sink.temporary))[1])
         write_shard(file, synthetic.make_rows(compact), compact, plan_hash=synthetic.PLAN_HASH, shard=0)
     with pq.ParquetFile(file) as opened, pytest.raises(CacheError, match=rf"row \d+ \(sample .*{column}.*{message}"):
         table.read_group(opened, 0, compact, where=str(file), first_row=0)

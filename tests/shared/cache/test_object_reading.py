@@ -11,6 +11,7 @@ import synthetic_caches
 from tide.shared.cache import Cache, open_cache, verify_shards
 from tide.shared.cache import remote as remote_module
 from tide.shared.cache import verify as verify_module
+from tide.shared.cache.checks import SampleOrder
 from tide.shared.cache.inspect import describe_cache
 from tide.shared.cache.manifest import read_manifest
 from tide.shared.cache.reader import verify_anywhere
@@ -38,7 +39,7 @@ def url(local: Cache, bucket: str, s3, monkeypatch: pytest.MonkeyPatch) -> str:
     fs.put(f"{local.root}/", f"{base}/", recursive=True)
     monkeypatch.setattr(
         remote_module, "verify_shard",
-        lambda root, shard: verify_shards.check_shard(Path(root), read_manifest(root), shard),
+        lambda root, shard: verify_shards.check_pages(Path(root), read_manifest(root), shard, SampleOrder()),
     )  # fmt: skip
     s3.requests.clear()
     return f"{bucket}/cache"
