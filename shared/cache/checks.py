@@ -98,7 +98,7 @@ def _check_targets(batch: RowBatch, layout: Layout) -> None:
     batch.refuse(rising, "top_logp", "a target's entries are not in order of probability", top_ids)
     _check_distinct(batch, counts, position)
     for masses in (batch.log_tail, batch.log_buckets):
-        bad = ~(masses <= 0).all(axis=tuple(range(1, masses.ndim)))
+        bad = np.asarray(~(masses <= 0).all(axis=tuple(range(1, masses.ndim))))
         batch.refuse(bad, "log_tail", "not a log-probability <= 0", position)
     empty = (counts == 0)[:, None] & (batch.log_tail < np.log(1 - layout.mass_tolerance))
     batch.refuse(empty.any(axis=1), "log_tail", "a target without kept entries has all its mass outside", position)
