@@ -169,7 +169,21 @@ def describe_audit(
     total = sum(entry.rows for entry in info.files)
     step = max(1, -(-total * info.support_tokens // MAX_VALUES))
     chosen = AuditedViews(cache, support, step)
-    students = _open_student(cache, student, support, device) if student else _stand_ins(chosen)
+    if student:
+        block_size = cache.manifest.block_size
+        config = RunConfig(
+            student=StudentConfig(path=student, block_size=block_size), data=DataConfig(max_length=block_size)
+        )  # fmt: skip
+        open_encoder(config, cache)
+        here = process_device(device, "decoding.device")
+        model = open_model(config, cache, None).eval().to(here)  # type: ignore[arg-type]
+        students = {Path(student).name or student: real_student(Student(model), torch.from_numpy(support))}
+    else:
+        sum_p, count = torch.zeros(len(support), dtype=torch.float64), 0
+        for row in chosen.audit_rows():
+            sum_p, count = sum_p + torch.softmax(torch.tensor(row.logp, dtype=torch.float64), dim=0), count + 1
+        unigram = torch.log(sum_p / count)
+        students = {"unigram": stand_in(unigram, 0.0), "halfway": stand_in(unigram, 0.5)}
     sums = AuditSums(cache.manifest.signal.temperatures)
     for group in chosen.groups():
         _compare(group, students, sums, support, cache)
@@ -199,25 +213,6 @@ def _require_audit(cache: Cache) -> AuditInfo:
             f"{root}: the audit was left out when this cache was pulled; run pull-cache again with --audit"
         )
     return info
-
-
-def _open_student(cache: Cache, path: str, support: np.ndarray, device: str) -> dict[str, AskedStudent]:
-    block_size = cache.manifest.block_size
-    config = RunConfig(
-        student=StudentConfig(path=path, block_size=block_size), data=DataConfig(max_length=block_size)
-    )  # fmt: skip
-    open_encoder(config, cache)
-    here = process_device(device, "decoding.device")
-    model = open_model(config, cache, None).eval().to(here)  # type: ignore[arg-type]
-    return {Path(path).name or path: real_student(Student(model), torch.from_numpy(support))}
-
-
-def _stand_ins(chosen: AuditedViews) -> dict[str, AskedStudent]:
-    total, count = 0.0, 0
-    for row in chosen.audit_rows():
-        total, count = total + torch.softmax(torch.tensor(row.logp, dtype=torch.float64), dim=0), count + 1
-    unigram = torch.log(torch.as_tensor(total) / count)
-    return {"unigram": stand_in(unigram, 0.0), "halfway": stand_in(unigram, 0.5)}
 
 
 def _compare(

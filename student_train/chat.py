@@ -60,9 +60,15 @@ class Chat:
 
     def _turn(self, line: str) -> None:
         """Ask and answer; a question that got no answer is forgotten."""
+        encoder, decoder, settings = self.writer
+        stream = TextStream(decoder.reader, settings.stop, self.write, by_block=self.stream == "block")
         self.messages.append({"role": "user", "content": line})
         try:
-            answer = self._answer()
+            request = Request(encoder.encode_prompt(self.messages), self.seed)
+            (answer,) = decoder.generate([request], settings, watch=None if self.stream == "none" else stream)
+            self.write((answer.text if self.stream == "none" else "") + "\n")
+            if answer.finish == "length":
+                self.note(f"(cut off at decoding.max_new_tokens = {settings.max_new_tokens})")
         except KeyboardInterrupt:
             self.messages.pop()
             self.note("\n(stopped; the question is forgotten)")
@@ -70,17 +76,5 @@ class Chat:
             self.messages.pop()
             self.note(f"({error})\n(/reset begins a new conversation)")
         else:
-            self.messages.append({"role": "assistant", "content": answer})
+            self.messages.append({"role": "assistant", "content": answer.text})
             self.seed += 1
-
-    def _answer(self) -> str:
-        encoder, decoder, settings = self.writer
-        stream = TextStream(decoder.reader, settings.stop, self.write, by_block=self.stream == "block")
-        request = Request(encoder.encode_prompt(self.messages), self.seed)
-        (generation,) = decoder.generate([request], settings, watch=None if self.stream == "none" else stream)
-        if self.stream == "none":
-            self.write(generation.text)
-        self.write("\n")
-        if generation.finish == "length":
-            self.note(f"(cut off at decoding.max_new_tokens = {settings.max_new_tokens})")
-        return generation.text

@@ -120,24 +120,22 @@ def _way() -> tuple[list[str], dict[str, Any]]:
     raise _unprotected(f"the test program did not start ({'; '.join(said)}): {cure()}")
 
 
-def _readable() -> list[str]:
-    """What a Python program must be able to read: the system's libraries, this interpreter and its packages."""
+def _packages() -> list[str]:
+    return [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+
+
+def _binds() -> Iterator[str]:
+    """What a Python program must be able to read: the system's libraries, this interpreter and its packages.
+
+    Read-only at their own places, below folders that anyone may enter and that hold nothing else.
+    """
     python = Path(sys.executable).resolve()
     prefixes = dict.fromkeys([str(python.parents[1]), sys.base_prefix, sys.prefix])
     paths = [str(python.parent), *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))]
     paths += [f"{prefix}/{name}" for prefix in prefixes for name in ("bin", "lib", "lib64", "pyvenv.cfg")]
     paths += _packages()
     own = [path for path in dict.fromkeys(paths) if not path.startswith(("/usr/", "/bin/", "/lib/", "/lib64/"))]
-    return [path for path in (*_SYSTEM, *own) if os.path.exists(path)]
-
-
-def _packages() -> list[str]:
-    return [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-
-
-def _binds() -> Iterator[str]:
-    """Read-only at their own places, below folders that anyone may enter and that hold nothing else."""
-    for path in _readable():
+    for path in filter(os.path.exists, (*_SYSTEM, *own)):
         for folder in reversed(Path(path).parents[:-1]):
             yield from ("--dir", str(folder))
         yield from ("--ro-bind", path, path)
@@ -249,9 +247,8 @@ class _Run:
             ready = dict(watch.poll(1000 * min(left, _WATCH_S)))
             if self.channel.fileno() in ready:
                 return self.channel.recv(_MAX_SAID) or ProgramResult(False, self._ended())
-            if ready:
-                return ProgramResult(False, self._ended())
-            if self.process.poll() is not None:  # the first process of the namespace may live on with a daemon
+            # the first process of the namespace may live on with a daemon
+            if ready or self.process.poll() is not None:
                 return ProgramResult(False, self._ended())
             excess = self._excess()
             if excess is not None:

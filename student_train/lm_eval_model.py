@@ -241,9 +241,13 @@ class TideLM(TemplateLM):
         questions: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
         answers = []
         for number, ((context, _), context_ids, answer_ids) in enumerate(requests):
-            prompt, answer = self._fit_answer(context_ids, answer_ids)
+            answer = answer_ids
+            if len(answer) > self.max_length - 1:  # the end of an answer goes before the last of its context
+                self._cut(answer, self.max_length - 1, str(answer))
+                answer = answer[: self.max_length - 1]
             answers.append(answer)
-            questions[context, prompt].append(number)
+            prompt = self._cut(context_ids, self.max_length - len(answer), str(context_ids))
+            questions[context, tuple(prompt)].append(number)
         results = [(0.0, False)] * len(requests)
         done = 0
         for (context, prompt), numbers in questions.items():
@@ -278,13 +282,6 @@ class TideLM(TemplateLM):
         if "top_p" not in self._given and asked.get("top_p") is not None:
             values["top_p"] = float(asked["top_p"])
         return replace(self.decoding, **values)
-
-    def _fit_answer(self, context: list[int], answer: list[int]) -> tuple[tuple[int, ...], list[int]]:
-        """Context and answer that the student has positions for; the end of an answer goes before the last context."""
-        if len(answer) > self.max_length - 1:
-            self._cut(answer, self.max_length - 1, str(answer))
-            answer = answer[: self.max_length - 1]
-        return tuple(self._cut(context, self.max_length - len(answer), str(context))), answer
 
     def _cut(self, ids: list[int], room: int, text: str) -> list[int]:
         """The last `room` tokens; a cut is counted, or refused."""

@@ -31,7 +31,7 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     """Join the other processes of this run, if there are any, each on the device that `train.device` gives it.
 
     Raises: TryAgain: not all came within `train.collective_timeout_s`. ConfigError: see `sharding_asked_for`,
-        `own_device`, `join`; the batch does not divide among the processes. Unavailable: a tracker is missing.
+        `own_device`, `join`. Unavailable: a tracker is missing.
     """
     device = own_device(train.device, "train.device")
     require_trackers(train.report_to)
@@ -39,7 +39,7 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
     limit = timedelta(seconds=train.collective_timeout_s)
     try:
         join(device, timeout=limit)
-        accelerator = Accelerator(
+        return Accelerator(
             cpu=device.type == "cpu", mixed_precision="bf16" if train.precision == "bf16" else "no",
             log_with=list(train.report_to) or None, project_dir=str(out),
         )  # fmt: skip
@@ -52,12 +52,6 @@ def join_processes(train: TrainConfig, out: Path) -> Accelerator:
             f"train.collective_timeout_s = {train.collective_timeout_s:g} s ({error}). "
             "Did each start, with the same MASTER_ADDR and MASTER_PORT, and can it reach that machine?"
         ) from error
-    if train.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"train.batch_size = {train.batch_size} is not a multiple of the {accelerator.num_processes} processes; "
-            "change one of the two"
-        )
-    return accelerator
 
 
 def own_device(wanted: str, setting: str) -> torch.device:

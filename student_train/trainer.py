@@ -29,7 +29,7 @@ from ..shared.cache.files import output_errors
 from ..shared.cache.trained_from import trained_from
 from ..shared.config import RunConfig, to_tree
 from ..shared.devices import speaks
-from ..shared.errors import TryAgain
+from ..shared.errors import ConfigError, TryAgain
 from ..shared.noising import keyed_generator
 from ..shared.stop_signals import noted_signals
 from .agreement import require_agreement
@@ -92,7 +92,12 @@ def train_student(
     if speaks(on_machine=True):  # a folder that is new here is checked in full, once per machine
         cache = open_cache(cache_path, shard_cache=config.shard_cache)
     with own_accelerator_state(), contextlib.ExitStack() as stack:
-        accelerator = join_processes(config.train, out)
+        accelerator, size = join_processes(config.train, out), config.train.batch_size
+        if size % accelerator.num_processes:
+            raise ConfigError(
+                f"train.batch_size = {size} is not a multiple of the {accelerator.num_processes} processes; change one "
+                "of the two"
+            )
         stack.enter_context(Heartbeat(accelerator, timeout_s=config.train.collective_timeout_s))
         if cache is None:
             cache = open_cache(cache_path, shard_cache=config.shard_cache)
