@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, OutputError, TideError, TryAgain, Unavailable
-from ..redaction import redact_logs, redacted
-from .inert import terminal_text
+from ..shown_text import redact_logs, redacted, terminal_text
 
 T = TypeVar("T")
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OutputError, TideError, Unavailable
-from ..redaction import redacted
-from .inert import terminal_text
+from ..shown_text import redacted, terminal_text
 
 MAX_MESSAGE_CHARS = 300
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
