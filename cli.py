@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from . import __version__
 from .commands import ablation, caches, dump, evaluation, machine, sharing, students, writing
 from .shared.errors import EXIT_INTERRUPTED, TideError, printable
-from .shared.redaction import printable_logs, redacted
+from .shared.shown_text import printable_logs, redacted, terminal_text
 from .shared.stop_signals import StopAsked, end_on_signals
 
 
@@ -67,8 +67,6 @@ def main() -> None:
         with end_on_signals():
             app()
     except TideError as error:
-        from .shared.cache.inert import terminal_text  # messages may quote what a stranger wrote
-
         said = Exception.__str__(error)  # not spelled out: what a stranger wrote to act is left out here
         typer.echo(terminal_text(redacted(f"{type(error).__name__}: {said}")), err=True)
         sys.exit(error.exit_code)

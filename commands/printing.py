@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..shared.errors import printable
-from ..shared.redaction import redacted
+from ..shared.shown_text import redacted, terminal_text
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -36,8 +36,6 @@ def _shown(value: Any) -> str:
 
 def say(line: str) -> None:
     """A line of progress, on stderr."""
-    from ..shared.cache.inert import terminal_text
-
     typer.echo(terminal_text(redacted(line)), err=True)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..shared.shown_text import terminal_text
 from .options import ConfigOption, RecipeOption, SetOption, StreamOption, StudentOption, run_config
 from .printing import say
 
@@ -115,7 +116,5 @@ def _print_generation(prompt: "Prompt", answer: "Generation") -> None:
 
 def _write(text: str) -> None:
     """A piece of an answer on stdout: harmless on a terminal, exact in a file or a pipe."""
-    from ..shared.cache.inert import terminal_text
-
     sys.stdout.write(terminal_text(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()

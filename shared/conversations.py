@@ -34,7 +34,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .errors import ConfigError, DataError
-from .source_rows import open_rows, some
+from .shown_text import some
+from .source_rows import open_rows
 from .sources import Source, listed, parse_sources, pin_sources
 
 __all__ = [

@@ -16,11 +16,9 @@ from typing import Any
 
 from .errors import DataError
 from .regular_files import require_regular
+from .shown_text import some
 from .sources import FILE_SUFFIXES, Source, address, loading, source_kind
 from .stdlib_source import StdlibPair, stdlib_pairs
-
-MAX_NAMES = 8
-"""Of files or columns in a message; how many more there are is said."""
 
 
 class Rows(ABC):
@@ -216,11 +214,6 @@ def _local_files(source: Source, tell: Callable[[str], object]) -> list[Path]:
             "folder is; name them too, joined by +"
         )
     return [Path(file) for file in of_splits.get(source.split or "train", []) if Path(file).is_file()]
-
-
-def some(names: Sequence[str]) -> str:
-    """Names for a message: the first, and how many more there are."""
-    return ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
 
 
 def _require_utf8(beginning: bytes, name: str) -> None:

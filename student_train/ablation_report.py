@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..shared.cache.inert import markdown_text
+from ..shared.shown_text import markdown_text
 from .comparison_plot import draw_comparison
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..shared.cache.inert import terminal_text
+from ..shared.shown_text import terminal_text
 from .answer_text import AnswerReader
 from .sampling import Snapshot
 

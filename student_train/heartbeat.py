@@ -29,9 +29,8 @@ import torch
 from accelerate import Accelerator
 from torch.distributed import distributed_c10d
 
-from ..shared.cache.inert import terminal_text
 from ..shared.errors import EXIT_INTERRUPTED, TideError, TryAgain
-from ..shared.redaction import redacted
+from ..shared.shown_text import redacted, terminal_text
 from ..shared.stop_signals import StopAsked
 from .processes import on_main
 

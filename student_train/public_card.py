@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from ..shared.cache.card import Licences, one_line, settings_text, table
-from ..shared.cache.inert import markdown_text
 from ..shared.cache.trained_from import TrainedFrom
 from ..shared.licences import hub_fields
+from ..shared.shown_text import markdown_text
 from .evaluation_scores import TaskScore
 
 _MAX_NAME_CHARS = 100

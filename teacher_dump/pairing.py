@@ -28,7 +28,7 @@ from ..shared.models.specs import (
     teacher_block_size,
     teacher_spec,
 )
-from ..shared.source_rows import some
+from ..shared.shown_text import some
 from ..shared.tokenkit_adapter import align_chunks_with_tokenkit, tokenkit_version
 from ..shared.tokens import (
     Dropped,

@@ -38,7 +38,7 @@ from ..shared.licences import folder_licence
 from ..shared.models.loading import read_config
 from ..shared.models.specs import outside_recommended_t
 from ..shared.noising import keyed_generator
-from ..shared.source_rows import some
+from ..shared.shown_text import some
 from ..shared.tokens import Dropped, PairedSample
 from .pairing import Pairing, UnwrittenFields, open_pairing
 from .portable import find_sources, planned_settings, portable_sources

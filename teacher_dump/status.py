@@ -18,12 +18,11 @@ from rich.text import Text
 
 from ..shared.cache.coverage import coverage_lines, left_out
 from ..shared.cache.files import parse_json
-from ..shared.cache.inert import terminal_text
 from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME, read_manifest
 from ..shared.cache.receipts import listed_receipts
 from ..shared.cache.store import Store, open_store
 from ..shared.errors import CacheError
-from ..shared.redaction import redacted
+from ..shared.shown_text import redacted, terminal_text
 from .claims import is_alive, this_machine
 from .worker_records import WorkerRecord, read_records
 

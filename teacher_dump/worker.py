@@ -25,7 +25,7 @@ from ..shared.config import RunConfig
 from ..shared.conversations import parse_sources
 from ..shared.errors import DataError, TideError, Unavailable
 from ..shared.models.loading import local_folder
-from ..shared.redaction import redacted
+from ..shared.shown_text import redacted
 from ..shared.stop_signals import Stop
 from ..shared.tails import TailBuckets
 from .board import Board

@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from .inert import terminal_text
-from .number_text import bytes_text
+from ..shown_text import bytes_text, terminal_text
 from .plots import Plot, axis_ticks
 
 CELL_WIDTH = 15

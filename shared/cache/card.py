@@ -14,10 +14,10 @@ import yaml
 
 from ..errors import ConfigError
 from ..licences import hub_fields
+from ..shown_text import markdown_text, terminal_text
 from .coverage import coverage_lines, left_out
 from .facts import value_chars
 from .files import atomic_write
-from .inert import markdown_text, terminal_text
 from .manifest import DataSource, Manifest
 from .manifest_fields import UNKNOWN
 from .verdict import verdict

@@ -1,7 +1,7 @@
 """Some views of a cache as text: what was masked, which chunks the teacher judged, and what it would have said.
 
 Views come from the first row group, decoded through vocabulary.parquet and checked for meaning like any other. All text
-is inert (inert.py): it cannot act in a terminal. HTML needs escaping on top.
+is inert (shown_text.py): it cannot act in a terminal. HTML needs escaping on top.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ..shown_text import terminal_text
 from .batch import RowBatch
 from .checks import check_batch
-from .inert import terminal_text
 from .reader import Cache
 from .schema import ViewRow
 

@@ -1,13 +1,13 @@
 """A cache's description (inspect.py) in words: titled sections of names and values, for the terminal and the page.
 
-Values hold what a stranger wrote: whoever shows them makes them inert (inert.py).
+Values hold what a stranger wrote: whoever shows them makes them inert (shown_text.py).
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..shown_text import bytes_text, number_text, percent_text
 from .coverage import coverage_lines, left_out
-from .number_text import bytes_text, number_text, percent_text
 
 Section = tuple[str, dict[str, str]]
 """A title, and values by name."""

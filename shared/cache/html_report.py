@@ -10,14 +10,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..shown_text import bytes_text, html_text, number_text, percent_text
 from .audit_report import audit_sections
 from .decoded_views import spread_views
 from .facts import MAX_SENTENCE_CHARS, Section, means, origin, sizes, value_chars
 from .files import atomic_write
 from .html_style import style_sheet
 from .html_views import views_html
-from .inert import html_text
-from .number_text import bytes_text, number_text, percent_text
 from .plots import Absent, Plot, make_plots
 from .reader import open_cache
 from .svg import draw_svg

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .inert import html_text
-from .number_text import number_text
+from ..shown_text import html_text, number_text
 
 SHADE_EDGES = (0.05, 0.2, 0.5, 0.8)
 """Probabilities per student token at which a chunk's shade changes."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, OutputError, TideError, TryAgain, Unavailable
-from ..redaction import redact_logs
+from ..shown_text import redact_logs
 from .store_errors import ask_again, chain, one_line
 
 T = TypeVar("T")

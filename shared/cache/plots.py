@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from .inert import terminal_text
-from .number_text import bytes_text, number_text, percent_text
+from ..shown_text import bytes_text, number_text, percent_text, terminal_text
 
 MAX_COLUMNS = 32
 """Columns of a plot; longer distributions are grouped, or end with an "or more"."""

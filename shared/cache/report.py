@@ -8,9 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
+from ..shown_text import bytes_text, number_text, terminal_text
 from .facts import MAX_SENTENCE_CHARS, means, origin, sizes, value_chars
-from .inert import terminal_text
-from .number_text import bytes_text, number_text
 
 BAR_WIDTH = 24
 MAX_VALUE_CHARS = 200

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import OutputError, TideError, Unavailable
-from ..redaction import redacted
-from .inert import terminal_text
+from ..shown_text import redacted, terminal_text
 
 T = TypeVar("T")
 

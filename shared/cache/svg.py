@@ -4,7 +4,7 @@ Every mark is a group with a <title>, which browsers show on hover, and its numb
 come from the page's style sheet (html_style.py). All text is escaped here.
 """
 
-from .inert import html_text
+from ..shown_text import html_text
 from .plots import Plot
 
 WIDTH, WIDE = 520, 1080

@@ -21,18 +21,11 @@ from transformers.utils import logging
 
 from ..devices import accelerators
 from ..errors import ConfigError, DataError, TideError, Unavailable
+from ..shown_text import one_line, some
 from ..sources import is_local
 from .config_fields import keep_notes, known_fields, require_computed
 from .specs import family_of, resolve
-from .weight_files import (
-    StoredWeights,
-    one_line,
-    open_weights,
-    read_object,
-    require_plain_checkpoint,
-    some,
-    weight_files,
-)
+from .weight_files import StoredWeights, open_weights, read_object, require_plain_checkpoint, weight_files
 
 _DESCRIPTION_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "README.md"]
 _WEIGHT_FILES = ["*.safetensors"]
@@ -270,7 +263,7 @@ def _require_all_weights(info: dict[str, Any], folder: Path) -> None:
             for key in info.get(f"{kind}_keys") or ()
         )
         if names:
-            problems.append(f"{kind} weights: {some(names, most=8)}")
+            problems.append(f"{kind} weights: {some(names)}")
     if problems:
         raise DataError(
             f"{folder}: the checkpoint does not fit its config.json ({'; '.join(problems)}); fetch it again, or "

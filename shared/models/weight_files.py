@@ -7,20 +7,20 @@ the folder, each tensor once. Adapters, pickles and files elsewhere are no weigh
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import DataError, printable
+from ..errors import DataError
 from ..regular_files import open_regular, read_regular, require_regular
+from ..shown_text import one_line, some
 
 WEIGHTS_NAME, MAP_NAME = "model.safetensors", "model.safetensors.index.json"
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _MAX_MAP_BYTES = 64 << 20
-_MAX_NAME_CHARS = 160
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -184,14 +184,3 @@ def _inside(folder: Path, name: str) -> Path:
     if not real.is_file():
         raise DataError(f"{path}: is no file; fetch the checkpoint again")
     return path
-
-
-def one_line(name: str) -> str:
-    """A name that a stranger chose, for a message: cut, with whatever could act or break the line spelled out."""
-    short = name if len(name) <= _MAX_NAME_CHARS else f"{name[:_MAX_NAME_CHARS]}…"
-    return printable(short.replace("\n", "\\n").replace("\t", "\\t"))
-
-
-def some(names: Sequence[str], *, most: int = 4) -> str:
-    """Names for a message: the first, and how many more there are."""
-    return ", ".join(map(one_line, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -4,7 +4,7 @@ import io
 import logging
 
 import pytest
-from tide.shared.redaction import HIDDEN, redact_logs, redacted
+from tide.shared.shown_text import HIDDEN, redact_logs, redacted
 
 TOKEN = "hf_" + "aB3" * 11
 

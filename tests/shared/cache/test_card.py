@@ -7,10 +7,10 @@ import pytest
 from rendered_cards import HOSTILE, TAGS, Rendered, parts
 from tide.shared.cache import read_manifest
 from tide.shared.cache.card import Licences, card_text, required_licences, size_category
-from tide.shared.cache.inert import markdown_text
 from tide.shared.cache.manifest import DataSource, Manifest
 from tide.shared.errors import ConfigError
 from tide.shared.licences import hub_fields
+from tide.shared.shown_text import markdown_text
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tide.shared.cache import files, open_cache, read_vocabulary, write_vocabulary
-from tide.shared.cache.inert import html_text, terminal_text
 from tide.shared.errors import CacheError, OutputError
+from tide.shared.shown_text import html_text, terminal_text
 
 
 def test_an_atomic_write_replaces_and_leaves_nothing_else(tmp_path):

@@ -18,7 +18,7 @@ from tide import cli
 from tide.shared.errors import DataError, printable
 from tide.shared.models import load_model, read_config
 from tide.shared.models.weight_files import weight_files
-from tide.shared.redaction import printable_logs
+from tide.shared.shown_text import printable_logs
 from tide.shared.tokens import load_tokenizer
 from tide.teacher_dump.weights_record import weight_fingerprint
 from tiny_runs import write_model
