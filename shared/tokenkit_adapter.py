@@ -96,7 +96,9 @@ def tokenkit_version() -> str:
 def _load_align() -> Any:
     try:
         align = importlib.import_module("tokenkit.align")
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            raise Unavailable(f"tokenkit cannot be imported ({error}); mend it, or leave out data.alignment") from error
         if error.name not in ("tokenkit", "tokenkit.align"):
             raise Unavailable(
                 f"tokenkit needs the package {error.name!r}, which is not installed: install it, or leave out "

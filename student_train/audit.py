@@ -27,7 +27,7 @@ from ..shared.config import DataConfig, DecodingConfig, RunConfig, StudentConfig
 from ..shared.devices import process_device
 from ..shared.errors import CacheError
 from .audit_gradients import AuditedTargets, AuditSums
-from .batches import Batch, cached_view, collate
+from .batches import Batch, collate
 from .open_student import open_encoder, open_model
 from .student import Student
 
@@ -221,7 +221,7 @@ def _compare(
     """Add the audited targets of a few views."""
     layout, manifest = cache.layout, cache.manifest
     batch = collate(
-        [[cached_view(row)] for row in group.views], mask_id=manifest.student.mask_id, block_size=layout.block_size,
+        [[view] for view in group.views], mask_id=manifest.student.mask_id, block_size=layout.block_size,
         top_k=layout.top_k, temperatures=layout.temperatures,
     )  # fmt: skip
     rows, targets, start = [], [], 0

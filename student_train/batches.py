@@ -218,33 +218,20 @@ class Batch:
         return Batch(**{**moved, "rows": self.rows.to(device), "teacher": teacher})
 
 
-class TrainView(NamedTuple):
-    """One noised copy of a sample, with or without the teacher's answer."""
+def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[ViewRow]:
+    """The views of one item from its cache rows; fresh noise masks every response token with probability t.
 
-    row: ViewRow
-    masked: Bool[np.ndarray, " l"]
-    t: float
-    has_signal: bool
-
-
-def cached_view(row: ViewRow) -> TrainView:
-    """A row as it was dumped."""
-    return TrainView(row, np.concatenate([np.zeros(row.prompt_tokens, bool), row.masked]), row.t, True)
-
-
-def views_of(item: Item, rows: Sequence[ViewRow], seed: int) -> list[TrainView]:
-    """The views of one item from its cache rows; fresh noise masks every response token with probability t."""
+    Of what is drawn anew the teacher said nothing: such a row has no chunks and no targets.
+    """
     if item.views:
-        return [cached_view(row) for row in rows]
+        return list(rows)
     (row,) = rows
-    length = len(row.x_0)
-    masked = keyed_generator(seed, row.sample_id, "fresh mask", item.fresh_key).random(length) < item.fresh_t
-    masked[: row.prompt_tokens] = False
-    return [TrainView(row, masked, item.fresh_t, False)]
+    masked = keyed_generator(seed, row.sample_id, "fresh mask", item.fresh_key).random(len(row.x_0)) < item.fresh_t
+    return [ViewRow(row.sample_id, row.view, item.fresh_t, row.x_0, row.prompt_tokens, masked[row.prompt_tokens :])]
 
 
 def collate(
-    samples: Sequence[Sequence[TrainView]], *, mask_id: int, block_size: int, top_k: int,
+    samples: Sequence[Sequence[ViewRow]], *, mask_id: int, block_size: int, top_k: int,
     temperatures: tuple[float, ...], max_top_k: int | None = None,
 ) -> Batch:  # fmt: skip
     """Views -> tensors.
@@ -258,39 +245,35 @@ def collate(
     """
     pieces, layouts = [], []
     for views in samples:
-        noised = noised_piece(
-            views[0].row.x_0, np.stack([v.masked for v in views]), mask_id=mask_id, block_size=block_size
-        )
-        pieces.append(join(noised.piece, clean_piece(views[0].row.x_0, blocks_read(noised), block_size)))
+        masked = np.stack([view.is_masked for view in views])
+        noised = noised_piece(views[0].x_0, masked, mask_id=mask_id, block_size=block_size)
+        pieces.append(join(noised.piece, clean_piece(views[0].x_0, blocks_read(noised), block_size)))
         layouts.append(noised)
     rows = stack(pieces)
     length = rows.ids.shape[1]
     flat = [view for views in samples for view in views]
     num_masked = np.array([view.masked.sum() for view in flat])
     starts = np.cumsum(num_masked) - num_masked
-    signal = [view for view in flat if view.has_signal]
-    # of each view with a signal, the index among the n masked positions that each of its tokens has
-    places = [np.cumsum(v.masked) - 1 + start for v, start in zip(flat, starts, strict=True) if v.has_signal]
-    own = [(view.row, place) for view, place in zip(signal, places, strict=True)]
-    chunk_len = _joined([row.chunk_len for row, _ in own], np.int64)
-    teacher = _teacher_logits([row for row, _ in own], top_k, temperatures)
+    # of each view, the index among the n masked positions that each of its tokens has
+    places = [np.cumsum(view.is_masked) - 1 + start for view, start in zip(flat, starts, strict=True)]
+    placed, sized = list(zip(flat, places, strict=True)), list(zip(flat, num_masked, strict=True))
+    chunk_len = _joined([view.chunk_len for view in flat], np.int64)
+    teacher = _teacher_logits(flat, top_k, temperatures)
     return Batch(
         rows=rows,
         read=_joined([row * length + noised.read for row, noised in enumerate(layouts)], np.int64),
-        gold_ids=_joined([view.row.x_0[view.masked] for view in flat], np.int64),
-        t=_joined([np.full(n, view.t) for view, n in zip(flat, num_masked, strict=True)], np.float32),
-        maskable=_joined([
-            np.full(n, len(view.row.x_0) - view.row.prompt_tokens) for view, n in zip(flat, num_masked, strict=True)
-        ], np.float32),
-        target=_joined([place[row.target_position] for row, place in own], np.int64),
+        gold_ids=_joined([view.x_0[view.is_masked] for view in flat], np.int64),
+        t=_joined([np.full(n, view.t) for view, n in sized], np.float32),
+        maskable=_joined([np.full(n, len(view.x_0) - view.prompt_tokens) for view, n in sized], np.float32),
+        target=_joined([place[view.target_position] for view, place in placed], np.int64),
         teacher=teacher if max_top_k is None else teacher.narrowed(max_top_k),
-        target_t=_joined([np.full(len(view.row.target_position), view.t) for view in signal], np.float32),
-        chunk_token=_joined([place[_runs(row.chunk_start, row.chunk_len)] for row, place in own], np.int64),
+        target_t=_joined([np.full(len(view.target_position), view.t) for view in flat], np.float32),
+        chunk_token=_joined([place[_runs(view.chunk_start, view.chunk_len)] for view, place in placed], np.int64),
         chunk_of_token=torch.arange(len(chunk_len)).repeat_interleave(chunk_len),
-        chunk_logp=_joined([row.chunk_logp for row, _ in own], np.float32),
-        chunk_t=_joined([np.full(len(view.row.chunk_logp), view.t) for view in signal], np.float32),
-        chunk_unmatched=_joined([~np.isin(row.chunk_start, row.target_position) for row, _ in own], np.bool_),
-    )  # fmt: skip
+        chunk_logp=_joined([view.chunk_logp for view in flat], np.float32),
+        chunk_t=_joined([np.full(len(view.chunk_logp), view.t) for view in flat], np.float32),
+        chunk_unmatched=_joined([~np.isin(view.chunk_start, view.target_position) for view in flat], np.bool_),
+    )
 
 
 def _teacher_logits(rows: Sequence[ViewRow], top_k: int, temperatures: tuple[float, ...]) -> SparseLogits:

@@ -3,12 +3,16 @@
 import ast
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tide.shared.cache import open_cache, write_shard
+from tide.shared.conversations import Conversation, Message
+from tide.shared.tokens import Rendering
 from tide.student_train.trainer import Run
 from tide.teacher_dump.plan import read_plan
 from tide.teacher_dump.worker import open_task
@@ -17,7 +21,7 @@ from tiny_runs import hybrid, make_cache
 
 def stations(text: str) -> list[list[tuple[str, str, str]]]:
     """(file, function, type it gives) of each table."""
-    tables = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    tables = re.split(r"^## ", text, flags=re.MULTILINE)[1:3]
     return [re.findall(r"^\|[^|]+\| (\S+\.py) \| `([^`]+)` \| `(.+)` \|$", table, re.MULTILINE) for table in tables]
 
 
@@ -30,21 +34,42 @@ def gives(file: Path, name: str) -> str:
     return ast.unparse(node.returns).strip("'\"").replace("'", '"')
 
 
-def walk(root: Path, action: Callable[[], object]) -> list[tuple[str, str]]:
-    """(file, function) of the project's own calls, in order."""
+def forms_of(value: object) -> Iterator[type]:
+    """The project's own classes that hold arrays or text of a sample: of a value, or of the first of a list."""
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        for item in value[:1]:
+            yield from forms_of(item)
+        return
+    kind, fields = type(value), getattr(value, "_asdict", lambda: getattr(value, "__dict__", {}))()
+    if kind.__module__.startswith("tide.") and not kind.__name__.startswith("_"):
+        held = [item for field in fields.values() for item in (field if isinstance(field, list | tuple) else [field])]
+        if any(isinstance(item, np.ndarray | torch.Tensor) for item in held) or kind in (
+            Conversation,
+            Message,
+            Rendering,
+        ):
+            yield kind
+
+
+def walk(root: Path, action: Callable[[], object]) -> tuple[list[tuple[str, str]], set[tuple[str, str]]]:
+    """(file, function) of the project's own calls, in order; (name, file) of the forms that they return."""
     met: list[tuple[str, str]] = []
+    forms: set[type] = set()
 
     def note(frame: Any, event: str, argument: object) -> None:
         file = frame.f_code.co_filename
-        if event == "call" and file.startswith(f"{root}/") and "/.venv/" not in file and "/tests/" not in file:
-            met.append((str(Path(file).relative_to(root)), frame.f_code.co_qualname))
+        if file.startswith(f"{root}/") and "/.venv/" not in file and "/tests/" not in file:
+            if event == "call":
+                met.append((str(Path(file).relative_to(root)), frame.f_code.co_qualname))
+            elif event == "return":
+                forms.update(forms_of(argument))
 
     sys.setprofile(note)
     try:
         action()
     finally:
         sys.setprofile(None)
-    return met
+    return met, {(form.__name__, f"{form.__module__.removeprefix('tide.').replace('.', '/')}.py") for form in forms}
 
 
 @pytest.mark.usefixtures("as_users_run")
@@ -67,11 +92,12 @@ def test_the_trip_is_as_the_page_says(project_root, tiny_root, tmp_path):
         run.objective.total(run.losses(batches[0], counts, 0))
 
     text = (project_root / "docs" / "trip.md").read_text()
-    files = set()
+    files, forms = set(), set()
     for table, action in zip(stations(text), (dump, train), strict=True):
         assert len(table) > 10
         assert len({file for file, *_ in table}) <= 12
-        met = walk(project_root, action)
+        met, taken = walk(project_root, action)
+        forms |= taken
         files |= {file for file, _ in met}
         first = {name: met.index(name) for name in dict.fromkeys(met)}
         places = []
@@ -80,6 +106,7 @@ def test_the_trip_is_as_the_page_says(project_root, tiny_root, tmp_path):
             assert (file, function) in first, f"{file}: {function} is not called"
             places.append(first[file, function])
         assert places == sorted(places), "called in another order"
+    assert sorted(forms) == sorted(re.findall(r"^\| `(\w+)` \| (\S+\.py) \|", text, re.MULTILINE))
     said = re.search(r"at most (\d+)\.\s*$", text)
     assert said is not None
     assert len(files) <= int(said[1]) <= 40, sorted(files)

@@ -103,6 +103,11 @@ class ViewRow:
     log_buckets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
     @property
+    def is_masked(self) -> np.ndarray:
+        """bool [l], `masked` with the prompt's tokens in front of it."""
+        return np.concatenate([np.zeros(self.prompt_tokens, bool), self.masked])
+
+    @property
     def gold_logp(self) -> np.ndarray:
         """float32 [n], the teacher's log-probability of the clean token at each target: that of its chunk."""
         return self.chunk_logp[np.searchsorted(self.chunk_start, self.target_position)]

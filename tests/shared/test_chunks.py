@@ -150,6 +150,12 @@ def test_missing_requirement_of_tokenkit_is_named(monkeypatch):
         align_chunks_with_tokenkit([b"a"], [b"a"], None, None)
 
 
+def test_a_tokenkit_that_cannot_be_imported_is_refused_with_the_reason(install_tokenkit):
+    install_tokenkit("raise ImportError('libfoo.so is missing')")
+    with pytest.raises(Unavailable, match=r"cannot be imported .libfoo\.so is missing.; mend it"):
+        align_chunks_with_tokenkit([b"a"], [b"a"])
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(" aé漢\n", max_size=12), st.data())
 def test_of_one_text_tokenkit_finds_the_same_chunks(install_tokenkit, text, data):

@@ -173,8 +173,8 @@ def test_fresh_noise_masks_response_tokens_with_probability_t_and_never_the_prom
         for sample, row in enumerate(rows):
             t = (key + 0.5) / 100
             (view,) = views_of(Item(sample, (), t, key), [row], seed=3)
-            assert not view.masked[: row.prompt_tokens].any()
-            assert not view.has_signal
+            assert not view.is_masked[: row.prompt_tokens].any()
+            assert len(view.chunk_start) == len(view.target_position) == 0
             response = len(row.x_0) - row.prompt_tokens
             count, expected = count + view.masked.sum(), expected + t * response
             variance += t * (1 - t) * response
@@ -205,33 +205,33 @@ def test_a_batch_says_what_its_rows_say(tmp_path: Path) -> None:
     ids, position = batch.rows.ids.flatten(), batch.rows.position.flatten()
     n = target = chunk = token = 0
     for view in flat:
-        places = np.flatnonzero(view.masked)
+        places = np.flatnonzero(view.is_masked)
         read = batch.read[n : n + len(places)]
         assert ids[read].tolist() == [MASK] * len(places)
         assert position[read].tolist() == places.tolist()
-        assert batch.gold_ids[n : n + len(places)].tolist() == view.row.x_0[places].tolist()
+        assert batch.gold_ids[n : n + len(places)].tolist() == view.x_0[places].tolist()
         assert batch.t[n : n + len(places)].tolist() == [np.float32(view.t)] * len(places)
-        assert set(batch.maskable[n : n + len(places)].tolist()) <= {len(view.masked) - view.row.prompt_tokens}
-        at, offset = n + np.searchsorted(places, np.arange(len(view.masked))), 0
-        for row_target in range(len(view.row.target_position) if view.has_signal else 0):
-            num = int(view.row.num_top[row_target])
-            assert batch.target[target].item() == at[view.row.target_position[row_target]]
+        assert set(batch.maskable[n : n + len(places)].tolist()) <= {len(view.x_0) - view.prompt_tokens}
+        at, offset = n + np.searchsorted(places, np.arange(len(view.x_0))), 0
+        for row_target in range(len(view.target_position)):
+            num = int(view.num_top[row_target])
+            assert batch.target[target].item() == at[view.target_position[row_target]]
             assert batch.target_t[target].item() == np.float32(view.t)
-            expected_ids = [*view.row.top_ids[offset : offset + num].tolist(), *[-1] * (TOP_K - num)]
+            expected_ids = [*view.top_ids[offset : offset + num].tolist(), *[-1] * (TOP_K - num)]
             assert batch.teacher.top_ids[target].tolist() == expected_ids
             top_logp = batch.teacher.top_logp[target]
-            np.testing.assert_array_equal(top_logp[:num], view.row.top_logp[offset : offset + num])
+            np.testing.assert_array_equal(top_logp[:num], view.top_logp[offset : offset + num])
             assert (top_logp[num:] == -torch.inf).all()
-            np.testing.assert_array_equal(batch.teacher.log_tail[target], view.row.log_tail[row_target])
-            assert batch.teacher.gold_logp[target].item() == view.row.gold_logp[row_target]
+            np.testing.assert_array_equal(batch.teacher.log_tail[target], view.log_tail[row_target])
+            assert batch.teacher.gold_logp[target].item() == view.gold_logp[row_target]
             target, offset = target + 1, offset + num
-        for row_chunk in range(len(view.row.chunk_start) if view.has_signal else 0):
-            start, length = int(view.row.chunk_start[row_chunk]), int(view.row.chunk_len[row_chunk])
+        for row_chunk in range(len(view.chunk_start)):
+            start, length = int(view.chunk_start[row_chunk]), int(view.chunk_len[row_chunk])
             assert batch.chunk_token[token : token + length].tolist() == at[start : start + length].tolist()
             assert batch.chunk_of_token[token : token + length].tolist() == [chunk] * length
-            assert batch.chunk_logp[chunk].item() == view.row.chunk_logp[row_chunk]
+            assert batch.chunk_logp[chunk].item() == view.chunk_logp[row_chunk]
             assert batch.chunk_t[chunk].item() == np.float32(view.t)
-            assert batch.chunk_unmatched[chunk].item() == (start not in view.row.target_position)
+            assert batch.chunk_unmatched[chunk].item() == (start not in view.target_position)
             token, chunk = token + length, chunk + 1
         n += len(places)
     lengths = [len(batch.read), len(batch.target), len(batch.chunk_logp), len(batch.chunk_token)]
