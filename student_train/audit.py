@@ -20,7 +20,7 @@ from torch import Tensor
 from ..shared.cache import Cache, ViewRow, open_cache
 from ..shared.cache.audit import AuditRow, read_audit_group
 from ..shared.cache.files import file_inside, pinned_parquet
-from ..shared.cache.manifest import AuditInfo, NamedFile
+from ..shared.cache.manifest import AuditInfo, FileEntry
 from ..shared.cache.trust import is_private
 from ..shared.cache.verify import audit_is_here
 from ..shared.config import DataConfig, DecodingConfig, RunConfig, StudentConfig
@@ -90,7 +90,7 @@ class AuditedViews:
             yield shard, self._read(entry, first)
             first += entry.rows
 
-    def _read(self, entry: NamedFile, first: int) -> Iterator[AuditRow]:
+    def _read(self, entry: FileEntry, first: int) -> Iterator[AuditRow]:
         path, done = file_inside(self.cache.root, entry.name), 0
         with pinned_parquet(path, None if is_private(path) else entry.sha256) as file:
             for group in range(file.num_row_groups):

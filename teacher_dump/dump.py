@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..shared.cache import Manifest, read_manifest
-from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, NamedFile
+from ..shared.cache.manifest import MANIFEST_NAME, PLAN_NAME, FileEntry
 from ..shared.cache.store import Store
 from ..shared.config import RunConfig
 from ..shared.devices import rank, require_shareable
@@ -133,7 +133,7 @@ def _another_cache(store: Store) -> CacheMismatch:
     )
 
 
-def _is_whole(store: Store, entry: NamedFile, *, full: bool) -> bool:
+def _is_whole(store: Store, entry: FileEntry, *, full: bool) -> bool:
     """Is a file what the manifest says: its size and, if `full`, its SHA-256?"""
     try:
         return store.num_bytes(entry.name) == entry.bytes and (not full or store.sha256(entry.name) == entry.sha256)

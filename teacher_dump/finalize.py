@@ -41,7 +41,7 @@ from ..shared.cache.receipts import (
 )
 from ..shared.cache.schema import SCHEMA_VERSION
 from ..shared.cache.statistics import ShardStatistics
-from ..shared.cache.store import FolderStore, Store, open_store
+from ..shared.cache.store import Store, open_store
 from ..shared.cache.trust import keep_note, made_by_others, trust_note
 from ..shared.cache.verify import verify_before_commit
 from ..shared.cache.vocabulary import VOCABULARY_NAME
@@ -66,7 +66,7 @@ def finalize(
     Raises: CacheError: which weights made the shards is not known. DataError: not one sample is left. OutputError.
     """
     store = open_store(root)
-    receipts, damaged = _whole_shards(store, plan, full=store.hash_before_commit, progress=progress)
+    receipts, damaged = _whole_shards(store, plan, full=store.is_folder, progress=progress)
     if damaged or len(receipts) < plan.num_shards:
         _forget(store, damaged)
         return None
@@ -107,8 +107,8 @@ def finalize(
         **parts,
     )  # fmt: skip
     note = trust_note(root, manifest)  # every shard was hashed above, and read back when it was written
-    others = made_by_others(plan.hash, receipts) if isinstance(store, FolderStore) else []
-    if others or (note is None and isinstance(store, FolderStore)):
+    others = made_by_others(plan.hash, receipts)
+    if store.is_folder and (others or note is None):
         _check_the_work_of_others(root, manifest, others)
     write_card(root, manifest)
     store.publish([VOCABULARY_NAME, CARD_NAME])
@@ -135,7 +135,7 @@ def _whole_shards(
 ) -> tuple[list[Receipt], list[int]]:
     """Receipts of the shards that are whole, in order; numbers of those whose receipt is not to be believed."""
 
-    sizes = None if isinstance(store, FolderStore) else listed_sizes(store)
+    sizes = None if store.is_folder else listed_sizes(store)
 
     def looked_at(shard: int) -> Receipt | None:
         receipt = shard_is_done(store, shard, plan.hash, full=full, sizes=sizes)
@@ -179,7 +179,7 @@ def tidy(root: Path | Store) -> None:
     store = open_store(root)
     remove_claims(store)
     remove_records(store)
-    if not isinstance(store, FolderStore):
+    if not store.is_folder:
         return
     for folder in ("", SHARD_FOLDER, AUDIT_FOLDER, RECEIPTS_FOLDER):
         for name in store.names(folder):

@@ -26,7 +26,6 @@ from .manifest_fields import (
     AuditInfo,
     DataSource,
     FileEntry,
-    NamedFile,
     PartInfo,
     ShardEntry,
     SignalInfo,
@@ -96,7 +95,7 @@ class Manifest:
         names = {audit_name(shard, len(self.shards)): shard for shard in range(len(self.shards))}
         return {names[entry.name]: entry for entry in (self.audit.files if self.audit else ())}
 
-    def files(self, *, audit: bool = True) -> list[NamedFile]:
+    def files(self, *, audit: bool = True) -> list[FileEntry]:
         """Every file that the manifest names; `audit`: those of the audit too."""
         audited = self.audit.files if self.audit and audit else ()
         return [*self.shards, *audited, *([self.vocabulary] if self.vocabulary else [])]
@@ -229,7 +228,7 @@ def manifest_parts(receipts: Sequence[Receipt]) -> dict[str, Any]:
     return {"shards": shards, "totals": totals, "statistics": statistics}
 
 
-def is_whole(path: Path, entry: NamedFile) -> bool:
+def is_whole(path: Path, entry: FileEntry) -> bool:
     """Has the file the size and SHA-256 that the manifest names?"""
     return path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256
 
@@ -266,7 +265,7 @@ def read_manifest(root: str | Path | Store) -> Manifest:
     """
     store = open_store(root)
     try:
-        data = store.read(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
+        data = store.read(MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES, inside=True)
     except FileNotFoundError as error:
         raise CacheError(_why_missing(store)) from error
     return manifest_from_bytes(data, store.path(MANIFEST_NAME))
@@ -294,7 +293,7 @@ def _why_missing(store: Store) -> str:
             f"{store} is not a tide cache: it holds neither {MANIFEST_NAME} nor {PLAN_NAME}; give the folder or "
             "address that dump-teacher wrote to"
         )
-    data, planned = store.read(PLAN_NAME, max_bytes=MAX_COUNTED_PLAN_BYTES), "an unknown number of"
+    data, planned = store.read(PLAN_NAME, max_bytes=MAX_COUNTED_PLAN_BYTES, inside=True), "an unknown number of"
     if len(data) <= MAX_COUNTED_PLAN_BYTES:
         plan = parse_json(data, store.path(PLAN_NAME), max_bytes=MAX_PLAN_BYTES)
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .receipts import AuditEntry
+from .receipts import AuditEntry, FileEntry
 from .schema import Codec, LogpDtype, Signal
 
 UNKNOWN = "unknown"
@@ -87,27 +87,11 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class FileEntry:
-    """A file of the cache besides the shards."""
-
-    name: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class ShardEntry:
+class ShardEntry(FileEntry):
     """One shard; its number is its place in the list."""
 
-    name: str
-    sha256: str
-    bytes: int
     rows: int
     masked_positions: int
-
-
-NamedFile = ShardEntry | FileEntry | AuditEntry
-"""What a manifest says of a file: `name`, `sha256`, `bytes`."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class ObjectStore(Store):
         sleep: called with seconds, to wait.
     """
 
-    hash_before_commit = False
+    is_folder = False
 
     def __init__(
         self, url: str, *, patience_s: float, scratch: str | None = None, sleep: Callable[[float], None] = time.sleep,
@@ -109,8 +109,8 @@ class ObjectStore(Store):
         info = self._info(name)
         return None if info is None else info["size"]
 
-    def read(self, name: str, *, max_bytes: int) -> bytes:
-        """As `Store.read`."""
+    def read(self, name: str, *, max_bytes: int, inside: bool = False) -> bytes:
+        """As `Store.read`: there are no links."""
         return self._ask(
             f"reading {self.path(name)}", lambda: self.fs.cat_file(self._key(name), start=0, end=max_bytes + 1)
         )

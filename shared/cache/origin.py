@@ -12,7 +12,7 @@ from ..addresses import is_url
 from ..config import STORE_PATIENCE_S
 from ..errors import CacheError, ConfigError
 from .hub import Hub, HubAddress, is_address, parse_address
-from .manifest import Manifest, NamedFile, read_manifest
+from .manifest import FileEntry, Manifest, read_manifest
 from .object_store import ObjectStore
 from .pull import fetch, fetched_manifest, require_files
 from .receipts import listed_sizes
@@ -45,7 +45,7 @@ class HubOrigin:
         require_files(self.hub, self.address, commit, manifest.files(audit=False))
         return manifest
 
-    def fetch(self, entry: NamedFile, target: Path) -> None:
+    def fetch(self, entry: FileEntry, target: Path) -> None:
         """Write a file of the cache to `target`. Raises: CacheError: it is missing. Unavailable, TryAgain."""
         commit, folder = str(self.address.revision), target.with_name(f".hub{target.name}")  # hidden like the target
         try:
@@ -93,7 +93,7 @@ class StoreOrigin:
             )
         return manifest
 
-    def fetch(self, entry: NamedFile, target: Path) -> None:
+    def fetch(self, entry: FileEntry, target: Path) -> None:
         """As `HubOrigin.fetch`."""
         try:
             self.store.fetch(entry.name, target)

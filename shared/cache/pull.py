@@ -21,14 +21,14 @@ from .manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     STAGING_NAME,
+    FileEntry,
     Manifest,
-    NamedFile,
     is_whole,
     read_manifest,
     sealed_json,
 )
 from .receipts import AUDIT_FOLDER
-from .verify import AuditState, audit_state, verify_cache
+from .verify import AuditState, verify_cache
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class PullReport:
     audit: AuditState
 
 
-def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[NamedFile]) -> None:
+def require_files(hub: Hub, address: HubAddress, commit: str, entries: list[FileEntry]) -> None:
     """Compare what the Hub says about the files with the manifest, before anything large is fetched.
 
     Raises: CacheError: a file is missing or has another size or SHA-256.
@@ -155,7 +155,7 @@ def pull_cache(
     counts: dict[str, Any] = {"downloaded_files": 0, "downloaded_bytes": 0, "files_already_there": len(entries)}
     if _holds(out, manifest, entries, hub):
         say(f"{out} holds this cache already; verifying it")
-        verify_cache(out, mode="full")
+        verified = verify_cache(out, mode="full")
     else:
         require_files(hub, wanted, commit, entries)
         staging = out / STAGING_NAME
@@ -163,14 +163,14 @@ def pull_cache(
         counts = _fetch_all(hub, wanted.repository, commit, entries, staging)
         atomic_write(staging / MANIFEST_NAME, sealed_json(manifest.to_json()))
         say(f"verifying {len(manifest.shards)} shards")
-        verify_cache(staging, mode="full")
+        verified = verify_cache(staging, mode="full")
         _move(staging, out, [*(entry.name for entry in entries), MANIFEST_NAME])
     record = {"repository": wanted.repository, "commit": commit, "manifest_hash": manifest.hash}
     atomic_write(out / RECORD_NAME, readable_json(record))
-    return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts, audit=audit_state(out, manifest))
+    return PullReport(wanted.repository, commit, str(out), manifest.hash, **counts, audit=verified.audit)
 
 
-def _holds(out: Path, manifest: Manifest, entries: list[NamedFile], hub: Hub) -> bool:
+def _holds(out: Path, manifest: Manifest, entries: list[FileEntry], hub: Hub) -> bool:
     """Is all of this cache in `out` already? Raises: CacheMismatch, OutputError: something else is."""
     if (out / MANIFEST_NAME).exists():
         ours = read_manifest(out)
@@ -192,7 +192,7 @@ def _holds(out: Path, manifest: Manifest, entries: list[NamedFile], hub: Hub) ->
     return False
 
 
-def _prepare(out: Path, staging: Path, entries: list[NamedFile]) -> None:
+def _prepare(out: Path, staging: Path, entries: list[FileEntry]) -> None:
     """Gather in `staging` what is there already, and drop there what this cache does not name."""
     named = {entry.name for entry in entries}
     with output_errors(staging):
@@ -209,10 +209,10 @@ def _prepare(out: Path, staging: Path, entries: list[NamedFile]) -> None:
                 own_entries.remove(staging, name)
 
 
-def _fetch_all(hub: Hub, repository: str, commit: str, entries: list[NamedFile], staging: Path) -> dict[str, int]:
+def _fetch_all(hub: Hub, repository: str, commit: str, entries: list[FileEntry], staging: Path) -> dict[str, int]:
     missing = [entry for entry in entries if not is_whole(staging / entry.name, entry)]
 
-    def bring(entry: NamedFile) -> None:
+    def bring(entry: FileEntry) -> None:
         path = staging / entry.name
         fetch(hub, repository, entry.name, commit, staging, most_bytes=entry.bytes, again=True)
         if not is_whole(path, entry):

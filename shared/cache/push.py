@@ -14,7 +14,7 @@ from .card import Licences, card_text, required_licences
 from .files import file_inside
 from .hub import Hub, HubAddress, parse_address
 from .hub_push import Repository, Upload, checked_tag, in_batches
-from .manifest import MANIFEST_NAME, PLAN_NAME, Manifest, NamedFile, read_manifest
+from .manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, read_manifest
 from .preview import PREVIEW_NAME, preview_bytes
 from .pull import fetched_manifest
 from .reader import Cache
@@ -118,7 +118,7 @@ class _Push(Repository):
             return None
         return fetched_manifest(self.hub, HubAddress(self.name), commit)
 
-    def upload(self, what: str, entries: Sequence[NamedFile]) -> None:
+    def upload(self, what: str, entries: Sequence[FileEntry]) -> None:
         """All of these files that are not there yet, in commits of limited size."""
         files = [Upload(e.name, file_inside(self.root, e.name), e.bytes, e.sha256) for e in entries]
         missing = self.missing(files)

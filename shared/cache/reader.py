@@ -129,7 +129,7 @@ class Cache(Sequence[ViewRow]):
         self._group_starts: dict[int, np.ndarray] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Cache, (self.root, self.manifest)
+        return type(self), (self.root, self.manifest)
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r}, signal={self.layout.signal!r}, samples={self.num_samples}, rows={len(self)})"

@@ -26,12 +26,18 @@ def audit_name(shard: int, num_shards: int) -> str:
 
 
 @dataclass(frozen=True)
-class AuditEntry:
-    """The audit of one shard; `rows` is its number of audited targets."""
+class FileEntry:
+    """What a manifest says of a file."""
 
     name: str
     sha256: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class AuditEntry(FileEntry):
+    """The audit of one shard; `rows` is its number of audited targets."""
+
     rows: int
 
 
@@ -99,7 +105,7 @@ def read_receipt(root: str | Path | Store, shard: int) -> Receipt | None:
     """The receipt of a shard, or None if it is missing or damaged."""
     store, name = open_store(root), receipt_name(shard)
     try:
-        data = store.read(name, max_bytes=MAX_RECEIPT_BYTES)
+        data = store.read(name, max_bytes=MAX_RECEIPT_BYTES, inside=True)
         return from_json(Receipt, parse_json(data, store.path(name), max_bytes=MAX_RECEIPT_BYTES), store.path(name))
     except (FileNotFoundError, CacheError):
         return None

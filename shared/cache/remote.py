@@ -11,13 +11,12 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import ShardCacheConfig
 from ..errors import CacheError
 from .files import Pinned
-from .manifest import Manifest, NamedFile
+from .manifest import FileEntry, Manifest
 from .origin import HubOrigin, Origin, find_origin
 from .pull import in_parallel
 from .reader import Cache, CacheIndex
@@ -56,12 +55,9 @@ class RemoteCache(Cache):
     May be used from several threads and pickled; the copy fetches for itself, from the same local files.
     """
 
-    def __init__(
-        self, origin: Origin, manifest: Manifest, shard_cache: ShardCacheConfig, *, checked: bool = True,
-        read_ahead: int = READ_AHEAD,
-    ) -> None:  # fmt: skip
+    def __init__(self, origin: Origin, manifest: Manifest, shard_cache: ShardCacheConfig, checked: bool = True) -> None:
         super().__init__(shard_cache.path / "snapshots" / manifest.hash, manifest)
-        self.origin, self.shard_cache, self.checked, self.read_ahead = origin, shard_cache, checked, read_ahead
+        self.origin, self.shard_cache, self.checked = origin, shard_cache, checked
         self._local = ShardCache(shard_cache)
         self._local.snapshot(manifest)
         self._fetched: OrderedDict[int, Future[None]] = OrderedDict()
@@ -71,8 +67,7 @@ class RemoteCache(Cache):
         self._known = is_kept(content_note(manifest))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = {"checked": self.checked, "read_ahead": self.read_ahead}
-        return partial(RemoteCache, **options), (self.origin, self.manifest, self.shard_cache)
+        return type(self), (self.origin, self.manifest, self.shard_cache, self.checked)
 
     @property
     def address(self) -> "HubAddress | str":
@@ -92,7 +87,7 @@ class RemoteCache(Cache):
             with self._fetched_lock:
                 self._fetched.pop(shard, None)  # the next read tries again
             raise
-        for following in range(shard + 1, min(shard + 1 + self.read_ahead, len(self.manifest.shards))):
+        for following in range(shard + 1, min(shard + 1 + READ_AHEAD, len(self.manifest.shards))):
             self._fetch(following)
         self._let_go(keep=shard)
 
@@ -129,7 +124,7 @@ class RemoteCache(Cache):
                 self._files.pop(shard, None)
             self._local.release(self.manifest.shards[shard])
 
-    def _bring(self, entry: NamedFile) -> None:
+    def _bring(self, entry: FileEntry) -> None:
         """Have a file here, and keep it here."""
         try:
             self._local.bring(self.root, entry, lambda target: self.origin.fetch(entry, target))
@@ -139,7 +134,7 @@ class RemoteCache(Cache):
     def _bring_all(self) -> None:
         damaged: list[CacheError] = []
 
-        def bring(entry: NamedFile) -> None:
+        def bring(entry: FileEntry) -> None:
             with noted(damaged):
                 self._bring(entry)
 

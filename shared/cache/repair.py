@@ -18,7 +18,7 @@ from ..addresses import require_apart
 from ..errors import CacheError
 from .files import file_inside, fsync_folder, output_errors, temporary_name
 from .hub import Hub, is_address, parse_address
-from .manifest import Manifest, NamedFile, read_manifest
+from .manifest import FileEntry, Manifest, read_manifest
 from .pull import fetch
 from .receipts import read_receipt, receipt_path
 from .verify import audit_is_here, check_file, unnamed_files, verify_cache
@@ -65,7 +65,7 @@ def find_damage(root: str | Path, manifest: Manifest) -> Damage:
     root = Path(root)
     reasons: list[str] = []
 
-    def is_damaged(entry: NamedFile) -> bool:
+    def is_damaged(entry: FileEntry) -> bool:
         try:
             check_file(root, entry, full=True)
         except CacheError as error:
@@ -129,7 +129,7 @@ def repair_from(root: str | Path, source: str, *, revision: str | None = None) -
     require_apart(root, {"--from": source}, what="the cache", makes_cache=True)
     manifest = read_manifest(root)
     damage, quarantine = find_damage(root, manifest), Quarantine(root)
-    damaged: list[NamedFile] = [manifest.shards[shard] for shard in damage.shards]
+    damaged: list[FileEntry] = [manifest.shards[shard] for shard in damage.shards]
     damaged += [manifest.audit_of[shard] for shard in damage.audits]
     if damage.vocabulary and manifest.vocabulary is not None:
         damaged.append(manifest.vocabulary)
@@ -177,7 +177,7 @@ def require_sound(root: Path) -> None:
         ) from error
 
 
-def _locate(source: str, revision: str | None, entries: Sequence[NamedFile]) -> Path:
+def _locate(source: str, revision: str | None, entries: Sequence[FileEntry]) -> Path:
     """The folder of another copy; of one on the Hub, these files alone are fetched."""
     if Path(source).is_dir():
         if revision is not None:
@@ -191,7 +191,7 @@ def _locate(source: str, revision: str | None, entries: Sequence[NamedFile]) -> 
 
 
 @contextlib.contextmanager
-def _copied(other: Path, root: Path, entry: NamedFile) -> Iterator[Path]:
+def _copied(other: Path, root: Path, entry: FileEntry) -> Iterator[Path]:
     """A fsynced hidden copy of the other cache's file beside its future place, compared with the manifest."""
     source, target = file_inside(other, entry.name), root / entry.name
     if not target.parent.resolve().is_relative_to(root.resolve()):

@@ -25,7 +25,7 @@ from ..config import ShardCacheConfig
 from ..errors import CacheError
 from . import own_entries
 from .files import atomic_write, output_errors
-from .manifest import MANIFEST_NAME, Manifest, NamedFile, is_whole, sealed_json
+from .manifest import MANIFEST_NAME, FileEntry, Manifest, is_whole, sealed_json
 
 _ADVICE = (
     "Free space there, or give another folder or a smaller limit with shard_cache.folder and shard_cache.limit_gb, and "
@@ -68,7 +68,7 @@ class ShardCache:
         atomic_write(root / MANIFEST_NAME, sealed_json(manifest.to_json()))
         return root
 
-    def bring(self, root: Path, entry: NamedFile, fetch: Callable[[Path], None]) -> None:
+    def bring(self, root: Path, entry: FileEntry, fetch: Callable[[Path], None]) -> None:
         """Make `root / entry.name` the file that the manifest names; whoever calls this uses it until `release`.
 
         Args: fetch: called with a path to write, if the file is not here or damaged.
@@ -88,11 +88,11 @@ class ShardCache:
                 self.release(entry)
                 raise
 
-    def release(self, entry: NamedFile) -> None:
+    def release(self, entry: FileEntry) -> None:
         """The file may be removed again, unless others use it."""
         self._use(entry.sha256, -1)
 
-    def _fetch(self, blob: Path, entry: NamedFile, fetch: Callable[[Path], None]) -> None:
+    def _fetch(self, blob: Path, entry: FileEntry, fetch: Callable[[Path], None]) -> None:
         temporary = blob.with_name(f".{entry.sha256}.{self._name}")
         try:
             for _ in range(2):

@@ -48,8 +48,9 @@ class Entry(NamedTuple):
 class Store(ABC):
     """A place for one cache; names are relative, with forward slashes. `str()` is what the user called it."""
 
-    hash_before_commit: bool
-    """Are finished shards hashed again before the manifest is written? Not where each upload was compared already."""
+    is_folder: bool
+    """Do files stay below `folder`? Then others may write there, too, and finished shards are looked at again before
+    the manifest is written; elsewhere each upload was compared already."""
 
     @property
     @abstractmethod
@@ -81,10 +82,11 @@ class Store(ABC):
         """Size of a file whose name a stranger chose; None: missing. Raises: CacheError: it leads elsewhere."""
 
     @abstractmethod
-    def read(self, name: str, *, max_bytes: int) -> bytes:
+    def read(self, name: str, *, max_bytes: int, inside: bool = False) -> bytes:
         """A small file; of a larger one, a byte more than `max_bytes`.
 
-        Raises: FileNotFoundError. CacheError: it leads elsewhere.
+        Args: inside: refuse a link in its place that leads elsewhere.
+        Raises: FileNotFoundError. CacheError: such a link.
         """
 
     @abstractmethod
@@ -137,7 +139,7 @@ class Store(ABC):
 class FolderStore(Store):
     """A folder of a local or shared file system."""
 
-    hash_before_commit = True
+    is_folder = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -178,9 +180,9 @@ class FolderStore(Store):
         except FileNotFoundError:
             return None
 
-    def read(self, name: str, *, max_bytes: int) -> bytes:
+    def read(self, name: str, *, max_bytes: int, inside: bool = False) -> bytes:
         """As `Store.read`."""
-        return read_bounded(self._inside(name), max_bytes=max_bytes)
+        return read_bounded(self._inside(name) if inside else self.root / name, max_bytes=max_bytes)
 
     def _inside(self, name: str) -> Path:
         """Raises: FileNotFoundError: there is nothing. CacheError: a link that leads out of the folder."""

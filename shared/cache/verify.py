@@ -22,7 +22,7 @@ from typing import Literal
 
 from ..errors import CacheError, OutputError
 from .files import file_inside, sha256_file
-from .manifest import Manifest, NamedFile, read_manifest, sealed_json
+from .manifest import FileEntry, Manifest, read_manifest, sealed_json
 from .receipts import AUDIT_FOLDER
 from .trust import is_kept, keep_note, trust_note
 from .verify_shards import check_shards, noted, raise_all
@@ -83,9 +83,9 @@ def verify_cache(
         check_shards(root, manifest, full=False, audit=audit)
     if mode == "full" and audit == audit_here:
         keep_note(note)
-    totals, state = manifest.totals, audit_state(root, manifest)
-    said: AuditState = "left out" if state == "checked" and not audit else state
-    return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes, said)
+    totals = manifest.totals
+    state = "none" if manifest.audit is None else "checked" if audit else "left out"
+    return VerifyReport(str(root), mode, manifest.hash, totals.shards, totals.rows, totals.bytes, state)
 
 
 def verify_before_commit(root: Path, manifest: Manifest) -> None:
@@ -93,13 +93,6 @@ def verify_before_commit(root: Path, manifest: Manifest) -> None:
     for entry in manifest.files():
         check_file(root, entry, full=True)
     _check_in_child(root, manifest, audit=manifest.audit is not None)
-
-
-def audit_state(root: Path, manifest: Manifest) -> AuditState:
-    """Of a cache that was just verified: "left out" if the manifest names an audit and none of it is here."""
-    if manifest.audit is None:
-        return "none"
-    return "checked" if audit_is_here(root, manifest) else "left out"
 
 
 def audit_is_here(root: Path, manifest: Manifest) -> bool:
@@ -119,7 +112,7 @@ def verify_shard(root: str | Path, shard: int) -> None:
     _check_in_child(Path(root), read_manifest(root), shard)
 
 
-def check_file(root: Path, entry: NamedFile, *, full: bool) -> None:
+def check_file(root: Path, entry: FileEntry, *, full: bool) -> None:
     """Raise CacheError unless a file is there, inside the folder and of the manifest's size and, if `full`, SHA-256."""
     path = file_inside(root, entry.name)
     size = path.stat().st_size

@@ -26,7 +26,7 @@ from .audit import (
 from .batch import RowBatch
 from .files import file_inside, pinned_parquet
 from .footers import check_parquet_footer, written_schema
-from .manifest import Manifest, NamedFile
+from .manifest import FileEntry, Manifest
 from .schema import Layout, ViewRow, shard_metadata
 
 
@@ -69,7 +69,7 @@ class AuditCheck:
         self._rows = iter(()) if entry is None else self._walk(root, entry)
         self._next = next(self._rows, None)
 
-    def _walk(self, root: Path, entry: NamedFile) -> Iterator[tuple[AuditBatch, int]]:
+    def _walk(self, root: Path, entry: FileEntry) -> Iterator[tuple[AuditBatch, int]]:
         """Every row of the file, checked by itself; a row group at a time."""
         path, first_row, expected = file_inside(root, entry.name), 0, self.audit.support_tokens
         with pinned_parquet(path, entry.sha256) as file:

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable
 
 from ...shared.cache.manifest import PLAN_NAME
-from ...shared.cache.store import FolderStore, Store
+from ...shared.cache.store import Store
 from ...shared.config import RunConfig
 from ...shared.stop_signals import Stop
 from ..board import Board
@@ -42,8 +42,8 @@ def plan_once(
                     stop.sleep(look_again_s)
                     look_again_s = min(LONGEST_LOOK_S, 1.5 * look_again_s)
     except BaseException:
-        if isinstance(store, FolderStore):  # nothing was begun: leave nothing, unless others are at it
-            for folder in (store.root / CLAIMS_NAME, store.root):
+        if store.is_folder:  # nothing was begun: leave nothing, unless others are at it
+            for folder in (store.folder / CLAIMS_NAME, store.folder):
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         raise

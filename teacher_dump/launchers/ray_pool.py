@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...shared.cache.manifest import MANIFEST_NAME
-from ...shared.cache.store import FolderStore, Store
+from ...shared.cache.store import Store
 from ...shared.config import RunConfig
 from ...shared.errors import OutputError, TideError, TryAgain, Unavailable
 from ...shared.stop_signals import Stop
@@ -133,7 +133,7 @@ class _Pool:
             warnings.warn(f"the other actors finished the work of one that failed: {self.errors[-1]}", stacklevel=3)
 
     def _start(self) -> None:
-        root = str(self.store.root.absolute()) if isinstance(self.store, FolderStore) else str(self.store)
+        root = str(self.store.folder.absolute()) if self.store.is_folder else str(self.store)
         actor = self.kind.remote(root, self.config, os.getcwd())
         self.members.append(_Member(actor, actor.run.remote(), actor.take.remote()))
 
