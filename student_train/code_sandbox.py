@@ -263,7 +263,8 @@ class _Run:
 
     def _excess(self) -> str | None:
         """Limits of a process do not bound their sum, which is looked at while the program runs."""
-        tree, threads, resident, proportional = descendants(self.first) if self.first is not None else [], 0, 0, 0
+        tree = descendants(self.first) if self.first is not None else []
+        threads = resident = proportional = 0
         for process in tree:
             with contextlib.suppress(psutil.Error):
                 threads += process.num_threads()

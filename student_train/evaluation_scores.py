@@ -58,11 +58,11 @@ def read_scores(file: Path) -> list[TaskScore]:
 
 def _scores(tree: Mapping[str, Any]) -> Iterator[TaskScore]:
     students, tasks, results = tree.get("students"), tree.get("tasks"), tree.get("results")
-    entries: list[tuple[str, Any]] = []
+    entries, unit = list[tuple[str, Any]](), "score"
     if isinstance(students, dict) and isinstance(students.get("student"), dict):
         entries, unit = list(students["student"].items()), "score, %"
     elif isinstance(tasks, dict | list):
-        entries, unit = list(tasks.items()) if isinstance(tasks, dict) else [("", one) for one in tasks], "score"
+        entries = list(tasks.items()) if isinstance(tasks, dict) else [("", one) for one in tasks]
     elif isinstance(results, dict):
         yield from _of_lm_eval(results, tree.get("n-samples"))
         return

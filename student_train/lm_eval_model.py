@@ -203,12 +203,13 @@ class TideLM(TemplateLM):
                     f"answers of {settings.max_new_tokens} tokens leave no room for a prompt in the {self.max_length} "
                     "positions of this student; lower decoding.max_new_tokens"
                 )
+            numbers = [number for number, _, _ in group]
             asked = [
                 Request(self._cut(self.tok_encode(context) or [self.eot_token_id], room, context), seed)
                 for _, context, seed in group
             ]
 
-            def keep(snapshot: Snapshot, numbers: Sequence[int] = [number for number, _, _ in group]) -> None:
+            def keep(snapshot: Snapshot, numbers: list[int] = numbers) -> None:
                 nonlocal done
                 if snapshot.generation is not None:
                     number = numbers[snapshot.number]
