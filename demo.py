@@ -19,25 +19,16 @@ from typing import Any
 import numpy as np
 
 from .shared.cache.files import atomic_write, readable_json
-from .shared.config import LossConfig, RunConfig, TidalConfig, load_config
+from .shared.config import RunConfig, load_config
 from .student_train.arms import Job, Say, run_jobs
 from .student_train.comparison import summarise
+from .student_train.matrix import read_matrix
 
-_CE = LossConfig("ce")
-_KL = LossConfig("kl", weight=3.0)
-ARMS: dict[str, tuple[LossConfig, ...]] = {
-    "ce": (_CE,),
-    "hard-label": (_CE, replace(_KL, target="clean")),
-    "kl": (_CE, _KL),
-    "tide-hybrid": (_CE, _KL, LossConfig("calm", temperature=2.0, chunks="unmatched")),
-    "ce-fresh": (_CE,),
-    "tidal": (_CE, replace(_KL, tidal=TidalConfig())),
-    "calm": (_CE, LossConfig("calm", temperature=2.0)),
-    "reverse-calm": (_CE, LossConfig("calm", temperature=2.0, reverse=True)),
-}
-"""Losses of every arm, fixed beforehand. `ce-fresh` draws new masks in every step, all others use the cached views."""
+_MATRIX = read_matrix("demo")
+ARMS = {name: arm.losses for name, arm in _MATRIX.arms.items()}
+"""Losses of every arm (recipes/matrices/demo.yaml, which `tide ablate --matrix demo` takes to a cache of your own)."""
 DEFAULT_ARMS = ("ce", "hard-label", "kl", "tide-hybrid")
-BASELINE = "ce"
+BASELINE = _MATRIX.baseline
 CONTROLS = ("ce", "ce-fresh", "hard-label")
 """What distillation has to beat; gains are stated against each of them."""
 
@@ -137,12 +128,10 @@ def chunk_kinds(config: RunConfig) -> dict[str, int]:
 
 def demo_jobs(config: RunConfig, out: Path, size: DemoSize) -> list[Job]:
     """A training for every arm and seed; the first seed of all arms comes first."""
-    jobs = []
-    for seed, arm in ((seed, arm) for seed in size.seeds for arm in size.arms):
-        train = replace(config.train, seed=seed, ce_noise="fresh" if arm == "ce-fresh" else "cached")
-        job = replace(config, losses=ARMS[arm], train=train)
-        jobs.append(Job(arm, job, str(out / "cache"), str(out / "heldout")))
-    return jobs
+    return [
+        Job(arm, _MATRIX.arms[arm].config(config, seed), str(out / "cache"), str(out / "heldout"))
+        for seed in size.seeds for arm in size.arms
+    ]  # fmt: skip
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ def ablate(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the runs, ablation.md, ablation.json, ablation.png.")],
     matrix: Annotated[
-        str, typer.Option("--matrix", metavar="NAME|FILE", help="paper, cache, or a file (student_train/matrix.py).")
+        str, typer.Option("--matrix", metavar="NAME|FILE", help="paper, cache, demo, a file (student_train/matrix.py).")
     ] = "paper",
     seeds: Annotated[int, typer.Option("--seeds", help="Students per arm; later, more may be asked for.", min=1)] = 3,
     workers: Annotated[

@@ -60,7 +60,7 @@ def require_apart(
     for name, given in inputs.items():
         if not given or is_url(given):
             continue
-        there = _student_of_run(_real(given))
+        there = finished_student(_real(given))
         if not os.path.exists(there):
             continue
         how = ""
@@ -87,8 +87,8 @@ def _real(path: str | Path) -> Path:
     return Path(os.path.realpath(local_path(path).expanduser()))
 
 
-def _student_of_run(folder: Path) -> Path:
-    """Where a run's folder keeps what commands read of it: they open its student."""
+def finished_student(folder: Path) -> Path:
+    """What commands read of a run's folder, which is its student; any other folder as it is."""
     is_run = not os.path.isfile(folder / "config.json") and os.path.isfile(folder / "student" / "config.json")
     return folder / "student" if is_run else folder
 

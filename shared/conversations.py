@@ -441,27 +441,25 @@ class Conversations:
             f"source {source.title}: reads the columns {some(sorted(present & read))}"
             + (f"; does not read {some(sorted(present - read))}" if present - read else "")
         )
+        said = []
         if rows.lost_arguments:
-            warnings.warn(
-                f"source {source.title}: null arguments of calls ({some(sorted(rows.lost_arguments))}) are taken for "
-                "absent, because every row of a table has all fields of all its rows; where null is meant, store the "
-                "calls' arguments, and the tools, as JSON text",
-                stacklevel=2,
+            said.append(
+                f"null arguments of calls ({some(sorted(rows.lost_arguments))}) are taken for absent, because every "
+                "row of a table has all fields of all its rows; where null is meant, store the calls' arguments, and "
+                "the tools, as JSON text"
             )
         unread |= {name for name in PROMPT_LIKE if name in rows.columns}
         if unread:
-            warnings.warn(
-                f"source {source.title}: the columns {listed(sorted(unread))} are not part of any prompt; if answers "
-                "depend on them, write them into the prompt or the messages",
-                stacklevel=2,
+            said.append(
+                f"the columns {listed(sorted(unread))} are not part of any prompt; if answers depend on them, write "
+                "them into the prompt or the messages"
             )
         if "lang" in unseen and len(rows):
             unseen.discard("lang")
-            warnings.warn(
-                f"source {source.title}: no column lang; kept the rows whose answer contains "
-                f"{' or '.join(sorted(where['lang']))}",
-                stacklevel=2,
-            )
+            contained = " or ".join(sorted(where["lang"]))
+            said.append(f"no column lang; kept the rows whose answer contains {contained}")
+        for line in said:
+            warnings.warn(f"source {source.title}: {line}", stacklevel=2)
         if unseen and len(rows):
             raise DataError(
                 f"source {source.title}: no row has the column {listed(sorted(unseen))} to filter by; it has "
@@ -487,12 +485,9 @@ class Conversations:
 
 
 def open_conversations(
-    sources: Sequence[Source],
-    *,
-    columns: Mapping[str, str] | None = None,
-    skip_bad: bool = False,
+    sources: Sequence[Source], *, columns: Mapping[str, str] | None = None, skip_bad: bool = False,
     turns: Turns = "last",
-) -> Conversations:
+) -> Conversations:  # fmt: skip
     """Pin the sources if they are not, read every row once, and give the conversations in order.
 
     Args:

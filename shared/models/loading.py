@@ -19,6 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..addresses import finished_student
 from ..devices import accelerators
 from ..errors import ConfigError, DataError, TideError, Unavailable
 from ..shown_text import one_line, some
@@ -61,17 +62,14 @@ def student_of_run(folder: Path) -> Path:
 
     Raises: DataError: a run that is not finished; names its newest checkpoint.
     """
-    if (folder / "config.json").exists():
-        return folder
-    if (folder / "student" / "config.json").is_file():
-        return folder / "student"
-    checkpoints = sorted((folder / "checkpoints").glob("step-*/config.json"))
-    if checkpoints:
+    found = finished_student(folder)
+    checkpoints = sorted((found / "checkpoints").glob("step-*/config.json"))
+    if checkpoints and not (found / "config.json").exists():
         raise DataError(
             f"{folder}: a run that is not finished: it has no student yet. Continue it with the same train-student "
             f"command, or give its newest checkpoint, {checkpoints[-1].parent}"
         )
-    return folder
+    return found
 
 
 def snapshot_revision(folder: Path) -> str | None:
