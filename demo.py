@@ -20,6 +20,8 @@ import numpy as np
 
 from .shared.cache.files import atomic_write, readable_json
 from .shared.config import RunConfig, load_config
+from .student_train.ablation_report import draw as draw_comparison
+from .student_train.ablation_report import z_text
 from .student_train.arms import Job, Say, run_jobs
 from .student_train.comparison import summarise
 from .student_train.matrix import read_matrix
@@ -145,7 +147,7 @@ def table(result: Mapping[str, Any]) -> str:
         by_t = " | ".join(f"{value:.3f}" for value in arm["bits_per_byte_by_t"])
         seeds = " ".join(f"{value:.3f}" for value in arm["seeds"])
         over = arm["against"].get(BASELINE)
-        shown = f"{over['gain']:+.3f} | {_z(over['z'])}" if over else "| "
+        shown = f"{over['gain']:+.3f} | {z_text(over['z'])}" if over else "| "
         top_1 = f"{100 * arm['accuracy']:.1f} %"
         lines.append(f"| {name} | {arm['bits_per_byte']:.3f} | {seeds} | {shown} | {by_t} | {top_1} |")
     return "\n".join(lines)
@@ -157,23 +159,15 @@ def verdict(result: Mapping[str, Any], arm: str = "kl") -> str:
     for control, over in result["arms"][arm]["against"].items():
         wins = sum(value > 0 for value in over["gain_by_seed"])
         lines.append(
-            f"{arm} against {control}: {over['gain']:+.3f} bits per byte, z = {_z(over['z'])} over "
+            f"{arm} against {control}: {over['gain']:+.3f} bits per byte, z = {z_text(over['z'])} over "
             f"{result['documents']} documents, better in {wins} of {len(over['gain_by_seed'])} seeds"
         )
     return "\n".join(lines)
 
 
-def _z(value: float | None) -> str:
-    return "" if value is None else f"{value:+.1f}"
-
-
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """The picture: bits per byte and top-1 accuracy by diffusion time, a line per arm."""
-    from .student_train.comparison_plot import draw_comparison
-
-    title = "Students of one cache, same start, same steps"
-    extent = f"{len(result['seeds'])} seeds, {result['documents']} documents"
-    draw_comparison(result, path, colours=list(ARMS), title=f"{title}: {extent}")
+    draw_comparison(result, path, title="Students of one cache, same start, same steps")
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def inspect_cache(
 
             written["report"] = str(write_report(description, report_file))
         if plots:
-            from ..shared.cache.png import write_pngs
+            from ..shared.cache.plots import write_pngs
 
             written["plots"] = [str(path) for path in write_pngs(description, plots)]
         print_result(written, as_json)

@@ -93,8 +93,10 @@ def _sources(manifest: Manifest) -> str:
 
 
 def _cache_for(arm: Arm, manifests: Mapping[str, Manifest]) -> str:
+    """The first cache that is what an arm asks for, under the names that dump-teacher gives it. Raises: _NotServed."""
     for name, manifest in manifests.items():
-        facts = _facts(manifest)
+        facts = {f"noise.{k}": v for k, v in manifest.noise.items()}
+        facts |= {f"signal.{k}": getattr(manifest.signal, k) for k in ("kind", "top_k", "min_probability")}
         unknown = next((setting for setting in arm.cache if setting not in facts), None)
         if unknown is not None:
             raise ConfigError(f"an arm asks for a cache by {unknown!r:.80}; expected one of {', '.join(sorted(facts))}")
@@ -107,13 +109,6 @@ def _cache_for(arm: Arm, manifests: Mapping[str, Manifest]) -> str:
         f"needs a cache with {', '.join(wanted)}: run the tide dump-teacher command that made {next(iter(manifests))} "
         f"again with {' '.join(options)}{means} and another --out, and give it as one more --cache"
     )
-
-
-def _facts(manifest: Manifest) -> dict[str, Any]:
-    """What an arm may ask of a cache, under the names that dump-teacher gives it."""
-    signal = manifest.signal
-    kept = {"kind": signal.kind, "top_k": signal.top_k, "min_probability": signal.min_probability}
-    return {f"noise.{k}": v for k, v in manifest.noise.items()} | {f"signal.{k}": v for k, v in kept.items()}
 
 
 def _require_served(config: RunConfig, manifest: Manifest) -> None:

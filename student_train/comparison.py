@@ -64,45 +64,34 @@ def gain(
     sign = 1 if metric == "bits_per_byte" else -1
 
     def values(name: str) -> np.ndarray:
-        return np.array([_at(scores[name, seed], metric, at) for seed in seeds])
+        asked = [zip(scores[name, seed]["t"], scores[name, seed][metric], strict=True) for seed in seeds]
+        return np.array([np.mean([value for t, value in pairs if at is None or t in at]) for pairs in asked])
 
     per_seed = sign * (values(control) - values(arm))
     error = standard_error(per_seed)
     return {
         "gain": float(per_seed.mean()) if seeds else None, "standard_error": error, "gain_by_seed": per_seed.tolist(),
-        "p": _p_value(per_seed, error),
+        "p": student_t_p(float(per_seed.mean()) / error, len(per_seed) - 1) if error else None,
         "z": document_z(scores, arm, control) if at is None and metric == "bits_per_byte" else None,
     }  # fmt: skip
 
 
-def _at(score: Mapping[str, Any], metric: Metric, at: Sequence[float] | None) -> float:
-    chosen = [value for t, value in zip(score["t"], score[metric], strict=True) if at is None or t in at]
-    return float(np.mean(chosen))
-
-
-def standard_error(values: np.ndarray) -> float | None:
+def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
     """Of the mean; None for a single value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def document_z(scores: AllScores, arm: str, control: str) -> float | None:
     """z of the gain over documents; None if it does not vary or a single document is left."""
     seeds = seeds_of(scores, arm, control)
-    paired = (_documents(scores, control, seeds) - _documents(scores, arm, seeds)).mean(0)
+    ours, theirs = (
+        np.array([[np.nan if v is None else v for v in scores[name, seed]["documents"]] for seed in seeds])
+        for name in (arm, control)
+    )  # [seeds, documents]; NaN where a document was never masked
+    paired = (theirs - ours).mean(0)
     paired = paired[~np.isnan(paired)]
     error = standard_error(paired)
     return float(paired.mean() / error) if error else None
-
-
-def _documents(scores: AllScores, arm: str, seeds: Sequence[int]) -> np.ndarray:
-    """[seeds, documents] bits per byte; NaN where a document was never masked."""
-    return np.array([[np.nan if v is None else v for v in scores[arm, seed]["documents"]] for seed in seeds])
-
-
-def _p_value(values: np.ndarray, error: float | None) -> float | None:
-    if not error:
-        return None
-    return student_t_p(float(values.mean()) / error, len(values) - 1)
 
 
 def student_t_p(t: float, degrees: int) -> float:

@@ -5,7 +5,6 @@ paper's columns, and below them everything in which this run is not the paper's 
 whole suite or not at all.
 """
 
-import io
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..shared.cache.files import atomic_write, readable_json
+from ..shared.pictures import PALETTE, arm_colour, drawing, make_figure, png_bytes
+from .comparison import standard_error
 from .tide8 import (
     BENCHMARKS,
     PAPER_AVERAGE,
@@ -75,11 +76,6 @@ def describe(facts: Mapping[str, Any], benchmarks: Sequence[Benchmark], results:
         "titles": {b.name: b.title for b in rows},
         "differences": _differences(facts, rows, results),
     }
-
-
-def standard_error(values: Sequence[float] | np.ndarray) -> float | None:
-    """Over documents; None: of a single one there is none."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def _average(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None] | None:
@@ -171,37 +167,35 @@ def _cell(row: Mapping[str, Any] | None, key: str) -> str:
 
 
 def picture(report: Mapping[str, Any]) -> bytes:
-    """evaluation.png: a bar per student and benchmark with its standard error, the paper's scores as marks."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """evaluation.png: a dot per student and benchmark with its standard error, the paper's scores as marks."""
     names = [name for name in report["titles"] if any(name in scores for scores in report["students"].values())]
     students = [s for s in _TITLES if s in report["students"]]
-    figure, axes = plt.subplots(figsize=(13, 4.2), layout="constrained")
-    width = 0.8 / len(students)
-    for number, student in enumerate(students):
-        scores = [report["students"][student].get(name) for name in names]
-        places = [place + (number - (len(students) - 1) / 2) * width for place in range(len(names))]
-        values = [row["score"] if row else 0.0 for row in scores]
-        errors = [(row["stderr"] or 0.0) if row else 0.0 for row in scores]
-        label = _TITLES[student]
-        axes.bar(places, values, width * 0.92, yerr=errors, capsize=3, color=f"C{number}", alpha=0.75, label=label)
-        for place, value, error, row in zip(places, values, errors, scores, strict=True):
-            axes.text(place, value + error + 0.8, f"{value:.1f}" if row else "", ha="center", fontsize=8)
-    for column, mark in ((PAPER_CE_ONLY, "k_"), (PAPER_BEST, "k^")):
-        paper = [(place, report["paper"]["scores"][n][column]) for place, n in enumerate(names)
-                 if n in report["paper"]["scores"]]  # fmt: skip
-        if paper:
-            axes.plot(*zip(*paper, strict=True), mark, markersize=11 if mark == "k_" else 5, label=f"paper, {column}")
-    axes.set_xticks(range(len(names)), [report["titles"][name] for name in names])
-    axes.set_ylabel("score, %")
-    axes.set_ylim(0, None)
-    axes.legend(fontsize=8)
+    colours = {"student": PALETTE["teacher"][0], "compare": arm_colour("ce")}
     limit = "" if report["limit"] is None else f", at most {report['limit']} documents per task or subject"
-    figure.suptitle(f"{report['suite']}{limit}: bars with standard errors over documents", fontsize=11)
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return data.getvalue()
+    note = f"Score in per cent{limit}. Bars: plus and minus one standard error over documents. Black: the paper's."
+    with drawing():
+        figure = make_figure(1000, 300, report["suite"], note)
+        axes = figure.add_subplot()
+        for number, student in enumerate(students):
+            shift = 0.24 * (number - (len(students) - 1) / 2)
+            rows = {place + shift: report["students"][student].get(name) for place, name in enumerate(names)}
+            there = {x: row for x, row in rows.items() if row}
+            scores, errors = ([row[key] or 0.0 for row in there.values()] for key in ("score", "stderr"))
+            axes.errorbar(list(there), scores, yerr=errors, fmt="o", markersize=7, elinewidth=2,
+                          color=colours[student], label=_TITLES[student])  # fmt: skip
+            away, side = (-7, "right") if shift < 0 else (7, "left")
+            for point in zip(there, scores, strict=True):
+                axes.annotate(f"{point[1]:.1f}", point, (away, 0), textcoords="offset points", ha=side,
+                              va="center_baseline", fontsize=9)  # fmt: skip
+        for column, mark in ((PAPER_CE_ONLY, "k_"), (PAPER_BEST, "k^")):
+            paper = [(place, report["paper"]["scores"][n][column]) for place, n in enumerate(names)
+                     if n in report["paper"]["scores"]]  # fmt: skip
+            if paper:
+                size = 14 if mark == "k_" else 5
+                axes.plot(*zip(*paper, strict=True), mark, markersize=size, label=f"paper, {column}", zorder=1)
+        axes.set_xticks(range(len(names)), [report["titles"][name] for name in names])
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylim(0, None)
+        axes.grid(axis="y")
+        axes.legend(fontsize=9.5, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        return png_bytes(figure, f"{report['suite']}: {note} evaluation.md has the numbers.")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from ..shown_text import bytes_text, terminal_text
-from .plots import Plot, axis_ticks
+from .plots import Plot, over_bins
 
 CELL_WIDTH = 15
 NOTES = {
@@ -46,19 +46,14 @@ def audit_plots(audit: Mapping[str, Any]) -> Iterator[Plot]:
     """Of the last student, the least like a fresh one: cosine of the gradient of KL, by mask ratio and temperature."""
     student = audit["students"][-1]
     for loss in student["losses"]:
-        values = tuple(loss["cosine"]["by_bin"])
-        known = [value for value in values if value is not None]
-        if loss["loss"] != "kl" or not known:
+        values = loss["cosine"]["by_bin"]
+        if loss["loss"] != "kl" or values.count(None) == len(values):
             continue
-        names, counts = _bins(audit), audit["bin_targets"]
-        yield Plot(
+        shown = [f"{_number(v, '.4f')} over {n:,} targets" for v, n in zip(values, audit["bin_targets"], strict=True)]
+        yield over_bins(
             f"audit_kl_{loss['temperature']:g}", f"Gradient of KL at T = {loss['temperature']:g}: stored against dense",
-            f"Cosine at the logits of {_name(student)}, on {audit['compared']:,} audited targets.", "teacher", "line",
-            labels=tuple(f"masked share {name}" for name in names), values=values,
-            shown=tuple(f"{_number(v, '.4f')} over {n:,} targets" for v, n in zip(values, counts, strict=True)),
-            x_label="masked share of the response", y_label="cosine",
-            ticks=tuple((place, f"{edge:g}") for place, edge in enumerate(audit["bin_edges"])),
-            y_ticks=axis_ticks(min(0.9, *known), 1.0),
+            f"Cosine at the logits of {_name(student)}, on {audit['compared']:,} audited targets.", audit["bin_edges"],
+            values, shown, "cosine", symbol="masked share", x_label="masked share of the response", to_one=True,
         )  # fmt: skip
 
 

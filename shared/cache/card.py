@@ -15,10 +15,9 @@ import yaml
 from ..errors import ConfigError
 from ..licences import hub_fields
 from ..shown_text import markdown_text, terminal_text
-from .coverage import coverage_lines, left_out
-from .facts import value_chars
+from .facts import identity, origin, value_chars
 from .files import atomic_write
-from .manifest import DataSource, Manifest
+from .manifest import Manifest
 from .manifest_fields import UNKNOWN
 from .verdict import verdict
 
@@ -147,68 +146,38 @@ def size_category(num_rows: int) -> str:
 
 def _sections(manifest: Manifest, licences: Licences) -> list[tuple[str, Mapping[str, str]]]:
     """Titles and rows of all tables, values as plain text."""
-    teacher, student, signal, totals = manifest.teacher, manifest.student, manifest.signal, manifest.totals
-    teacher_rows = {"Model": "none (clean samples only)"}
-    if teacher is not None:
-        teacher_rows = {
-            "Model": teacher.id, "Revision": teacher.revision, "Licence": licences.teacher or UNKNOWN,
-            "Weights (fingerprint)": teacher.weight_fingerprint, "Precision": teacher.precision,
-            "Tokenizer": teacher.tokenizer_fingerprint, "Chat template": teacher.chat_template_fingerprint,
-            "Spec": settings_text(teacher.spec),
-        }  # fmt: skip
-    sources = zip(manifest.sources, licences.data, strict=True)
-    data_rows = {f"Source {number}": _source(*pair) for number, pair in enumerate(sources, 1)}
-    samples = manifest.totals.samples
-    data_rows["Left out"] = left_out(manifest.dropped, samples) or "nothing"
-    notes = coverage_lines(manifest.coverage, samples, has_teacher=manifest.teacher is not None)
-    data_rows |= {f"Note {number}" if len(notes) > 1 else "Note": text for number, text in enumerate(notes, 1)}
-    step = f", top tokens in steps of {signal.logp_step:g} nats" if signal.logp_step else ""
-    signal_rows = {
-        "Kind": signal.kind, "Codec": f"{signal.codec}, {signal.logp_dtype}{step}",
-        "Codec's measured error": settings_text(signal.codec_error) or "not measured",
-    }  # fmt: skip
-    if signal.kind == "topk":
-        signal_rows |= {
-            "Kept tokens": f"at most {signal.top_k}, probability at least {signal.min_probability:g}",
-            **({"Tail": f"{len(signal.tail_buckets) + 1} ranges of ids"} if signal.tail_buckets else {}),
-            "Temperatures": ", ".join(f"{t:g}" for t in signal.temperatures), "Loss support": signal.support,
-        }  # fmt: skip
-    if signal.alignment is not None:
-        signal_rows["Chunks found by"] = signal.alignment
+    tree, totals, audit = manifest.to_json(), manifest.totals, manifest.audit
+    if tree["teacher"]:
+        tree["teacher"] |= {"licence": licences.teacher or UNKNOWN}
+    tree["sources"] = [s | {"licence": licence} for s, licence in zip(tree["sources"], licences.data, strict=True)]
+    sections: list[tuple[str, Mapping[str, str]]] = []
+    for title, rows in origin(tree, totals.samples):
+        name, _, kind = title.partition(": ")
+        text = {k: settings_text(v) if isinstance(v, Mapping) else str(v) for k, v in rows.items()}
+        text = text if name == "Noise" else {_capital(k): v for k, v in text.items()}
+        sections.append((name, {"Kind": kind} | text if kind else text))
     audit_rows = {"Targets stored in full": "none"}
-    if manifest.audit is not None:
-        num_targets = sum(entry.rows for entry in manifest.audit.files)
-        num_bytes = sum(entry.bytes for entry in manifest.audit.files)
+    if audit is not None:
+        num_targets, num_bytes = sum(entry.rows for entry in audit.files), sum(entry.bytes for entry in audit.files)
         audit_rows = {
-            "Targets stored in full": f"{num_targets:,}, each drawn with probability {manifest.audit.share:g}",
-            "Bytes": f"{num_bytes:,} in {len(manifest.audit.files):,} files; no training reads them",
+            "Targets stored in full": f"{num_targets:,}, each drawn with probability {audit.share:g}",
+            "Bytes": f"{num_bytes:,} in {len(audit.files):,} files; no training reads them",
         }
     per_masked = f"{totals.bytes / totals.masked_positions:.1f}" if totals.masked_positions else "no"
     return [
-        ("Teacher", teacher_rows),
-        ("Student", {
-            "Tokenizer": student.tokenizer_fingerprint, "Chat template": student.chat_template_fingerprint,
-            "Ids": f"{student.vocab_size:,}, mask {student.mask_id}, end of text {student.eos_id}",
-            "Block size": str(manifest.block_size),
-        }),
-        ("Data", data_rows),
-        ("Noise", {name.replace("_", " "): str(value) for name, value in sorted(manifest.noise.items())}),
-        ("Signal", signal_rows),
+        *sections,
         ("Size", {
             "Samples": f"{totals.samples:,}", "Views (rows)": f"{totals.rows:,}", "Tokens": f"{totals.tokens:,}",
             "Masked positions": f"{totals.masked_positions:,}",
             "Bytes": f"{totals.bytes:,} in {totals.shards:,} shards, {per_masked} per masked position",
         }),
         ("Audit", audit_rows),
-        ("Identity", {
-            "Manifest": manifest.hash, "Plan": manifest.plan_hash,
-            "Made by": f"tide {manifest.tide_version}, schema {manifest.schema_version}",
-        }),
+        ("Identity", {_capital(k): v for k, v in identity(tree | {"manifest_hash": manifest.hash}).items()}),
     ]  # fmt: skip
 
 
-def _source(source: DataSource, licence: str) -> str:
-    return f"{source.source} at {source.revision} (licence: {licence})"
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

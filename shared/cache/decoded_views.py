@@ -2,14 +2,26 @@
 
 Views come from the first row group, decoded through vocabulary.parquet and checked for meaning like any other. All text
 is inert (shown_text.py): it cannot act in a terminal. HTML needs escaping on top.
+
+preview/views.parquet holds some of them for people and the Hub's viewer. No reader of the cache opens it, the manifest
+does not vouch for it, and no check depends on it: it says nothing that the shards do not say. One row per view:
+
+    sample_id string, view int32, t float32, masked_share float32 (of the response)
+    prompt string                  its end, if it is long
+    response string                chunks the teacher was asked about stand in ⟦ ⟧, other masked tokens in ⟨ ⟩; at the
+                                   end of a long one, how many tokens are not shown
+    teacher list<struct<position int32, token string, probability float32,
+                        top list<struct<token string, probability float32>>>>     a few positions; up to 5 tokens each
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ..shown_text import terminal_text
 from .batch import RowBatch
@@ -28,6 +40,21 @@ NEATEST_T = 0.4
 SPREAD_T = (0.15, 0.4, 0.65, 0.9)
 """Several views are those whose t are closest to these: from little to nearly all masked."""
 
+PREVIEW_NAME = "preview/views.parquet"
+MAX_PREVIEW_ROWS = 200
+MAX_PREVIEW_SHARDS = 8
+"""Row groups are read from this many shards at most, spread over the cache."""
+MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
+
+_TOKEN = [pa.field("token", pa.string()), pa.field("probability", pa.float32())]
+_PREVIEW_SCHEMA = pa.schema([
+    pa.field("sample_id", pa.string()), pa.field("view", pa.int32()), pa.field("t", pa.float32()),
+    pa.field("masked_share", pa.float32()), pa.field("prompt", pa.string()), pa.field("response", pa.string()),
+    pa.field("teacher", pa.list_(pa.struct([
+        pa.field("position", pa.int32()), *_TOKEN, pa.field("top", pa.list_(pa.struct(_TOKEN))),
+    ]))),
+])  # fmt: skip
+
 
 def sample_view(cache: Cache) -> dict[str, Any] | None:
     """One view with the teacher's answers at a few positions; None for a cache without rows.
@@ -39,15 +66,6 @@ def sample_view(cache: Cache) -> dict[str, Any] | None:
     """
     decoder = _Decoder(cache)
     return decoder.described(decoder.nearest(NEATEST_T)) if decoder.batch else None
-
-
-def first_views(cache: Cache, shard: int, limit: int) -> Iterator[dict[str, Any]]:
-    """At most `limit` views of a shard's first row group, in order; each as `sample_view`.
-
-    Raises: CacheError: a damaged row group.
-    """
-    decoder = _Decoder(cache, shard)
-    return map(decoder.described, islice(decoder.batch or (), limit))
 
 
 def spread_views(cache: Cache) -> list[dict[str, Any]]:
@@ -69,6 +87,30 @@ def spread_views(cache: Cache) -> list[dict[str, Any]]:
             segment |= {"tokens": len(place), "teacher": [decoder.says(row, target) for target in inside]}
         views[row.sample_id, row.view] = view
     return list(views.values())
+
+
+def preview_bytes(cache: Cache) -> bytes:
+    """The file's content: at most `MAX_PREVIEW_ROWS` views from a few shards; the same for the same cache.
+
+    Raises: CacheError: a shard is damaged.
+    """
+    num_shards, rows = len(cache.manifest.shards), []
+    chosen = np.unique(np.linspace(0, num_shards - 1, min(num_shards, MAX_PREVIEW_SHARDS)).round().astype(int))
+    for decoder in (_Decoder(cache, int(shard)) for shard in chosen):
+        for view in map(decoder.described, islice(decoder.batch or (), -(-MAX_PREVIEW_ROWS // len(chosen)))):
+            texts = {"prompt": "", "response": ""}
+            for segment in view["segments"]:
+                opening, closing = MARKS.get(segment["kind"], ("", ""))
+                side = "prompt" if segment["kind"] == "prompt" else "response"
+                texts[side] += opening + segment["text"] + closing
+            if view["tokens_not_shown"]:
+                texts["response"] += f" … ({view['tokens_not_shown']:,} more tokens are not shown)"
+            response_tokens = view["tokens"] - view["prompt_tokens"]
+            share = view["masked_positions"] / response_tokens if response_tokens else 0.0
+            rows.append({**{k: view[k] for k in ("sample_id", "view", "t", "teacher")}, "masked_share": share, **texts})
+    table, sink = pa.Table.from_pylist(rows, schema=_PREVIEW_SCHEMA), pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True, write_page_index=True)
+    return sink.getvalue().to_pybytes()
 
 
 class _Decoder:

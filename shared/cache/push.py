@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ..errors import CacheError, CacheMismatch, ConfigError, TryAgain
 from .card import Licences, card_text, required_licences
+from .decoded_views import PREVIEW_NAME, preview_bytes
 from .files import file_inside
 from .hub import Hub, HubAddress, parse_address
 from .hub_push import Repository, Upload, checked_tag, in_batches
 from .manifest import MANIFEST_NAME, PLAN_NAME, FileEntry, Manifest, read_manifest
-from .preview import PREVIEW_NAME, preview_bytes
 from .pull import fetched_manifest
 from .reader import Cache
 from .verify import audit_is_here, verify_cache

@@ -9,18 +9,20 @@ from typing import Any
 from rich.text import Text
 
 from ..shown_text import bytes_text, number_text, terminal_text
-from .facts import MAX_SENTENCE_CHARS, means, origin, sizes, value_chars
+from .decoded_views import MARKS
+from .facts import MAX_SENTENCE_CHARS, identity, in_words, means, origin, sizes, value_chars
 
 BAR_WIDTH = 24
 MAX_VALUE_CHARS = 200
 MAX_DISTRIBUTION_LINES = 16
 _STYLES = {"prompt": "dim", "clean": "", "chunk": "bold cyan", "masked": "bold yellow"}
-_MARKS = {"chunk": "⟦⟧", "masked": "⟨⟩"}
 
 
 def report(description: Mapping[str, Any]) -> Text:
     """The report of `describe_cache`'s answer, one section after another."""
-    lines = [line for title, rows in origin(description) for line in _section(title, rows)][1:]
+    first = ("Cache", {"folder": description["cache"], **identity(description)})
+    sections = [first, *origin(description, description["size"]["samples"])]
+    lines = [line for title, rows in sections for line in _section(title, rows)][1:]
     if description["verdict"]:
         sound = description["verdict"]["sound"]
         said = terminal_text(description["verdict"]["sentence"], max_chars=MAX_SENTENCE_CHARS)
@@ -84,9 +86,9 @@ def _sample(sample: Mapping[str, Any]) -> Iterator[Text]:
     })  # fmt: skip
     text = Text()
     for segment in sample["segments"]:
-        left, right = _MARKS.get(segment["kind"], "  ")
+        left, right = MARKS.get(segment["kind"], "  ")
         shown = segment["text"].replace("\t", "    ")
-        text.append(f"{left}{shown}{right}" if segment["kind"] in _MARKS else shown, _STYLES[segment["kind"]])
+        text.append(f"{left}{shown}{right}" if segment["kind"] in MARKS else shown, _STYLES[segment["kind"]])
     for line in text.split("\n", allow_blank=True):
         yield Text("  │ ", "dim").append_text(line)  # the margin tells cached text from the report's own lines
     if sample["tokens_not_shown"]:
@@ -107,12 +109,12 @@ def _sample(sample: Mapping[str, Any]) -> Iterator[Text]:
         yield line
 
 
-def _section(title: str, rows: Mapping[str, str]) -> Iterator[Text]:
+def _section(title: str, rows: Mapping[str, Any]) -> Iterator[Text]:
     yield Text()
     yield Text(title, "bold")
-    width = max(len(name) for name in rows)
+    width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        yield Text(f"  {name:{width}}  ", "dim").append(_one_line(value, value_chars(name, MAX_VALUE_CHARS)))
+        yield Text(f"  {name:{width}}  ", "dim").append(_one_line(in_words(value), value_chars(name, MAX_VALUE_CHARS)))
 
 
 def _bars(title: str, rows: Sequence[tuple[str, int, str]], header: str = "") -> Iterator[Text]:

@@ -12,16 +12,19 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from PIL import Image
 from tide.shared.cache import ViewRow, read_manifest, write_vocabulary
 from tide.shared.cache.decoded_views import MAX_TEXT_CHARS, SPREAD_T, spread_views
 from tide.shared.cache.html_report import POLICY, report_html
 from tide.shared.cache.inspect import describe_cache
 from tide.shared.cache.manifest import file_entry, sealed_json
-from tide.shared.cache.plots import MAX_COLUMNS, MAX_TICKS, Absent, axis_ticks, make_plots
+from tide.shared.cache.plots import MAX_COLUMNS, MAX_TICKS, Absent, Plot, draw, make_plots
 from tide.shared.cache.reader import open_cache
+from tide.shared.cache.report import report
 from tide.shared.cache.trust import keep_note, trust_note
 from tide.shared.cache.vocabulary import VOCABULARY_NAME
 from tide.shared.config import to_tree
+from tide.shared.pictures import PALETTE, drawing
 
 PLOTS = {
     "none": {"t", "mask_ratio", "column_bytes"},
@@ -31,8 +34,8 @@ PLOTS = {
 VOID = {"meta", "link", "br"}
 HARMLESS = {
     "html", "head", "meta", "title", "link", "style", "body", "header", "main", "section", "article", "aside", "div",
-    "span", "p", "h1", "h2", "h3", "b", "i", "code", "dl", "dt", "dd", "figure", "figcaption",
-    "svg", "g", "rect", "line", "polyline", "circle", "text",
+    "span", "p", "h1", "h2", "h3", "b", "i", "code", "dl", "dt", "dd", "details", "summary", "figure", "figcaption",
+    "svg", "g", "path", "defs", "clippath", "rect", "use", "text",
 }  # fmt: skip
 
 
@@ -96,8 +99,10 @@ def test_the_page_holds_what_the_signal_has(make_cache, signal):
     page = page_of(make_cache(signal))
     assert {e["id"].removeprefix("plot-") for e in page.find("svg")} == PLOTS[signal]
     for plot in page.find("svg"):
-        title = next(e for e in page.find("title") if plot in e["parents"])
-        assert (plot["role"], plot["aria-label"]) == ("img", title["text"])
+        (caption,) = [e for e in page.find("figcaption") if plot["parents"][-1] in e["parents"]]
+        title, note = (e["text"] for e in page.elements if e["parents"][-1:] == [caption])
+        assert plot["role"] == "img"
+        assert plot["aria-label"].startswith(f"{title}. {note} ")
     left_out = [e["text"] for e in page.find("section") if e["text"].startswith("Left out")]
     assert len(left_out) == (signal != "topk")
     if left_out:
@@ -124,14 +129,57 @@ def test_numbers_of_the_plots_are_those_of_the_description(make_cache, signal):
         assert sum(page.values("one_to_one")) == d["chunks"]["count"]
 
 
-def test_bars_are_as_high_as_their_numbers(make_cache):
-    page = page_of(make_cache("topk"))
-    for name, side in (("t", "height"), ("chunk_length", "height"), ("column_bytes", "width")):
-        (plot,) = page.find("svg", id=f"plot-{name}")
-        sizes = [float(e[side]) for e in page.find("rect", class_="bar") if plot in e["parents"]]
-        values = page.values(name)
-        scale = max(sizes) / max(values)
-        assert sizes == pytest.approx([value * scale for value in values], abs=0.02)  # two decimals are written
+def drawn(root) -> dict[str, tuple[Plot, Any]]:
+    """Plots and their axes by name."""
+    with drawing():
+        return {plot.name: (plot, draw(plot).axes[0]) for plot in make_plots(describe_cache(root))
+                if isinstance(plot, Plot)}  # fmt: skip
+
+
+def test_bars_and_dots_are_where_their_numbers_say(make_cache):
+    plots = drawn(make_cache("topk"))
+    for name in ("t", "chunk_length"):
+        plot, axes = plots[name]
+        assert [bar.get_height() for bar in axes.containers[0]] == list(plot.values)
+        assert axes.get_ylim()[0] == 0  # a length that is cut off would lie
+        assert axes.get_ylim()[1] > max(plot.values)
+    plot, axes = plots["column_bytes"]
+    assert [bar.get_width() for bar in axes.containers[0]] == list(plot.values)
+    assert axes.get_xlim()[0] == 0
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(plot.labels)
+    plot, axes = plots["one_to_one"]
+    lefts = [axes.patches[3 * number].get_x() for number in range(len(plot.values))]
+    shares = np.array(plot.values) / sum(plot.values)
+    assert lefts == pytest.approx([0, *np.cumsum(shares)[:-1]])
+    plot, axes = plots["entropy"]
+    places, heights = axes.lines[0].get_data()
+    assert places.tolist() == [bin + 0.5 for bin in range(20)]
+    assert heights.tolist() == pytest.approx([np.nan if v is None else v for v in plot.values], nan_ok=True)
+    assert {text.get_text() for text in axes.texts} == {"at most"}
+
+
+def test_a_bin_far_from_all_others_is_an_arrow_with_its_value_and_squeezes_nothing(make_cache):
+    description = describe_cache(make_cache("topk"))
+    by_t = description["targets"]["by_t"]
+    by_t |= {"entropy": [1 + 0.1 * (bin % 7) for bin in range(20)], "entropy_most": [2.0] * 20, "targets": [9] * 20}
+    by_t["entropy"][12] = 50.0
+    (plot,) = [plot for plot in make_plots(description) if plot.name == "entropy"]
+    with drawing():
+        (axes,) = draw(plot).axes
+    assert 2 < axes.get_ylim()[1] < 3
+    (arrow,) = [line for line in axes.lines if line.get_marker() == "^"]
+    assert (*arrow.get_xdata(), *arrow.get_ydata()) == (12.5, axes.get_ylim()[1])
+    assert "50.00" in [text.get_text() for text in axes.texts]
+
+
+def test_every_mark_can_be_pointed_at_where_it_is(make_cache):
+    """The places that answer the mouse cover their columns, and have the words of their own number."""
+    for plot, axes in drawn(make_cache("topk")).values():
+        spots = [patch for patch in axes.patches if patch.get_gid()]
+        assert [patch.get_gid() for patch in spots] == [f"mark-{number}" for number in range(len(plot.marks))]
+        if plot.shape in ("columns", "line"):
+            known = [bin for bin, v in enumerate(plot.values) if v is not None or plot.shape == "columns"]
+            assert [patch.get_x() for patch in spots] == pytest.approx(known)
 
 
 def test_the_header_says_what_this_is(make_cache):
@@ -196,9 +244,15 @@ def test_a_page_of_a_stranger_is_inert(write_hostile):
     for element in page.elements:
         attributes = {name: value for name, value in element.items() if name not in ("tag", "parents", "text")}
         assert not [name for name in attributes if name.startswith("on") or name in ("src", "srcset", "xlink:href")]
-        assert attributes.get("href", "data:,") == "data:,"
-        assert re.fullmatch(r"width:[0-9.]+%", attributes.get("style", "width:0%"))
-        assert not [v for v in attributes.values() if v and re.search(r"https?:|javascript:|url\(", v)]
+        assert re.fullmatch(r"data:,|#m[0-9a-f]+", attributes.get("href", "data:,"))
+        if any(parent["tag"] == "svg" for parent in element["parents"]):
+            assert re.fullmatch(r"[a-z0-9 .,:;()-]*", attributes.get("style", ""))
+        else:
+            assert re.fullmatch(r"width:[0-9.]+%", attributes.get("style", "width:0%"))
+        known = ("clip-path", "data-value", "aria-label", "text")  # words of a plot are a stranger's, and no address
+        values = [value for name, value in attributes.items() if value and name not in known]
+        assert not [value for value in values if re.search(r"https?:|javascript:|url\(", value)]
+        assert re.fullmatch(r"url\(#p[0-9a-f]+\)", attributes.get("clip-path", "url(#p0)"))
     (policy,) = [e["content"] for e in page.find("meta") if e.get("http-equiv") == "Content-Security-Policy"]
     assert policy == POLICY
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:")
@@ -222,7 +276,7 @@ def test_numbers_that_lie_still_give_a_page(make_cache):
     rewrite(root, statistics=tree | lies)
     page = page_of(root)
     assert len(page.values("k")) <= MAX_COLUMNS
-    assert not re.search(r"nan|inf", " ".join(v for e in page.find("rect") for v in (e["x"], e["y"], e["height"])))
+    assert not re.search(r"nan|inf", " ".join(e.get("d", "") for e in page.find("path")))
     rewrite(root, statistics=tree | {"t_targets": [0] * 20, "num_top_counts": [], "chunk_len_counts": []})
     assert not page_of(root).find("svg", id="plot-entropy")
 
@@ -234,18 +288,6 @@ def test_a_cache_without_rows_gives_a_page_and_no_picture_fails(tmp_path, synthe
     assert page.find("svg") == []
     assert "it has no views" in page.find("main")[0]["text"]
     assert "This cache has no views." in page.find("main")[0]["text"]
-
-
-@pytest.mark.parametrize("low, high", [(0, 1), (0, 7), (0, 12_345), (0, 2**62), (0.61, 1.0), (0.9, 1.0), (0, 1e-7)])
-def test_an_axis_encloses_its_values_with_few_round_ticks(low, high):
-    ticks = axis_ticks(low, high, whole=isinstance(high, int))
-    values = [value for value, _ in ticks]
-    assert values[0] <= low
-    assert values[-1] >= high * (1 - 1e-9)
-    assert values[-1] - high <= high - low
-    assert 2 <= len(ticks) <= 7
-    assert len({text for _, text in ticks}) == len(ticks)
-    assert max(len(text) for _, text in ticks) <= 7
 
 
 @pytest.mark.parametrize(
@@ -305,14 +347,75 @@ def test_a_page_that_cannot_be_written_is_an_error_that_says_so(make_cache, tide
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
-def test_a_page_needs_neither_models_nor_matplotlib(make_cache, tmp_path):
+def test_a_page_shows_words_and_no_dictionaries(make_cache):
+    root = make_cache("topk")
+    tree = json.loads((root / "manifest.json").read_text())
+    tree["teacher"]["spec"] = {"architecture": "llada2", "causal": False, "drop_ids": [], "stop": [1, 2], "x": None}
+    tree["signal"]["codec_error"] = {"1.0": {"kl_mean": 1.25e-05, "kl_p99": 0.0003}}
+    rewrite(root, teacher=tree["teacher"], signal=tree["signal"], noise=tree["noise"] | {"comp_demo": True})
+    page = page_of(root)
+    shown = page.find("body")[0]["text"]
+    assert not re.search(
+        r"[{}\[\]]|'kl_|\bTrue\b|\bFalse\b|\bNone\b", page.find("main")[0]["text"].split("comes from")[1]
+    )
+    pairs = list(zip([e["text"] for e in page.find("dt")], [e["text"] for e in page.find("dd")], strict=True))
+    for pair in (("causal", "no"), ("drop ids", "none"), ("stop", "1, 2"), ("x", "none"), ("comp demo", "yes"),
+                 ("T = 1.0", "mean KL 1.25e-05, 99th percentile of KL 0.0003")):  # fmt: skip
+        assert pair in pairs
+    assert "comp demo yes" in shown  # at a glance, on one line
+    assert "drop ids none" in report(describe_cache(root)).plain  # the terminal's words are the same
+
+
+def test_a_long_hash_is_short_and_whole_on_demand(make_cache):
+    root = make_cache("topk")
+    page, manifest = page_of(root), read_manifest(root)
+    details = {e["text"] for e in page.find("details")}
+    for whole in (manifest.hash, manifest.plan_hash, manifest.student.tokenizer_fingerprint):
+        assert f"{whole[:12]}…{whole}" in details
+    assert manifest.hash in [e["title"] for e in page.find("summary")]
+    visible = [e["text"] for e in page.find("summary")]
+    assert all(len(text) == 13 for text in visible)
+
+
+def test_colours_are_the_pages_own_and_follow_light_and_dark(make_cache):
+    html = report_html(describe_cache(make_cache("topk")), [])
+    (style,) = Page(html).find("style")
+    dark = style["text"].split("@media (prefers-color-scheme: dark)")[1].split("@media")[0]
+    for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+        used = set(re.findall(r"var\(--([a-z]+)\)", svg))
+        assert used <= set(PALETTE)
+        assert {"ink", "muted"} & used
+        for role in used:
+            assert f"--{role}: {PALETTE[role][1]}" in dark
+            assert f"--{role}: {PALETTE[role][0]}" in style["text"]
+
+
+def test_pictures_of_equal_caches_are_equal_bytes_and_say_what_they_show(make_cache, tide, tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for folder in folders:
+        assert tide("inspect-cache", make_cache("topk", name=f"{folder.name}-cache"), "--plots", folder)[0] == 0
+    for path in folders[0].iterdir():
+        assert path.read_bytes() == (folders[1] / path.name).read_bytes()
+        said = Image.open(path).text
+        assert set(said) == {"Description"}
+        assert len(said["Description"]) > 40
+
+
+def test_a_page_needs_no_models_and_another_command_no_pictures(make_cache, tmp_path):
     program = (
         "import sys; from tide.cli import main\n"
         "try: main()\n"
         "finally: sys.stderr.write(' '.join({m.split('.')[0] for m in sys.modules}))"
     )
-    command = [sys.executable, "-c", program, "inspect-cache", str(make_cache()), "--report"]
-    done = subprocess.run([*command, str(tmp_path / "r.html")], capture_output=True, text=True, check=True)
-    heavy = {"torch", "transformers", "datasets", "tokenizers", "matplotlib", "PIL"}
-    assert not heavy & set(done.stderr.split())
-    assert os.path.getsize(tmp_path / "r.html") < 100_000
+
+    def loaded(*arguments: str) -> set[str]:
+        command = [sys.executable, "-c", program, *arguments]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stderr.split())
+
+    root, page = str(make_cache()), tmp_path / "r.html"
+    assert not {"torch", "transformers", "datasets", "tokenizers"} & loaded(
+        "inspect-cache", root, "--report", str(page)
+    )
+    assert os.path.getsize(page) < 200_000
+    assert not {"matplotlib", "PIL"} & loaded("inspect-cache", root)

@@ -14,9 +14,8 @@ import pytest
 from rich.console import Console
 from tide.shared.cache import Manifest, Receipt, ShardStatistics, open_cache, read_manifest
 from tide.shared.cache.card import card_text
-from tide.shared.cache.decoded_views import spread_views
-from tide.shared.cache.html_report import report_html
-from tide.shared.cache.html_views import views_html
+from tide.shared.cache.decoded_views import preview_bytes, spread_views
+from tide.shared.cache.html_report import report_html, views_html
 from tide.shared.cache.inspect import describe_cache
 from tide.shared.cache.manifest import (
     DataSource,
@@ -29,7 +28,6 @@ from tide.shared.cache.manifest import (
     sealed_json,
     write_manifest,
 )
-from tide.shared.cache.preview import preview_bytes
 from tide.shared.cache.report import report
 from tide.shared.cache.schema import SCHEMA_VERSION, ViewRow
 from tide.shared.cache.trust import keep_note, trust_note

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tide.shared.cache import open_cache, preview, verify_cache
-from tide.shared.cache.preview import PREVIEW_NAME, preview_bytes
+from tide.shared.cache import decoded_views, open_cache, verify_cache
+from tide.shared.cache.decoded_views import PREVIEW_NAME, preview_bytes
 
 
 def rows_of(data: bytes) -> list[dict]:
@@ -37,8 +37,8 @@ def test_a_preview_says_what_the_rows_say(make_cache):
 
 
 def test_a_preview_is_small_spread_over_the_shards_and_the_same_every_time(make_cache, monkeypatch):
-    monkeypatch.setattr(preview, "MAX_PREVIEW_ROWS", 6)
-    monkeypatch.setattr(preview, "MAX_PREVIEW_SHARDS", 2)
+    monkeypatch.setattr(decoded_views, "MAX_PREVIEW_ROWS", 6)
+    monkeypatch.setattr(decoded_views, "MAX_PREVIEW_SHARDS", 2)
     cache = open_cache(make_cache("chunk", num_shards=3))
     data = preview_bytes(cache)
     assert data == preview_bytes(open_cache(cache.root))
