@@ -143,12 +143,15 @@ def publish(hub: LoopbackHub, name: str, root: Path, names: list[str] | None = N
     return repository.commit("published", tree, sorted(tree)).oid
 
 
-def check_here(root: Path, mode: str) -> None:
-    """The full checks without starting a process for them."""
-    from tide.shared.cache import read_manifest
-    from tide.shared.cache.verify_shards import check_shards
+def check_here(root: Path, manifest: Any, shard: int | None = None, *, audit: bool = False) -> None:
+    """The checks of shards without starting a process for them."""
+    from tide.shared.cache.checks import SampleOrder
+    from tide.shared.cache.verify_shards import check_pages, check_shards
 
-    check_shards(root, read_manifest(root), full=True)
+    if shard is None:
+        check_shards(root, manifest, full=True, audit=audit)
+    else:
+        check_pages(root, manifest, shard, SampleOrder())
 
 
 def edited(hub: LoopbackHub, name: str, source: str, **changes: File | None) -> None:
@@ -166,8 +169,7 @@ def edited(hub: LoopbackHub, name: str, source: str, **changes: File | None) -> 
 
 def pull(hub: LoopbackHub, work: Path) -> dict[str, Any]:
     """Everything that may happen to a pull."""
-    from tide.shared.cache import open_cache
-    from tide.shared.cache import pull as pulling
+    from tide.shared.cache import open_cache, verify
     from tide.shared.cache.pull import pull_cache
 
     root, other = synthetic_cache(work / "cache"), synthetic_cache(work / "other", 2)
@@ -185,7 +187,7 @@ def pull(hub: LoopbackHub, work: Path) -> dict[str, Any]:
 
     out: dict[str, Any] = {"first": first, "whole": pulled("me/cache", "a")}
     out["asked for"] = hub.asked("resolve")
-    pulling.verify_cache = check_here
+    verify._check_in_child = check_here
     out["same bytes"] = all((work / "a" / p).read_bytes() == (root / p).read_bytes()
                             for p in out["whole"]["held"] if p.endswith(".parquet"))  # fmt: skip
     out["record"] = json.loads((work / "a" / "hub.json").read_text())
