@@ -180,11 +180,14 @@ def arm_looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def bulk(values: Sequence[float]) -> tuple[float, float]:
-    """Smallest and largest value but for outliers: at most a quarter of all, farther off than the rest is wide."""
+    """Smallest and largest value but for outliers: at most a quarter of all, farther off than the rest is wide.
+
+    Where the rest is all but the same, a difference of 2 % is no outlier yet.
+    """
     ordered, most = sorted(values), len(values) // 4
     for low, high in sorted(((i, j) for i in range(most + 1) for j in range(most + 1 - i)), key=sum, reverse=True):
         rest = ordered[low : len(ordered) - high]
-        wide = rest[-1] - rest[0]
+        wide = max(rest[-1] - rest[0], 0.02 * abs(rest[0]))
         if (not low or rest[0] - ordered[low - 1] > wide) and (not high or ordered[-high] - rest[-1] > wide):
             return rest[0], rest[-1]
     raise AssertionError("nothing left out is always right")

@@ -52,6 +52,7 @@ def test_colours_of_the_demos_arms_stay_apart_for_the_colour_blind(blindness):
         ([3.65, 3.70, 3.95, 4.23], (3.65, 4.23)),  # far, but no farther than the others are apart
         ([1, 2, 99], (1, 99)),  # of three, nobody knows which is the odd one
         ([1, 1, 99, 99], (1, 99)),
+        ([4.0, 4.0, 4.0, 4.01], (4.0, 4.01)),
         ([5], (5, 5)),
         (list(range(40)), (0, 39)),
     ],

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from PIL import Image
-from tide.shared.pictures import arm_colour, drawing
+from tide.shared.pictures import ARM_COLOURS, arm_colour, drawing
 from tide.student_train.ablation_report import comparison_figure, draw
+from tide.student_train.matrix import read_matrix
 
 T = [0.1, 0.5, 0.9]
 
@@ -59,6 +60,12 @@ def test_an_arm_has_its_colour_in_every_panel_and_every_picture():
             assert {text.get_text(): to_hex(text.get_color()) for text in axes.texts} == labels
             drawn = {to_hex(line.get_color()) for line in axes.lines if len(line.get_xdata()) == len(T)}
             assert drawn == set(labels.values())
+
+
+@pytest.mark.parametrize("name", ["paper", "demo"])
+def test_arms_that_tide_ships_have_colours_of_their_own(name):
+    assert set(read_matrix(name).arms) <= set(ARM_COLOURS)
+    assert len(set(ARM_COLOURS.values())) == len(ARM_COLOURS)
 
 
 def test_lines_are_named_at_their_ends_and_no_name_lies_on_another():

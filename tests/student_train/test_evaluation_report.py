@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tide.shared.config import DecodingConfig, to_tree
+from tide.student_train import evaluation_report
 from tide.student_train.evaluation_report import describe, markdown, picture, write_report
 from tide.student_train.tide8 import BENCHMARKS, PAPER_COLUMNS, Benchmark
 
@@ -104,3 +105,27 @@ def test_without_any_result_there_is_no_picture(tmp_path):
     )
     assert not (tmp_path / "evaluation.png").exists()
     assert "- student/mmlu: no | data here" in markdown(report)
+
+
+def test_the_picture_shows_a_dot_with_its_interval_where_a_student_was_scored_and_nothing_where_not(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evaluation_report, "png_bytes", lambda figure, alt: drawn.append((figure, alt)) or b"")
+    one, two = EIGHT[:2]
+    results = {
+        "student": {row.name: made(row, [1.0, 0.0, 0.0, 1.0]) for row in (one, two)},
+        "compare": {two.name: made(two, [0.0, 0.0, 0.0, 1.0])},
+    }
+    report = describe(FACTS, [one, two], results)
+    picture(report)
+    (figure, alt), axes = drawn[0], drawn[0][0].axes[0]
+    dots = [container.lines[0].get_data() for container in axes.containers]
+    assert [places.tolist() for places, _ in dots] == [[-0.12, 0.88], [1.12]]
+    assert [scores.tolist() for _, scores in dots] == [[50.0, 50.0], [25.0]]
+    (low, high), _ = axes.containers[0].lines[2][0].get_segments()
+    error = report["students"]["student"][one.name]["stderr"]
+    assert (low[1], high[1]) == pytest.approx((50 - error, 50 + error))
+    said = " ".join(text.get_text() for text in figure.texts)
+    assert "plus and minus one standard error over documents" in said
+    assert "plus and minus one standard error over documents" in alt
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert {"this student", "CE-only student"} <= set(labels)
