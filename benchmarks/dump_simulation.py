@@ -225,7 +225,7 @@ def simulate(num_shards: int, num_workers: int, seed: int = 0) -> dict[str, floa
 def main() -> None:
     """Three sizes: the wanted one, a tenth of its shards, an eighth of its workers."""
     numbers = itertools.count()
-    claims._machine = lambda: f"host {next(numbers)}"  # nobody is on the machine of a claim it looks at
+    claims.this_machine = lambda: f"host {next(numbers)}"  # nobody is on the machine of a claim it looks at
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=512)

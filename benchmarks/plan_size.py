@@ -2,7 +2,7 @@
 
 Every setting is planned, predicted and then dumped in full, all in one run. The columns are predicted / real:
 
-    no teacher        made-up answers: the stated value and, in brackets, the stated range
+    no teacher        answers at measured prices: the stated value and, in brackets, the stated range
     probe of n        the teacher asked about n samples spread over the plan
     first shard       the bytes of the dump's first shard scaled up, as `tide plan --out` does while a dump runs
 
@@ -20,6 +20,7 @@ import torch
 from tide.shared.cache import Manifest
 from tide.shared.cache.receipts import receipt_path
 from tide.shared.config import RunConfig, load_config
+from tide.teacher_dump import cache_size
 from tide.teacher_dump.cache_size import SizeEstimate, estimate_size
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.plan import Plan, make_plan
@@ -44,7 +45,7 @@ def run_config(arguments: argparse.Namespace, text: Path, more: dict[str, object
     values = {
         "data.source": str(text), "data.limit": arguments.documents, "data.max_length": arguments.length,
         "data.teacher_max_length": arguments.length, "teacher.path": str(arguments.teacher),
-        "student.path": str(arguments.student), "noise.views": arguments.views, **more,
+        "student.path": str(arguments.student), "noise.views": arguments.views, "teacher.check": "off", **more,
     }  # fmt: skip
     return load_config("demo", overrides=[f"{name}={json.dumps(value)}" for name, value in values.items()])
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--student", type=Path, default=ASSETS / "student")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    cache_size.examine = lambda task: None  # bytes alone are measured here
     head = ["setting", "shards", "real bytes", "per masked", "no teacher", *(f"probe of {n}" for n in arguments.probe)]
     head.append("first shard")
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}", flush=True)

@@ -27,8 +27,8 @@ from tide.shared.models.qwen_teachers import WeDLMConfig, WeDLMForCausalLM
 from tide.shared.models.specs import TeacherSpec
 from tide.shared.noising import draw_masks, masking_units, timesteps
 from tide.shared.rows import clean_piece, join, noised_piece, stack
-from tide.teacher_dump.comp_demo import passes
 from tide.teacher_dump.teacher import Pass, Teacher
+from tide.teacher_dump.views import passes
 from torch import Tensor
 
 BLOCK, VIEWS, TOP_K, TEMPERATURES = 32, 10, 16, (1.0, 2.0)

@@ -24,11 +24,11 @@ from .claims import CLAIMS_NAME, Claims, Clock, Held, this_machine
 from .worker_records import (
     MAX_ERROR_CHARACTERS,
     MAX_FAILED,
+    RECORDS_NAME,
     State,
     WorkerRecord,
-    count_records,
     own_name,
-    remove_record,
+    record_name,
     write_record,
 )
 
@@ -70,7 +70,9 @@ class Board:
 
     def num_workers(self) -> int:
         """Workers that have said something of themselves and not left, about: the dead among them included."""
-        return count_records(self.store)
+        with contextlib.suppress(OSError, TideError):
+            return len(self.store.names(RECORDS_NAME))
+        return 0
 
     def free(self, shards: Collection[int]) -> list[int]:
         """Those of `shards` that no living worker holds, in order.
@@ -156,7 +158,12 @@ class Board:
         Whatever else ends the block removes the record: a stop that was asked for, or the end of the work.
         """
         stop = threading.Event()
-        thread = threading.Thread(target=self._beat, args=(stop,), daemon=True)
+
+        def beat() -> None:
+            while not stop.wait(self.workers.heartbeat_s):
+                self.beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
         thread.start()
         failure: Exception | None = None
         try:
@@ -170,7 +177,8 @@ class Board:
             stop.set()
             thread.join()
             if failure is None:
-                remove_record(self.store, self._record.worker)
+                with contextlib.suppress(OSError, TideError):
+                    self.store.remove(record_name(self._record.worker))
             else:
                 self.say("failed", error=describe(failure))
 
@@ -191,10 +199,6 @@ class Board:
             self._beat_errors.append(error)
         with self._lock:
             write_record(self.store, self._record)
-
-    def _beat(self, stop: threading.Event) -> None:
-        while not stop.wait(self.workers.heartbeat_s):
-            self.beat()
 
 
 def claim_name(shard: int) -> str:

@@ -97,7 +97,11 @@ class Claims:
 
         Raises: OutputError: it cannot be written.
         """
-        file, owner = _file(name), {**_own_identity(), "token": uuid.uuid4().hex}
+        file, pid = _file(name), os.getpid()
+        owner = {
+            "host": socket.gethostname(), "machine": this_machine(), "pid": pid, "started": _start_time(pid),
+            "token": uuid.uuid4().hex,
+        }  # fmt: skip
         data = canonical_json(owner)
         mine = self.store.create(file, data)
         if not mine and self._is_stale(name, self.store.entry(file)):
@@ -115,20 +119,15 @@ class Claims:
         sighting = self._seen.get(name)
         if sighting is None or sighting.version != entry.version:
             known = sighting is not None and sighting.identity == entry.identity
-            abroad = sighting is not None and sighting.owner.get("machine", _machine()) != _machine()
+            abroad = sighting is not None and sighting.owner.get("machine", this_machine()) != this_machine()
             owner = sighting.owner if sighting and known and abroad else _owner(self.store, _file(name))
             sighting = self._seen[name] = _Sighting(entry.version, entry.identity, self.clock(), owner)
         owner = sighting.owner
-        if owner.get("machine") == _machine() and _start_time(owner["pid"]) != owner["started"]:
+        if owner.get("machine") == this_machine() and _start_time(owner["pid"]) != owner["started"]:
             return True
         # Without an owner: being written this moment, or left half-written by a killed worker.
         patience_s = self.workers.lease_s if owner else self.workers.heartbeat_s
         return self.clock() - sighting.since > patience_s
-
-
-def remove_claims(root: Path | Store) -> None:
-    """Remove the claims of a finished dump; nobody needs them any more."""
-    open_store(root).remove_folder(CLAIMS_NAME)
 
 
 def is_alive(pid: int) -> bool:
@@ -142,18 +141,8 @@ def is_alive(pid: int) -> bool:
     return _start_time(pid) is not None or not Path("/proc/self/stat").exists()
 
 
-def this_machine() -> str:
-    """What tells this host, or container, from all others."""
-    return _machine()
-
-
 def _file(name: str) -> str:
     return f"{CLAIMS_NAME}/{name}.json"
-
-
-def _own_identity() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "machine": _machine(), "pid": pid, "started": _start_time(pid)}
 
 
 def _owner(store: Store, file: str) -> dict[str, Any]:
@@ -167,7 +156,7 @@ def _owner(store: Store, file: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _machine() -> str:
+def this_machine() -> str:
     """Tells apart hosts, and containers of one host, whatever they call themselves: process ids mean nothing beyond."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")

@@ -5,17 +5,16 @@ import warnings
 from typing import Any
 
 from ..shared.models.loading import local_folder, read_config
-from ..shared.models.size import ModelSize, model_size
-from .audit_cost import audit_bytes
+from ..shared.models.size import model_size
 from .cache_size import SizeEstimate
 from .plan import Plan
 
 ASSUMED_TFLOPS = 100.0
 """Sustained teraflops a second of one GPU, where the user states none."""
-
-
 MIN_SHARD_BYTES, MAX_SHARD_BYTES = 64_000_000, 512_000_000
 """Where shards are neither many nor heavy to move."""
+AUDIT_BYTES = {"float16": 1.3, "float32": 2.9}
+"""Of a value in an audit, measured on a language model's distributions over 49,152 tokens (docs/log.md)."""
 
 
 def describe_plan(plan: Plan, size: SizeEstimate, *, tflops: float = ASSUMED_TFLOPS) -> dict[str, Any]:
@@ -52,6 +51,17 @@ def describe_plan(plan: Plan, size: SizeEstimate, *, tflops: float = ASSUMED_TFL
     }
 
 
+def audit_bytes(plan: Plan) -> int:
+    """Size of the audit files, at most about: every masked position counted as a target, every token as support."""
+    signal = plan.config.signal
+    if plan.signal_kind != "topk" or plan.teacher is None:
+        return 0
+    num_tokens = min(plan.student["vocab_size"], plan.teacher["spec"]["vocab_size"])
+    if signal.support != "shared":
+        num_tokens = min(num_tokens, signal.support)
+    return int(signal.audit_share * plan.totals["expected_masked"] * num_tokens * AUDIT_BYTES[signal.logp_dtype])
+
+
 def warn_of_shard_sizes(plan: Plan, size: SizeEstimate) -> None:
     """Say it where shards of a large cache come out very small or very large, and which setting would change that.
 
@@ -71,13 +81,17 @@ def warn_of_shard_sizes(plan: Plan, size: SizeEstimate) -> None:
 def teacher_cost(plan: Plan, tflops: float) -> dict[str, Any]:
     """The teacher's parameters and memory, and the work of a dump.
 
-    KV memory is that of one micro-batch: the shared prefix, and its copy for each pass. GPU-hours assume `tflops`, the
-    reader's own figure; a mixture of experts reaches a smaller share of a GPU's peak than a dense model.
+    FLOPs are those of all passes: matrix products of the layers, attention over the tokens seen, the head at the
+    answers. KV memory is that of one micro-batch: the shared prefix, and its copy for each pass. GPU-hours assume
+    `tflops`, the reader's own figure; a mixture of experts reaches a smaller share of a GPU's peak than a dense model.
     """
     config = plan.config.teacher
     folder = local_folder(config.path, (plan.teacher or {}).get("revision") or config.revision, weights=False)
     size = model_size(read_config(folder), str(folder), dtype=config.dtype, quantization=config.quantization)
-    flops = expected_flops(plan, size)
+    length = plan.totals["teacher_tokens"] / plan.totals["samples"]
+    seen = length if (plan.teacher or {})["spec"]["block_size"] is None else length / 2
+    flops = plan.expected_forwards * (size.flops_per_token + seen * size.flops_per_token_pair)
+    flops += plan.totals["expected_masked"] * size.flops_per_answer
     return {
         "teacher_parameters": size.parameters,
         "teacher_active_parameters": size.active_parameters,
@@ -87,12 +101,3 @@ def teacher_cost(plan: Plan, tflops: float) -> dict[str, Any]:
         "estimated_gpu_hours": float(f"{flops / (tflops * 1e12) / 3600:.3g}"),
         "assumed_tflops": tflops,
     }
-
-
-def expected_flops(plan: Plan, size: ModelSize) -> int:
-    """Of all passes: matrix products of the layers, attention over the tokens seen, the head at the answers."""
-    forwards, samples = plan.expected_forwards, plan.totals["samples"]
-    length = plan.totals["teacher_tokens"] / samples
-    seen = length if (plan.teacher or {})["spec"]["block_size"] is None else length / 2
-    answers = plan.totals["expected_masked"]
-    return int(forwards * (size.flops_per_token + seen * size.flops_per_token_pair) + answers * size.flops_per_answer)

@@ -18,11 +18,11 @@ from ..shared.models.quantization import require_bitsandbytes
 from ..shared.stop_signals import Stop
 from .claims import CLAIMS_NAME
 from .finalize import discard_damaged, tidy
-from .launchers.env import plan_once, run_env
+from .launchers.env import plan_once
 from .launchers.local import run_local
 from .launchers.ray_pool import require_ray, run_ray
 from .plan import Plan, make_plan, read_plan, write_plan
-from .worker import Report, open_output
+from .worker import Report, open_output, work
 from .worker_records import RECORDS_NAME
 
 Launcher = Literal["local", "env", "ray"]
@@ -94,7 +94,7 @@ def dump_teacher(
             _reopen_if_damaged(store, plan, full=verify)
         if not store.exists(MANIFEST_NAME):
             if launcher == "env":
-                run_env(store, config, report=report, stop=stop)
+                work(store, config, report=report, stop=stop)  # one rank, until the cache is complete
             else:
                 run = run_ray if launcher == "ray" else run_local
                 run(store, config, num_workers=num_workers, report=report, stop=stop)

@@ -46,7 +46,7 @@ from ..shared.cache.trust import keep_note, made_by_others, trust_note
 from ..shared.cache.verify import verify_before_commit
 from ..shared.cache.vocabulary import VOCABULARY_NAME
 from ..shared.errors import CacheError, DataError
-from .claims import is_alive, remove_claims
+from .claims import CLAIMS_NAME, is_alive
 from .pairing import Pairing, open_pairing
 from .plan import Plan
 from .weights_record import recorded_doubts, recorded_fingerprint
@@ -82,7 +82,7 @@ def finalize(
             "nothing is not written. Run the same command without --skip-bad to see the first cause, mend it, and run "
             "it again"
         )
-    root = store.folder
+    root, share = store.folder, plan.config.signal.audit_share if plan.signal_kind == "topk" else 0.0
     write_vocabulary(root, pairing.student.token_bytes, pairing.teacher_id())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -102,7 +102,7 @@ def finalize(
         ),
         vocabulary=file_entry(root, VOCABULARY_NAME),
         dropped=dict(sorted(dropped.items())),
-        audit=_audit(plan, pairing, receipts),
+        audit=AuditInfo(share, pairing.num_support, audit_entries(receipts)) if share else None,
         coverage=dict(plan.coverage),
         **parts,
     )  # fmt: skip
@@ -152,32 +152,31 @@ def _whole_shards(
 
 def _check_the_work_of_others(root: Path, manifest: Manifest, others: list[int]) -> None:
     """Somebody else may have left a shard and a receipt that fits it: neither is evidence of what the shard means."""
+    whose = f"Shards {_names(others)} were" if others else "A shard was"
     try:
         verify_before_commit(root, manifest)
     except CacheError as error:
         raise CacheError(
-            f"{error} (The manifest was not written. {_listed(others)} not made by this user's dump, or others may "
+            f"{error} (The manifest was not written. {whose} not made by this user's dump, or others may "
             "write this folder: remove what is wrong from data/ and its receipt from receipts/, run the same command "
             "again, and it is made anew)"
         ) from error
 
 
-def _listed(shards: list[int]) -> str:
-    names = ", ".join(map(str, shards[:8])) + (" ..." if len(shards) > 8 else "")
-    return f"Shards {names} were" if shards else "A shard was"
+def _names(shards: Sequence[int]) -> str:
+    return ", ".join(map(str, shards[:8])) + (" ..." if len(shards) > 8 else "")
 
 
 def _forget(store: Store, damaged: list[int]) -> None:
     store.remove(*map(receipt_name, damaged))
     if damaged:
-        names = ", ".join(map(str, damaged[:8])) + (" ..." if len(damaged) > 8 else "")
-        warnings.warn(f"{store}: shards {names} are missing or damaged and are made again", stacklevel=3)
+        warnings.warn(f"{store}: shards {_names(damaged)} are missing or damaged and are made again", stacklevel=3)
 
 
 def tidy(root: Path | Store) -> None:
     """Remove what workers left behind: claims, records, and temporary files of processes that are dead."""
     store = open_store(root)
-    remove_claims(store)
+    store.remove_folder(CLAIMS_NAME)  # nobody needs them any more
     remove_records(store)
     if not store.is_folder:
         return
@@ -198,13 +197,6 @@ def _signal(plan: Plan, num_support: int, statistics: ShardStatistics) -> Signal
         kind=layout.signal, min_probability=signal.min_probability, support=f"{signal.support}: {num_support} tokens",
         codec_error=error, alignment=(plan.teacher or {}).get("alignment"), **of_layout,
     )  # fmt: skip
-
-
-def _audit(plan: Plan, pairing: Pairing, receipts: Sequence[Receipt]) -> AuditInfo | None:
-    share = plan.config.signal.audit_share
-    if plan.signal_kind != "topk" or not share:
-        return None
-    return AuditInfo(share=share, support_tokens=pairing.num_support, files=audit_entries(receipts))
 
 
 def _teacher(store: Store, plan: Plan) -> TeacherInfo | None:

@@ -55,11 +55,9 @@ def replica_devices(teacher: TeacherConfig) -> list[torch.device]:
 
     Raises: ConfigError: more devices than this machine has, or none such as `teacher.device`.
     """
-    return process_devices(teacher.device, _setting(teacher), count=teacher.devices_per_replica)
-
-
-def _setting(teacher: TeacherConfig) -> str:
-    return "teacher.device" if teacher.devices_per_replica == 1 else "teacher.devices_per_replica, teacher.device"
+    count = teacher.devices_per_replica
+    setting = "teacher.device" if count == 1 else "teacher.devices_per_replica, teacher.device"
+    return process_devices(teacher.device, setting, count=count)
 
 
 def free_bytes(devices: Sequence[torch.device]) -> list[int] | None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..shared.cache.compact import frequent_ids
-from ..shared.cache.coverage import COVERAGE, coverage_lines, left_out
+from ..shared.cache.coverage import COVERAGE, sentences
 from ..shared.cache.files import canonical_json, parse_json, readable_json, sha256_bytes
 from ..shared.cache.manifest import MAX_PLAN_BYTES, MAX_SHARDS, PLAN_NAME
 from ..shared.cache.schema import SCHEMA_VERSION, Layout, Signal
@@ -55,6 +55,12 @@ class PlannedSample(NamedTuple):
     row: int
     sample_id: str
     digest: str
+
+    @classmethod
+    def parse(cls, text: str) -> "PlannedSample":
+        """From the fields between colons, as plan.json holds them. Raises: ValueError."""
+        source, row, sample_id, tokens = text.split(":")
+        return cls(int(source), int(row), sample_id, tokens)
 
 
 def digest(sample: PairedSample) -> str:
@@ -111,9 +117,7 @@ class Plan:
 
     def sentences(self) -> list[str]:
         """What is left out, cut off, or has no teacher's word, for people; [] where all is whole."""
-        out = left_out(self.dropped, len(self.samples))
-        lines = coverage_lines(self.coverage, len(self.samples), has_teacher=self.teacher is not None)
-        return [*([out] if out else []), *lines]
+        return sentences(self.dropped, self.coverage, len(self.samples), has_teacher=self.teacher is not None)
 
     @property
     def num_shards(self) -> int:
@@ -193,13 +197,17 @@ def make_plan(
     )
     for line in conversations.columns_read:
         say(line)
-    pairing = open_pairing(config)
-    if pairing.teacher_folder is not None:
-        _warn_of_unusual_times(config, pairing.teacher_folder)
+    pairing, noise = open_pairing(config), config.noise
+    licence, folder = config.teacher.licence, pairing.teacher_folder
+    if folder is not None:
+        licence = licence or folder_licence(folder)
+        unusual = outside_recommended_t(read_config(folder), str(folder), t_min=noise.t_min, t_max=noise.t_max)
+        if unusual:
+            warnings.warn(unusual, stacklevel=2)
     dropped: Counter[str] = Counter()
     coverage: Counter[str] = Counter(dict.fromkeys(COVERAGE, 0))
     samples, counts = [], Counter()
-    ranked = config.signal.codec == "compact" and config.signal.kind == "topk" and pairing.teacher_folder is not None
+    ranked = config.signal.codec == "compact" and config.signal.kind == "topk" and folder is not None
     occurrences = np.zeros(pairing.student_facts()["vocab_size"] if ranked else 0, np.int64)
     rows = chosen_rows(len(conversations), config.data)
     for line in _limit_sentences(conversations, rows, config.data):
@@ -215,21 +223,20 @@ def make_plan(
             dropped[str(reason)] += 1
             continue
         unwritten.look(sources[conversations.place(row)[0]].title, conversation)
-        cut = sample.student.cut_tokens, sample.teacher.cut_tokens
-        if any(cut) and config.data.too_long != "truncate":
+        student, teacher = sample.student, sample.teacher
+        if (student.cut_tokens or teacher.cut_tokens) and config.data.too_long != "truncate":
             if config.data.too_long == "error":
-                raise _too_long(config, conversation.sample_id, sample)
+                raise _too_long(conversation.sample_id, sample)
             dropped["longer than max length"] += 1
             continue
-        _cover(coverage, sample, has_teacher=pairing.spec is not None)
         samples.append(PlannedSample(*conversations.place(row), conversation.sample_id, digest(sample)))
-        for prefix, side in (("", sample.student), ("teacher_", sample.teacher)):
+        for prefix, side in (("", student), ("teacher_", teacher)):
             counts[f"{prefix}tokens"] += len(side.x_0)
             counts[f"{prefix}maskable"] += len(side.x_0) - side.prompt_tokens
+        _cover(coverage, sample, has_teacher=unigram is not None)
         if unigram is not None:
             unigram.add(answered_tokens(sample))
         if ranked:
-            student = sample.student
             occurrences += np.bincount(student.x_0[student.prompt_tokens :], minlength=len(occurrences))
     for line in unwritten.sentences():
         say(line)
@@ -240,7 +247,7 @@ def make_plan(
             f"{config.data.source}: no usable conversation ({reasons}). "
             f"A sample needs room for an answer within data.max_length = {config.data.max_length} tokens."
         )
-    num_shards, noise = -(-len(samples) // config.shards.samples_per_shard), config.noise
+    num_shards = -(-len(samples) // config.shards.samples_per_shard)
     most = MAX_SHARDS // 2 if config.signal.audit_share else MAX_SHARDS  # each has an audit file, too
     if num_shards > most:
         raise ConfigError(
@@ -253,7 +260,7 @@ def make_plan(
     }  # fmt: skip
     plan = Plan(
         settings=planned_settings(config), sources=portable_sources(sources), student=pairing.student_facts(),
-        teacher=pairing.teacher_facts(), teacher_licence=_teacher_licence(config, pairing), samples=tuple(samples),
+        teacher=pairing.teacher_facts(), teacher_licence=licence, samples=tuple(samples),
         dropped=dict(sorted(dropped.items())), frequent_ids=frequent_ids(occurrences), totals=totals,
         unigram=None if unigram is None else unigram.score(), coverage=dict(coverage), here=config,
     )  # fmt: skip
@@ -290,25 +297,13 @@ def _cover(coverage: Counter[str], sample: PairedSample, *, has_teacher: bool) -
     coverage["samples_without_signal"] += has_teacher and signal == 0
 
 
-def _too_long(config: RunConfig, sample_id: str, sample: PairedSample) -> DataError:
+def _too_long(sample_id: str, sample: PairedSample) -> DataError:
     side, of = (sample.student, "student") if sample.student.cut_tokens else (sample.teacher, "teacher")
     setting = "data.max_length" if of == "student" else "data.teacher_max_length"
     return DataError(
         f"sample {sample_id}: {len(side.x_0) + side.cut_tokens:,} {of} tokens, and {setting} permits {len(side.x_0):,} "
         "(data.too_long=error). Raise it, or set data.too_long to drop or truncate"
     )
-
-
-def _warn_of_unusual_times(config: RunConfig, folder: Path) -> None:
-    noise = config.noise
-    said = outside_recommended_t(read_config(folder), str(folder), t_min=noise.t_min, t_max=noise.t_max)
-    if said:
-        warnings.warn(said, stacklevel=2)
-
-
-def _teacher_licence(config: RunConfig, pairing: Pairing) -> str | None:
-    found = None if pairing.teacher_folder is None else folder_licence(pairing.teacher_folder)
-    return config.teacher.licence or found
 
 
 def write_plan(root: Path | Store, plan: Plan) -> None:
@@ -355,9 +350,8 @@ def read_plan(root: Path | Store) -> Plan:
         return Plan(
             settings=tree["settings"], sources=tuple(Source(**_tuples(s)) for s in tree["sources"]),
             student=tree["student"], teacher=tree["teacher"], teacher_licence=tree["teacher_licence"],
-            samples=tuple(_sample(text) for text in tree["samples"]), dropped=tree["dropped"], totals=tree["totals"],
-            frequent_ids=tuple(tree["frequent_ids"]), unigram=tree["unigram"],
-            coverage=tree["coverage"],
+            samples=tuple(map(PlannedSample.parse, tree["samples"])), dropped=tree["dropped"], totals=tree["totals"],
+            frequent_ids=tuple(tree["frequent_ids"]), unigram=tree["unigram"], coverage=tree["coverage"],
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); remove the folder and dump again") from error
@@ -374,11 +368,6 @@ def require_same_settings(plan: Plan, config: RunConfig, root: Path | Store) -> 
             f"{open_store(root).path(PLAN_NAME)} was made with other settings ({changes}). "
             "Give the planned settings to continue, or another --out to start a new cache."
         )
-
-
-def _sample(text: str) -> PlannedSample:
-    source, row, sample_id, tokens = text.split(":")
-    return PlannedSample(int(source), int(row), sample_id, tokens)
 
 
 def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:
@@ -404,16 +393,12 @@ def open_samples(plan: Plan) -> tuple[ConversationReader, Pairing]:
 def _changes(planned: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Every leaf of two trees that differs, by name, old and new."""
     old, new = dict(_leaves(planned)), dict(_leaves(now))
-    different = [name for name in sorted(old | new) if old.get(name, _ABSENT) != new.get(name, _ABSENT)]
-    return "; ".join(f"{n}: plan {old.get(n, _ABSENT)!r}, now {new.get(n, _ABSENT)!r}" for n in different)
+    different = [name for name in sorted(old | new) if (name in old, old.get(name)) != (name in new, new.get(name))]
 
+    def said(tree: Mapping[str, Any], name: str) -> str:
+        return repr(tree[name]) if name in tree else "nothing"
 
-class _Absent:
-    def __repr__(self) -> str:
-        return "nothing"
-
-
-_ABSENT = _Absent()
+    return "; ".join(f"{name}: plan {said(old, name)}, now {said(new, name)}" for name in different)
 
 
 def chosen_rows(num_rows: int, data: DataConfig) -> Sequence[int]:

@@ -6,7 +6,7 @@ cache, and nothing that is published shows where something lay. Every command br
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,14 @@ def find_sources(planned: Sequence[Source], source: str) -> tuple[Source, ...]:
     here: dict[str, list[Source]] = {}
     for one in parse_sources(source):
         here.setdefault(_name(one), []).append(one)
-    return tuple(replace(one, path=_path(one, here)) for one in planned)
-
-
-def _path(planned: Source, here: Mapping[str, Sequence[Source]]) -> str:
-    namesakes = here.get(planned.path, [])
-    if len(namesakes) > 1 and (planned.revision or "").startswith("sha256:"):
-        same = [one for one in namesakes if source_kind(one) != "hub" and content_hash(one) == planned.revision]
-        namesakes = same or namesakes
-    return namesakes[0].path if namesakes else planned.path
+    found = []
+    for one in planned:
+        namesakes = here.get(one.path, [one])
+        if len(namesakes) > 1 and (one.revision or "").startswith("sha256:"):
+            local = [other for other in namesakes if source_kind(other) != "hub"]
+            namesakes = [other for other in local if content_hash(other) == one.revision] or namesakes
+        found.append(replace(one, path=namesakes[0].path))
+    return tuple(found)
 
 
 def _name(source: Source) -> str:

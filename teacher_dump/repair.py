@@ -40,7 +40,14 @@ def set_aside(config: RunConfig, root: Path) -> SetAside:
     Raises: CacheMismatch: the settings, or the manifest, are not of the plan. CacheError: no plan. OutputError.
     """
     plan, quarantine = read_plan(root).at(config, root), Quarantine(root)
-    manifest = _manifest(root, plan)
+    try:
+        manifest = read_manifest(root)
+    except CacheError:
+        manifest = None
+    if manifest is not None and manifest.plan_hash != plan.hash:
+        raise CacheMismatch(
+            f"{root / MANIFEST_NAME} was not made from the plan beside it; restore either, or dump anew"
+        )
     damage = find_damage(root, manifest) if manifest else _damage_by_receipts(root, plan)
     names = [shard_name(shard, plan.num_shards) for shard in damage.shards]
     names += [audit_name(shard, plan.num_shards) for shard in damage.audits]
@@ -73,19 +80,6 @@ def make_again(
         )
     quarantine = aside.quarantine
     return RepairReport(str(root), aside.replace, tuple(quarantine.moved), quarantine.path, manifest.hash, same)
-
-
-def _manifest(root: Path, plan: Plan) -> Manifest | None:
-    """The manifest, if it is there and whole."""
-    try:
-        manifest = read_manifest(root)
-    except CacheError:
-        return None
-    if manifest.plan_hash != plan.hash:
-        raise CacheMismatch(
-            f"{root / MANIFEST_NAME} was not made from the plan beside it; restore either, or dump anew"
-        )
-    return manifest
 
 
 def _damage_by_receipts(root: Path, plan: Plan) -> Damage:

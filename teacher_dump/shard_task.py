@@ -1,7 +1,7 @@
 """A shard task: a pure function of (plan, shard index) that asks the teacher and writes one shard.
 
 1. samples -> tokens of both sides, chunks, token-level targets
-2. every view's t and masks (keyed draws), CompDemo's passes (views.py, comp_demo.py)
+2. every view's t and masks (keyed draws), CompDemo's passes (views.py)
 3. micro-batches fixed by the plan's token budget: prefill each group of samples once, then score its passes
 4. answers -> `ViewRow`s -> a temporary file, fsynced, read back, renamed; so too the audit of some -> a receipt
 
@@ -12,9 +12,10 @@ because micro-batches are cut before anything is answered and one sample's rows 
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ..shared.cache import Receipt, shard_name, write_receipt, write_shard
 from ..shared.cache.audit import audit_name, write_audit
+from ..shared.cache.statistics import NUM_BINS, unit_bin
 from ..shared.cache.trust import note_written
 from ..shared.conversations import ConversationReader
 from ..shared.errors import CacheMismatch, DataError
@@ -29,7 +31,6 @@ from ..shared.tokens import PairedSample
 from .pairing import Pairing
 from .plan import Plan, PlannedSample, digest
 from .teacher import Context, Pass, Teacher
-from .verdict import answered_sums
 from .views import SKIP, NotNumbers, Sample, View, draw_views
 
 Progress = Callable[[int], None]
@@ -61,22 +62,16 @@ class ShardTask:
         rows = (view.row() for view in views)
         statistics = write_shard(root / name, rows, self.plan.layout, plan_hash=plan_hash, shard=shard)
         statistics = replace(statistics, **answered_sums(views, self.plan.unigram))
-        audit = self._write_audit(root, shard, views)
+        audit = audit_name(shard, self.plan.num_shards) if any(view.audited.any() for view in views) else None
+        if audit is not None:
+            audited = (row for view in views for row in view.audit_rows())
+            write_audit(root / audit, audited, self.plan.layout, plan_hash=plan_hash, shard=shard)
         receipt = write_receipt(
             root, name, shard=shard, plan_hash=plan_hash, statistics=statistics, audit=audit,
             left_out=Counter(left_out.values()),
         )  # fmt: skip
         note_written(receipt)
         return receipt
-
-    def _write_audit(self, root: Path, shard: int, views: Sequence[View]) -> str | None:
-        """The audit file of a shard, or None and no file if none of its targets is audited."""
-        if not any(view.audited.any() for view in views):
-            return None
-        name = audit_name(shard, self.plan.num_shards)
-        rows = (row for view in views for row in view.audit_rows())
-        write_audit(root / name, rows, self.plan.layout, plan_hash=self.plan.hash, shard=shard)
-        return name
 
     def draw(
         self, first: int, planned: Sequence[PlannedSample], left_out: dict[str, str] | None = None
@@ -88,23 +83,14 @@ class ShardTask:
             left_out: reasons by sample id; gains those that `data.skip_bad` lets pass.
         Raises: DataError: the data changed since the plan was made. CacheMismatch: what templates make of them did.
         """
-        plan = self.plan
-        signal = None if plan.signal_kind == "none" else plan.config.signal
-        samples = self._samples(first, planned, {} if left_out is None else left_out)
-        return list(draw_views(samples, plan.config.noise, signal=signal, k=self._top_k))
-
-    @property
-    def _top_k(self) -> int:
-        return self.plan.config.signal.top_k if self.plan.signal_kind == "topk" else 0
-
-    def _samples(self, first: int, planned: Sequence[PlannedSample], left_out: dict[str, str]) -> list[Sample]:
-        samples = []
+        signal = None if self.plan.signal_kind == "none" else self.plan.config.signal
+        drawn = []
         for index, one in enumerate(planned, start=first):
             conversation = self.conversations.read(one.source, one.row, one.sample_id)
             try:
                 paired = self.pairing.encode(conversation)
             except Exception as error:  # tokenizers and chat templates are other people's code
-                self._leave_out(one.sample_id, UNUSABLE, left_out, DataError(
+                self._leave_out(one.sample_id, UNUSABLE, {} if left_out is None else left_out, DataError(
                     f"sample {one.sample_id} was planned and cannot be used now ({error}): the tokenizers changed "
                     f"since the plan was made; restore them, or dump into another folder. {SKIP}"
                 ), error)  # fmt: skip
@@ -116,8 +102,13 @@ class ShardTask:
                     "the template, for example student.template.date_string or teacher.template.date_string, and give "
                     "another --out; or restore what changed"
                 )
-            samples.append(Sample(one.sample_id, index, paired, self._is_target(paired)))
-        return samples
+            sample = Sample(one.sample_id, index, paired, self._is_target(paired))
+            drawn.append(draw_views(sample, self.plan.config.noise, signal=signal, k=self._top_k))
+        return drawn
+
+    @property
+    def _top_k(self) -> int:
+        return self.plan.config.signal.top_k if self.plan.signal_kind == "topk" else 0
 
     def _leave_out(
         self, sample_id: str, reason: str, left_out: dict[str, str], error: DataError, cause: Exception | None = None
@@ -178,18 +169,36 @@ class ShardTask:
         targets = answers.targets.map(Tensor.cpu)
         if self._top_k:
             targets = replace(targets, top_ids=torch.from_numpy(self.pairing.student_id[targets.top_ids.numpy()]))
-        gold_end = target_end = dense_end = 0
-        layout = self.plan.layout
+        end = np.zeros(3, int)
         for view, one in batch:
-            gold_start, gold_end = gold_end, gold_end + int(one.answered.sum())
-            target_start, target_end = target_end, target_end + int(one.target.sum())
-            dense_start, dense_end = dense_end, dense_end + (0 if one.audited is None else int(one.audited.sum()))
-            of_pass, answered = slice(target_start, target_end), slice(gold_start, gold_end)
+            start, end = end, end + one.num_answers
+            gold, target, dense = map(slice, start, end)
             try:
-                view.keep(one, gold_logp[answered], gold_is_top[answered], targets[of_pass])
-                view.keep_dense(one, answers.dense[dense_start:dense_end], layout)
+                view.keep(
+                    one, gold_logp[gold], gold_is_top[gold], targets[target], answers.dense[dense], self.plan.layout
+                )
             except NotNumbers as error:
                 self._leave_out(view.sample.sample_id, UNANSWERED, left_out, error)
+
+
+def answered_sums(views: Sequence[View], unigram: Mapping[str, float] | None) -> dict[str, Any]:
+    """Fields of `ShardStatistics` about what the teacher said of the clean tokens; {} where nothing was asked."""
+    if unigram is None:
+        return {}
+    answered, correct = np.zeros((2, NUM_BINS), np.int64)
+    logp = np.zeros(NUM_BINS)
+    for view in views:
+        known = np.isfinite(view.gold_logp)
+        place = unit_bin(np.array([view.t], np.float32))[0]
+        answered[place] += int(known.sum())
+        correct[place] += int(view.gold_is_top[known].sum())
+        logp[place] += float(view.gold_logp[known].sum(dtype=np.float64))
+    total = int(answered.sum())
+    return {
+        "t_answered": tuple(answered.tolist()), "t_correct": tuple(correct.tolist()),
+        "t_clean_logp": tuple(logp.tolist()), "unigram_logp": total * unigram["logp"],
+        "unigram_correct": total * unigram["accuracy"],
+    }  # fmt: skip
 
 
 def by_tokens(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

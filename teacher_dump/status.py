@@ -5,6 +5,7 @@ nothing, and may look on from any machine that sees the folder. How long a worke
 machine's clock: another host's may differ by its clock's error, and nothing is decided by it.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..shared.cache.coverage import coverage_lines, left_out
+from ..shared.cache.coverage import sentences
 from ..shared.cache.files import parse_json
 from ..shared.cache.manifest import MANIFEST_NAME, MAX_PLAN_BYTES, PLAN_NAME, read_manifest
 from ..shared.cache.receipts import listed_receipts
@@ -75,14 +76,14 @@ class DumpStatus:
     left_out: tuple[str, ...] = ()
 
 
-class Planned(NamedTuple):
+class PlanFacts(NamedTuple):
     """What the plan of a dump says: its shards, and what is left out or cut."""
 
     shards: int
     left_out: tuple[str, ...]
 
 
-def read_planned(root: str | Path | Store) -> Planned | None:
+def read_planned(root: str | Path | Store) -> PlanFacts | None:
     """None: there is no plan yet. Raises: CacheError: the plan is damaged."""
     store = open_store(root)
     path = store.path(PLAN_NAME)
@@ -91,21 +92,15 @@ def read_planned(root: str | Path | Store) -> Planned | None:
         num_samples = len(plan["samples"])
         num_shards = -(-num_samples // plan["settings"]["shards"]["samples_per_shard"])
         has_teacher = plan["teacher"] is not None
-        return Planned(num_shards, _left_out(plan["dropped"], plan["coverage"], num_samples, has_teacher=has_teacher))
+        said = sentences(plan["dropped"], plan["coverage"], num_samples, has_teacher=has_teacher)
+        return PlanFacts(num_shards, tuple(said))
     except FileNotFoundError:
         return None
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise CacheError(f"{path}: not a plan ({error!r:.200}); give the folder that dump-teacher writes") from error
 
 
-def _left_out(
-    dropped: Mapping[str, int], coverage: Mapping[str, int], num_samples: int, *, has_teacher: bool
-) -> tuple[str, ...]:
-    said = left_out(dropped, num_samples)
-    return (*([said] if said else []), *coverage_lines(coverage, num_samples, has_teacher=has_teacher))
-
-
-def dump_status(root: str | Path | Store, planned: Planned | None = None) -> DumpStatus:
+def dump_status(root: str | Path | Store, planned: PlanFacts | None = None) -> DumpStatus:
     """How the dump below `root` is doing.
 
     Args: planned: what its plan says, if it is known already (one of millions of samples takes seconds to read).
@@ -151,18 +146,17 @@ def dump_status(root: str | Path | Store, planned: Planned | None = None) -> Dum
             "worker": errors[0][0].worker, "age_s": errors[0][1],
             "error": errors[0][0].error or list(errors[0][0].failed.values())[-1],
         },
-        left_out=_of_manifest(store, planned) if complete else planned.left_out if planned else (),
+        left_out=_left_out_of(store, planned, complete=complete),
     )  # fmt: skip
 
 
-def _of_manifest(store: Store, planned: Planned | None) -> tuple[str, ...]:
-    try:
-        manifest = read_manifest(store)
-    except CacheError:  # for verify-cache to tell
-        return planned.left_out if planned else ()
-    return _left_out(
-        manifest.dropped, manifest.coverage, manifest.totals.samples, has_teacher=manifest.teacher is not None
-    )
+def _left_out_of(store: Store, planned: PlanFacts | None, *, complete: bool) -> tuple[str, ...]:
+    if complete:
+        with contextlib.suppress(CacheError):  # for verify-cache to tell
+            made = read_manifest(store)
+            samples, has_teacher = made.totals.samples, made.teacher is not None
+            return tuple(sentences(made.dropped, made.coverage, samples, has_teacher=has_teacher))
+    return planned.left_out if planned else ()
 
 
 def _is_alive(record: WorkerRecord, silent_s: float) -> bool:

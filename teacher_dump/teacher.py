@@ -24,7 +24,6 @@ from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
 from ..shared.sliced_head import top_logits
 from ..shared.sparse_logits import SparseLogits
 from ..shared.tails import TailBuckets
-from .dense_rows import DenseRows
 
 _WHOLE_SEQUENCE = 2**31
 """Block size of a teacher without blocks."""
@@ -47,6 +46,12 @@ class Pass(NamedTuple):
     answered: np.ndarray  # [l] bool, a subset of `masked`: log-probability of the clean token is wanted
     target: np.ndarray  # [l] bool, a subset of `answered`: the top tokens are wanted as well
     audited: np.ndarray | None = None  # [l] bool, a subset of `target`: the whole distribution is; None: nowhere
+
+    @property
+    def num_answers(self) -> np.ndarray:
+        """[3] int: positions `answered`, `target` and `audited`."""
+        kinds = (self.answered, self.target, self.audited)
+        return np.array([0 if wanted is None else int(wanted.sum()) for wanted in kinds])
 
 
 class Answers(NamedTuple):
@@ -127,11 +132,18 @@ class Teacher:
         rows = stack([one.piece for one in noised]).to(self.device)
         at, gold_ids, is_target, is_audited = self._answers_wanted(context, passes, noised, rows.ids.shape[1])
         hidden = self._hidden(context, rows, [p.sample for p in passes]).to(self.head_weight.device)[at]
-        dense = DenseRows(is_audited[is_target].cpu(), self.audit_ids)
+        audited, dense = is_audited[is_target].cpu(), [np.zeros((0, len(self.audit_ids)), np.float32)]
+
+        def keep_audited(rows: slice, logp: Tensor) -> None:
+            """What is audited of one slice of the head; the head never holds more of [n, V] (shared/sliced_head.py)."""
+            chosen = torch.nonzero(audited[rows]).to(logp.device)  # [a, 1]
+            if len(chosen):
+                dense.append(logp[chosen, self.audit_ids.to(logp.device)].float().cpu().numpy())
+
         targets = top_logits(
             hidden[is_target], self.head_weight, gold_ids[is_target], k=k, temperatures=temperatures,
             support=self.support, drop=self.drop, buckets=self.buckets,
-            watch=dense.take if dense.num_rows else None,
+            watch=keep_audited if audited.any() else None,
         )  # fmt: skip
         others = top_logits(hidden[~is_target], self.head_weight, gold_ids[~is_target], k=0, drop=self.drop)
         gold_logp = targets.gold_logp.new_empty(len(gold_ids))
@@ -140,7 +152,7 @@ class Teacher:
         assert others.gold_is_top is not None
         gold_is_top = torch.empty_like(is_target)
         gold_is_top[is_target], gold_is_top[~is_target] = targets.gold_is_top, others.gold_is_top
-        return Answers(gold_logp, gold_is_top, targets, dense.values)
+        return Answers(gold_logp, gold_is_top, targets, np.concatenate(dense))
 
     def last_block(self, masked: np.ndarray) -> int:
         """The last block that holds a masked token: a pass sees the blocks of x_0 before it."""

@@ -1,12 +1,12 @@
 """Does the teacher know this text, and is it asked as it was trained? Found out before the first shard.
 
-1. `examine`: some samples of the plan, masked at t in [0.5, 1] (there a wrong mask hurts most; inside the times that
-   its family was trained on), are asked as the plan says, and in every other way that a mistake could have hidden: with
-   another special token as mask, with the other kind of attention inside blocks, with another template or none. A
-   teacher that does no better than a unigram model of the text, or that answers better in another way, is not asked
-   rightly. Differences are paired by sample; what chance does once in a thousand times for each way is not said. A
-   better template is refused from a larger gain on: text may be unlike the answers a template was trained with.
-2. `answered_sums`: what all its answers were worth, by t, for the manifest (shared/cache/verdict.py puts it in words).
+Some samples of the plan, masked at t in [0.5, 1] (there a wrong mask hurts most; inside the times that its family was
+trained on), are asked as the plan says, and in every other way that a mistake could have hidden: with another special
+token as mask, with the other kind of attention inside blocks, with another template or none. A teacher that does no
+better than a unigram model of the text, or that answers better in another way, is not asked rightly. Differences are
+paired by sample; what chance does once in a thousand times for each way is not said. A better template is refused from
+a larger gain on: text may be unlike the answers a template was trained with. What all answers were worth is counted
+while shards are made (`shard_task.answered_sums`; shared/cache/verdict.py puts it in words).
 
 Blocks of other sizes are not tried: smaller ones show a teacher more of the clean text, and so always look better.
 """
@@ -14,23 +14,20 @@ Blocks of other sizes are not tried: smaller ones show a teacher more of the cle
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..shared.cache.statistics import NUM_BINS, unit_bin
 from ..shared.errors import DataError, TideError
+from ..shared.models.loading import read_config
 from ..shared.models.specs import TeacherSpec, family_of
 from ..shared.noising import GOLDEN_RATIO, keyed_generator
 from ..shared.tokens import Dropped, TextEncoder
 from .pairing import Pairing, open_pairing
+from .shard_task import ShardTask, by_tokens
 from .teacher import Pass, Teacher
-from .views import View
-
-if TYPE_CHECKING:
-    from .shard_task import ShardTask
 
 NUM_SAMPLES = 192
 """A template may cost 0.2 nats of 4, and samples differ by far more."""
@@ -100,27 +97,7 @@ class Examination:
         }  # fmt: skip
 
 
-def answered_sums(views: Sequence[View], unigram: Mapping[str, float] | None) -> dict[str, Any]:
-    """Fields of `ShardStatistics` about what the teacher said of the clean tokens; {} where nothing was asked."""
-    if unigram is None:
-        return {}
-    answered, correct = np.zeros((2, NUM_BINS), np.int64)
-    logp = np.zeros(NUM_BINS)
-    for view in views:
-        known = np.isfinite(view.gold_logp)
-        place = unit_bin(np.array([view.t], np.float32))[0]
-        answered[place] += int(known.sum())
-        correct[place] += int(view.gold_is_top[known].sum())
-        logp[place] += float(view.gold_logp[known].sum(dtype=np.float64))
-    total = int(answered.sum())
-    return {
-        "t_answered": tuple(answered.tolist()), "t_correct": tuple(correct.tolist()),
-        "t_clean_logp": tuple(logp.tolist()), "unigram_logp": total * unigram["logp"],
-        "unigram_correct": total * unigram["accuracy"],
-    }  # fmt: skip
-
-
-def require_sound(task: "ShardTask") -> tuple[str, ...]:
+def require_sound(task: ShardTask) -> tuple[str, ...]:
     """Examine the teacher of a task and refuse it, or say so, as `teacher.check` wants.
 
     Returns: doubts that were said and passed over.
@@ -139,7 +116,7 @@ def require_sound(task: "ShardTask") -> tuple[str, ...]:
     return found.doubts
 
 
-def examine(task: "ShardTask") -> Examination | None:
+def examine(task: ShardTask) -> Examination | None:
     """Ask the teacher about some samples in the plan's way and in others; None: too few for any verdict."""
     plan, pairing, teacher = task.plan, task.pairing, task.teacher
     if teacher is None or pairing.spec is None or plan.unigram is None or len(plan.samples) < FEWEST_SAMPLES:
@@ -177,8 +154,8 @@ def examine(task: "ShardTask") -> Examination | None:
 
 
 @dataclass(frozen=True)
-class _Answers:
-    """Sums over each sample's answered tokens, [samples]."""
+class _Sums:
+    """Over each sample's answered tokens, [samples]."""
 
     logp: np.ndarray
     correct: np.ndarray
@@ -192,37 +169,44 @@ class _Answers:
 class _Probe:
     """The same samples under the same noise, to be asked in several ways."""
 
-    def __init__(self, task: "ShardTask", conversations: Sequence[Any]) -> None:
+    def __init__(self, task: ShardTask, conversations: Sequence[Any]) -> None:
         self.task, self.conversations = task, conversations
-        assert task.pairing.teacher_folder is not None
-        low, high = _times(task)
+        folder = task.pairing.teacher_folder
+        assert folder is not None
+        low, high = family_of(read_config(folder), str(folder)).recommended_t
+        low, high = max(LOWEST_T, low), max(high, LOWEST_T)
         self.t = [low + (high - low) * (number * GOLDEN_RATIO % 1) for number in range(len(conversations))]
-        self.answers: list[np.ndarray | None] = []  # ids of each answer, as the plan's way reads them
-        for conversation in conversations:
-            one = task.pairing.encode(conversation).teacher
-            self.answers.append(one.x_0[slice(*one.content)])
+        encoded = [task.pairing.encode(conversation).teacher for conversation in conversations]
+        self.answers = [one.x_0[slice(*one.content)] for one in encoded]  # ids, as the plan's way reads them
 
-    def ask(self, way: Way) -> _Answers:
+    def ask(self, way: Way) -> _Sums:
         """What the teacher says of each answer's masked tokens when it is asked in this way."""
-        model = self.task.teacher.model  # type: ignore[union-attr]
-        teacher = Teacher(model, way.spec)
+        teacher = Teacher(self.task.teacher.model, way.spec)  # type: ignore[union-attr]
         pairing = self.task.pairing if way.encoder is None else replace(self.task.pairing, teacher=way.encoder)
-        asked: list[tuple[int, np.ndarray, Pass]] = []
-        for number, conversation in list(enumerate(self.conversations))[:: way.every]:
-            one = self._pass(number, conversation, pairing)
-            if one is not None:
-                asked.append((number, *one))
-        return self._answers(teacher, asked)
+        numbers = range(0, len(self.conversations), way.every)
+        asked = [(number, *one) for number in numbers if (one := self._pass(number, pairing)) is not None]
+        sums = np.zeros((3, len(self.conversations)))
+        for group in by_tokens([2 * len(x_0) for _, x_0, _ in asked], self.task.plan.config.teacher.tokens_per_batch):
+            numbers, x_0, passes = zip(*(asked[i] for i in group), strict=True)
+            context = teacher.prefill(x_0, [teacher.last_block(one.masked) for one in passes])
+            said = teacher.score(context, [p._replace(sample=i) for i, p in enumerate(passes)], k=0, temperatures=())
+            logp, correct = said.gold_logp.double().cpu().numpy(), said.gold_is_top.cpu().numpy()
+            end = 0
+            for number, one in zip(numbers, passes, strict=True):
+                start, end = end, end + int(one.answered.sum())
+                sums[:, number] += logp[start:end].sum(), correct[start:end].sum(), end - start
+        return _Sums(*sums)
 
-    def _pass(self, number: int, conversation: Any, pairing: Pairing) -> tuple[np.ndarray, Pass] | None:
+    def _pass(self, number: int, pairing: Pairing) -> tuple[np.ndarray, Pass] | None:
+        """One sample and what is asked about it; None: this way does not read the same answer."""
+        conversation = self.conversations[number]
         try:
             sample = pairing.encode(conversation).teacher
         except (Dropped, TideError):
             return None
         expected, (first, last) = self.answers[number], sample.content
-        found = sample.x_0[first:last]
-        length = 0 if expected is None else min(len(expected), len(found))
-        if not length or not np.array_equal(found[:length], expected[:length]):  # type: ignore[index]
+        length = min(len(expected), last - first)
+        if not length or not np.array_equal(sample.x_0[first : first + length], expected[:length]):
             return None
         generator = keyed_generator(0, "verdict", conversation.sample_id)
         uniform = generator.random(4 * len(sample.x_0) + 64)[: len(sample.x_0) - first]
@@ -230,42 +214,10 @@ class _Probe:
         masked[first:] = uniform < self.t[number]
         answered = masked.copy()
         answered[first + length :] = False
-        if not answered.any():
-            return None
-        return sample.x_0, Pass(0, masked, answered, np.zeros(len(masked), bool))
-
-    def _answers(self, teacher: Teacher, asked: Sequence[tuple[int, np.ndarray, Pass]]) -> _Answers:
-        from .shard_task import by_tokens
-
-        sums = np.zeros((3, len(self.conversations)))
-        budget = self.task.plan.config.teacher.tokens_per_batch
-        for group in by_tokens([2 * len(x_0) for _, x_0, _ in asked], budget):
-            of_group = [asked[i] for i in group]
-            num_blocks = [teacher.last_block(one.masked) for _, _, one in of_group]
-            context = teacher.prefill([x_0 for _, x_0, _ in of_group], num_blocks)
-            passes = [one._replace(sample=place) for place, (_, _, one) in enumerate(of_group)]
-            said = teacher.score(context, passes, k=0, temperatures=())
-            logp, correct = said.gold_logp.double().cpu().numpy(), said.gold_is_top.cpu().numpy()
-            end = 0
-            for number, _, one in of_group:
-                start, end = end, end + int(one.answered.sum())
-                sums[:, number] += logp[start:end].sum(), correct[start:end].sum(), end - start
-        return _Answers(*sums)
+        return (sample.x_0, Pass(0, masked, answered, np.zeros(len(masked), bool))) if answered.any() else None
 
 
-def _times(task: "ShardTask") -> tuple[float, float]:
-    low, high = family_of({**_described(task)}, str(task.pairing.teacher_folder)).recommended_t
-    return max(LOWEST_T, low), max(high, LOWEST_T)
-
-
-def _described(task: "ShardTask") -> Mapping[str, Any]:
-    from ..shared.models.loading import read_config
-
-    assert task.pairing.teacher_folder is not None
-    return read_config(task.pairing.teacher_folder)
-
-
-def _other_ways(task: "ShardTask") -> Iterator[Way]:
+def _other_ways(task: ShardTask) -> Iterator[Way]:
     """Every way that is tried beside the plan's own."""
     pairing, config = task.pairing, task.plan.config
     spec, encoder = pairing.spec, pairing.teacher
@@ -295,26 +247,21 @@ def _other_ways(task: "ShardTask") -> Iterator[Way]:
         if native is not None and native != spec:
             name, cure = "with teacher.attention=native, as it was trained,", "teacher.attention=paper was asked for"
             yield Way(name, cure, native, refused_from=math.inf)
-    if config.teacher.see == "own":
-        yield from _other_templates(encoder, spec)
-
-
-def _other_templates(encoder: TextEncoder, spec: TeacherSpec) -> Iterator[Way]:
-    names = {"without any chat template": BARE}
-    if encoder.tokenizer.backend_tokenizer.token_to_id("<|im_start|>") is not None:
-        names["with ChatML as its chat template"] = CHATML
-    for name, template in names.items():
+    templates = {"without any chat template": BARE}
+    if backend.token_to_id("<|im_start|>") is not None:
+        templates["with ChatML as its chat template"] = CHATML
+    for name, template in templates.items() if config.teacher.see == "own" else ():
         tokenizer = copy.copy(encoder.tokenizer)
         tokenizer.chat_template = template
         try:
-            other = TextEncoder(
+            other_encoder = TextEncoder(
                 tokenizer, block_size=encoder.block_size, max_length=encoder.max_length, mask_id=encoder.mask_id,
                 eos_token=encoder.tokenizer.convert_ids_to_tokens(encoder.eos_id),
             )  # fmt: skip
         except TideError:
             continue
         cure = "its own template is not the one it was trained with; look at chat_template.jinja and teacher.template"
-        yield Way(name, cure, spec, other, refused_from=0.25)
+        yield Way(name, cure, spec, other_encoder, refused_from=0.25)
 
 
 def _paired(differences: np.ndarray) -> tuple[float, bool]:

@@ -1,10 +1,14 @@
 """One view, from the noise draw to the cache row: t and masks, the teacher's answers as they come in, a `ViewRow`.
 
 Answers are indexed by teacher position until `row` turns them into the student's positions and ids.
+
+CompDemo (paper §2.2) decides the teacher's passes over a view: the masked set M is split into A and B; pass 1 shows A
+clean and masks B, pass 2 the reverse. The answer at a position comes from the pass in which it was masked. The student
+sees all of M masked.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +22,6 @@ from ..shared.errors import DataError
 from ..shared.noising import ViewMasks, audited_positions, draw_masks, masking_units, timesteps
 from ..shared.sparse_logits import SparseLogits
 from ..shared.tokens import PairedSample
-from .comp_demo import passes
 from .teacher import Pass
 
 SKIP = "Or go on without such samples: --skip-bad (data.skip_bad=true) leaves them out and counts them"
@@ -40,6 +43,23 @@ class Sample:
     """[c] bool: the chunk is one token on each side and the loss support holds that pair."""
 
 
+def passes(masks: ViewMasks, chunks: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """CompDemo: the teacher's passes over one view.
+
+    An empty half costs no pass, and neither does one without a chunk, whose answers nobody would keep.
+
+    Args: chunks: [c, 4] int, the sample's chunks.
+    Returns: up to two pairs: bool [l_teacher], the tokens that are masked in this pass; int [?], the active chunks
+        among them. Over the passes, each active chunk occurs once.
+    """
+    both = []
+    for masked in (masks.teacher_b, masks.teacher_a):
+        answered = masks.active_chunks[masked[chunks[masks.active_chunks, 0]]]
+        if len(answered):
+            both.append((masked, answered))
+    return both
+
+
 class View:
     """A noise draw of a sample, and what the teacher said about it so far.
 
@@ -56,19 +76,16 @@ class View:
         active = sample.paired.chunks[masks.active_chunks]
         self.chunks = active if signal else active[:0]  # [c, 4]
         self.targets = active[sample.is_target[masks.active_chunks]] if k else active[:0]  # [n, 4]
-        num_targets, num_temperatures = len(self.targets), len(signal.temperatures) if signal and k else 0
-        self.gold_logp = np.full(len(sample.paired.teacher.x_0), np.nan, np.float32)
-        self.gold_is_top = np.zeros(len(sample.paired.teacher.x_0), bool)
-        self.top_ids = np.full((num_targets, k), -1, np.int32)
-        self.top_logp = np.full((num_targets, k), np.nan, np.float32)
-        self.log_z = np.full((num_targets, num_temperatures), np.nan, np.float32)
-        self.log_tail = np.full((num_targets, num_temperatures), np.nan, np.float32)
+        length, n = len(sample.paired.teacher.x_0), len(self.targets)
+        m = len(signal.temperatures) if signal and k else 0
         self.cuts = signal.tail_buckets if signal and k else ()
-        num_buckets = len(self.cuts) + 1 if self.cuts else 0
-        self.log_buckets = np.full((num_targets, num_temperatures, num_buckets), np.nan, np.float32)
-        share, length = signal.audit_share if signal else 0.0, len(sample.paired.student.x_0)
+        self.gold_logp, self.gold_is_top = _unknown(length), np.zeros(length, bool)
+        self.top_ids, self.top_logp = np.full((n, k), -1, np.int32), _unknown(n, k)
+        self.log_z, self.log_tail = _unknown(n, m), _unknown(n, m)
+        self.log_buckets = _unknown(n, m, len(self.cuts) + 1 if self.cuts else 0)
+        share, num_tokens = signal.audit_share if signal else 0.0, len(sample.paired.student.x_0)
         self.audited = audited_positions(
-            self.targets[:, 2], length, sample.sample_id, view, seed=seed, share=share
+            self.targets[:, 2], num_tokens, sample.sample_id, view, seed=seed, share=share
         )  # [n]
         self.dense: dict[int, np.ndarray] = {}  # of audited targets, by the teacher's position
 
@@ -83,12 +100,16 @@ class View:
             audited[self.targets[self.audited, 0]] = masked[self.targets[self.audited, 0]]
             yield Pass(place, masked, answered, target, audited)
 
-    def keep(self, asked: Pass, gold_logp: Tensor, gold_is_top: Tensor, targets: SparseLogits) -> None:
+    def keep(
+        self, asked: Pass, gold_logp: Tensor, gold_is_top: Tensor, targets: SparseLogits, dense: np.ndarray,
+        layout: Layout,
+    ) -> None:  # fmt: skip
         """Take the answers of one pass.
 
         Args:
             gold_logp, gold_is_top: float32 and bool [n] at `asked.answered`, as in `Answers`.
             targets: [m] at `asked.target`, with student ids, on the CPU.
+            dense: [a, S] whole distributions at `asked.audited`, kept as the audit of a cache of `layout` stores them.
         Raises: NotNumbers: an answer is not a finite number.
         """
         if not all(torch.isfinite(values).all() for values in (gold_logp, targets.top_logp, targets.log_z)):
@@ -104,11 +125,8 @@ class View:
             values = getattr(targets, name)
             if values is not None:
                 getattr(self, name)[at] = values
-
-    def keep_dense(self, asked: Pass, dense: np.ndarray, layout: Layout) -> None:
-        """Take the whole distributions of one pass, [a, S] at `asked.audited`, as the audit will store them."""
-        positions = [] if asked.audited is None else np.flatnonzero(asked.audited).tolist()
-        self.dense |= {position: stored_logp(logp, layout) for position, logp in zip(positions, dense, strict=True)}
+        audited = [] if asked.audited is None else np.flatnonzero(asked.audited).tolist()
+        self.dense |= {position: stored_logp(logp, layout) for position, logp in zip(audited, dense, strict=True)}
 
     def audit_rows(self) -> Iterator[AuditRow]:
         """Rows of the audit, on the student's positions."""
@@ -118,14 +136,14 @@ class View:
             logp = self.dense[teacher_position]
             yield AuditRow(self.sample.sample_id, self.view, float(self.t), share, position, logp)
 
-    def row(self) -> ViewRow:
-        """The cache row, on student positions and ids."""
+    def row(self, *, answered: bool = True) -> ViewRow:
+        """The cache row, on student positions and ids; `answered`: with what the teacher said."""
         student = self.sample.paired.student
         common = {
             "sample_id": self.sample.sample_id, "view": self.view, "t": float(self.t), "x_0": student.x_0,
             "prompt_tokens": student.prompt_tokens, "masked": self.masks.student[student.prompt_tokens :],
         }  # fmt: skip
-        if self.signal is None:
+        if self.signal is None or not answered:
             return ViewRow(**common)
         common |= {
             "chunk_start": self.chunks[:, 2], "chunk_len": self.chunks[:, 3] - self.chunks[:, 2],
@@ -133,67 +151,41 @@ class View:
         }  # fmt: skip
         if not self.k:
             return ViewRow(**common)
-        kept = self._kept(self.signal.min_probability)
-        return ViewRow(
-            **common,
-            target_position=self.targets[:, 2],
-            num_top=kept.sum(axis=1).astype(np.int32),
-            top_ids=self.top_ids[kept],
-            top_logp=self.top_logp[kept],
-            log_tail=self._log_tail(kept),
-            log_buckets=self._log_buckets(kept),
-        )
-
-    def _kept(self, min_probability: float) -> np.ndarray:
-        """[n, k] bool: entries above the probability threshold, the first in any case."""
-        kept = self.top_logp >= smallest_logp(min_probability)
-        kept[:, :1] = True
-        return kept
-
-    def _log_tail(self, kept: np.ndarray) -> np.ndarray:
-        """[n, #T] log mass outside the kept entries: the teacher's tail, and the entries that were left out."""
-        assert self.signal is not None
-        out, log_tail = np.where(kept, -np.inf, self.top_logp), self.log_tail.copy()
-        for column, temperature in enumerate(self.signal.temperatures):
-            dropped = np.logaddexp.reduce(out / temperature, axis=1) - self.log_z[:, column]
-            log_tail[:, column] = np.logaddexp(log_tail[:, column], dropped)
-        return np.minimum(log_tail, 0.0)
-
-    def _log_buckets(self, kept: np.ndarray) -> np.ndarray:
-        """[n, #T, buckets] the same by ranges of ids, where tails are cut into such."""
-        assert self.signal is not None
-        log_buckets = self.log_buckets.copy()
-        if not self.cuts:
-            return log_buckets
+        p = self.signal.min_probability
+        # A top token below p is left to the tail; exact in float32, in which both sides compare.
+        kept = self.top_logp >= np.float32(math.log(p) if p else -math.inf)
+        kept[:, :1] = True  # the first in any case
+        log_tail, log_buckets = self.log_tail.copy(), self.log_buckets.copy()
+        left_out = np.where(kept, -np.inf, self.top_logp)
         target, entry = np.nonzero(~kept & (self.top_ids >= 0))
         bucket = np.searchsorted(self.cuts, self.top_ids[target, entry], side="right")
         for column, temperature in enumerate(self.signal.temperatures):
-            dropped = self.top_logp[target, entry] / temperature - self.log_z[target, column]
-            np.logaddexp.at(log_buckets[:, column], (target, bucket), dropped)
-        return np.minimum(log_buckets, 0.0)
+            dropped = np.logaddexp.reduce(left_out / temperature, axis=1) - self.log_z[:, column]
+            log_tail[:, column] = np.logaddexp(log_tail[:, column], dropped)
+            if self.cuts:
+                dropped = self.top_logp[target, entry] / temperature - self.log_z[target, column]
+                np.logaddexp.at(log_buckets[:, column], (target, bucket), dropped)
+        return ViewRow(
+            **common, target_position=self.targets[:, 2], num_top=kept.sum(axis=1).astype(np.int32),
+            top_ids=self.top_ids[kept], top_logp=self.top_logp[kept], log_tail=np.minimum(log_tail, 0.0),
+            log_buckets=np.minimum(log_buckets, 0.0),
+        )  # fmt: skip
 
 
-def smallest_logp(min_probability: float) -> float:
-    """Log-probability below which a top token is left to the tail; exact in float32, in which both sides compare."""
-    return float(np.float32(math.log(min_probability))) if min_probability else -math.inf
+def draw_views(sample: Sample, noise: NoiseConfig, *, signal: SignalConfig | None, k: int) -> list[View]:
+    """All views of a sample, with their keyed noise, unanswered; `signal` and `k`: see `View`."""
+    student, teacher, name = sample.paired.student, sample.paired.teacher, sample.sample_id
+    units = masking_units(
+        sample.paired.chunks, len(student.x_0), student.prompt_tokens, len(teacher.x_0), teacher.prompt_tokens
+    )
+    return [
+        View(sample, view, t, draw_masks(units, t, name, view, noise), signal=signal, k=k, seed=noise.seed)
+        for view, t in enumerate(timesteps(sample.index, name, noise).tolist())
+    ]
 
 
-def draw_views(
-    samples: Sequence[Sample], noise: NoiseConfig, *, signal: SignalConfig | None, k: int
-) -> Iterator[list[View]]:
-    """All views of each sample, with their keyed noise."""
-    for sample in samples:
-        student, teacher = sample.paired.student, sample.paired.teacher
-        units = masking_units(
-            sample.paired.chunks, len(student.x_0), student.prompt_tokens, len(teacher.x_0), teacher.prompt_tokens
-        )
-        yield [
-            View(
-                sample, view, t, draw_masks(units, t, sample.sample_id, view, noise), signal=signal, k=k,
-                seed=noise.seed,
-            )
-            for view, t in enumerate(timesteps(sample.index, sample.sample_id, noise).tolist())
-        ]  # fmt: skip
+def _unknown(*shape: int) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
 
 
 def _segment_sums(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

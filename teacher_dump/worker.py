@@ -102,7 +102,8 @@ class Worker:
         if self.task is None:  # before a claim: loading takes long, and others could do the shard meanwhile
             self.board.say("loading")
             self.task = open_task(self.store, self.plan)
-            self._look_at_teacher(self.task)
+            if self.task.teacher is not None and not listed_receipts(self.store):
+                record_doubts(self.store, require_sound(self.task))
         with self.board.take_one(free) as shard:
             if shard is None:
                 return False
@@ -115,19 +116,18 @@ class Worker:
             except Exception as error:
                 if isinstance(error, TideError) and not isinstance(error, OutOfDeviceMemory):
                     raise
-                self._pass_over(shard, error)
+                self._failures[shard] = error
+                self._in_a_row.append(shard)
+                self.board.failed(shard, error)
+                if len(self._in_a_row) >= MAX_FAILURES:
+                    error.add_note(f"shards {_listed(self._in_a_row)} failed one after another: this worker stops")
+                    raise
         if len(self._in_a_row) >= MAX_FAILURES and shard not in self._failures:
             raise DataError(
                 f"shards {_listed(self._in_a_row)}: not one sample of them could be answered. The teacher's weights "
                 "are damaged or overflow in teacher.dtype: look at it before you leave out more"
             )
         return True
-
-    def _look_at_teacher(self, task: ShardTask) -> None:
-        """Before the first shard of a cache. Raises: UnsoundTeacher: the teacher is not asked rightly."""
-        if task.teacher is not None and not listed_receipts(self.store):
-            self.board.say("loading")
-            record_doubts(self.store, require_sound(task))
 
     def _attempt(self, task: ShardTask, shard: int, report: Report) -> Receipt:
         """Run the shard; a second time, with all caches cleared, if the device's memory did not suffice."""
@@ -137,35 +137,23 @@ class Worker:
             report(0, tokens)
             self.stop.check()
 
-        try:
-            return self._publish(task.run(self.store.folder, shard, progress))
-        except torch.OutOfMemoryError:
-            pass  # the handler must be left first: the error's frames hold tensors
-        clear_device_cache(garbage_collection=True)
-        try:
-            return self._publish(task.run(self.store.folder, shard, progress))
-        except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory(
-                f"shard {shard}: the device's memory does not suffice ({str(error)[:200]}), also after a second try. "
-                "Either lower teacher.tokens_per_batch (it is part of the plan: give a new --out), or keep the plan "
-                "and raise teacher.devices_per_replica; teacher.quantization=nf4 makes the weights small, and a new "
-                "plan. Micro-batches are never shrunk silently, because that would change bytes"
-            ) from error
-
-    def _publish(self, receipt: Receipt) -> Receipt:
-        """Make the shard appear at its place, and the receipt after it."""
+        for is_last in (False, True):
+            try:
+                receipt = task.run(self.store.folder, shard, progress)
+                break
+            except torch.OutOfMemoryError as error:
+                if is_last:
+                    raise OutOfDeviceMemory(
+                        f"shard {shard}: the device's memory does not suffice ({str(error)[:200]}), also after a "
+                        "second try. Either lower teacher.tokens_per_batch (it is part of the plan: give a new --out), "
+                        "or keep the plan and raise teacher.devices_per_replica; teacher.quantization=nf4 makes the "
+                        "weights small, and a new plan. Micro-batches are never shrunk silently, because that would "
+                        "change bytes"
+                    ) from error
+            clear_device_cache(garbage_collection=True)  # after the handler: the error's frames hold tensors
         audit = [receipt.audit.name] if receipt.audit else []
-        self.store.publish([receipt.name, *audit, receipt_name(receipt.shard)])
+        self.store.publish([receipt.name, *audit, receipt_name(shard)])
         return receipt
-
-    def _pass_over(self, shard: int, error: Exception) -> None:
-        """Leave a failed shard to other workers; raises the error if it is one too many in a row."""
-        self._failures[shard] = error
-        self._in_a_row.append(shard)
-        self.board.failed(shard, error)
-        if len(self._in_a_row) >= MAX_FAILURES:
-            error.add_note(f"shards {_listed(self._in_a_row)} failed one after another: this worker stops")
-            raise error
 
     def _commit(self) -> bool:
         """Write the manifest, unless another worker is at it; False: it is."""
@@ -219,21 +207,15 @@ def open_output(root: str | Path | Store, config: RunConfig) -> Store:
         and what it leads to is somebody else's.
     """
     if isinstance(root, str | Path):
-        require_apart(root, _inputs(config), makes_cache=True)
+        sources = enumerate(parse_sources(config.data.source), 1)
+        read = {f"source {number}": source.path for number, source in sources if source.path != "stdlib"}
+        for side, of in (("teacher", config.teacher), ("student", config.student)):
+            read |= {f"{side}.path": of.path, f"{side}.tokenizer": of.tokenizer}
+        require_apart(root, read, makes_cache=True)
     workers = config.workers
     store = open_store(root, patience_s=workers.store_patience_s, scratch=workers.scratch)
     store.require_own(SHARD_FOLDER, AUDIT_FOLDER, RECEIPTS_FOLDER, CLAIMS_NAME, RECORDS_NAME)
     return store
-
-
-def _inputs(config: RunConfig) -> dict[str, str | None]:
-    """What a dump reads, as far as it may lie on this machine."""
-    teacher, student = config.teacher, config.student
-    read = {f"source {n}": s.path for n, s in enumerate(parse_sources(config.data.source), 1) if s.path != "stdlib"}
-    return {
-        **read, "teacher.path": teacher.path, "teacher.tokenizer": teacher.tokenizer, "student.path": student.path,
-        "student.tokenizer": student.tokenizer,
-    }  # fmt: skip
 
 
 def open_task(root: Path | Store, plan: Plan) -> ShardTask:

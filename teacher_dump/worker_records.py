@@ -56,15 +56,15 @@ def own_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
-def record_path(root: Path, worker: str) -> Path:
-    """Where a worker's record lies."""
-    return root / _record_name(worker)
+def record_name(worker: str) -> str:
+    """Where a worker's record lies, below the cache folder."""
+    return f"{RECORDS_NAME}/{worker}.json"
 
 
 def write_record(root: Path | Store, record: WorkerRecord) -> None:
     """Replace the worker's record, as far as that is possible; not fsynced, because nothing is lost with it."""
     with contextlib.suppress(OSError, TideError):
-        open_store(root).write(_record_name(record.worker), readable_json(to_tree(record)), durable=False)
+        open_store(root).write(record_name(record.worker), readable_json(to_tree(record)), durable=False)
 
 
 def read_records(root: Path | Store) -> list[tuple[WorkerRecord, float]]:
@@ -83,23 +83,6 @@ def read_records(root: Path | Store) -> list[tuple[WorkerRecord, float]]:
     return sorted(found, key=lambda pair: pair[1])
 
 
-def count_records(root: Path | Store) -> int:
-    """How many there are: one listing."""
-    with contextlib.suppress(OSError, TideError):
-        return len(open_store(root).names(RECORDS_NAME))
-    return 0
-
-
-def remove_record(root: Path | Store, worker: str) -> None:
-    """Forget one worker."""
-    with contextlib.suppress(OSError, TideError):
-        open_store(root).remove(_record_name(worker))
-
-
 def remove_records(root: Path | Store) -> None:
     """Forget them all: the dump is complete."""
     open_store(root).remove_folder(RECORDS_NAME)
-
-
-def _record_name(worker: str) -> str:
-    return f"{RECORDS_NAME}/{worker}.json"

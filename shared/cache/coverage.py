@@ -50,3 +50,11 @@ def coverage_lines(coverage: Mapping[str, int], num_samples: int, *, has_teacher
             "cross-entropy alone teaches them"
         )
     return lines
+
+
+def sentences(
+    dropped: Mapping[str, int], coverage: Mapping[str, int], num_samples: int, *, has_teacher: bool
+) -> list[str]:
+    """Both of the above; [] where all is whole."""
+    said = left_out(dropped, num_samples)
+    return [*([said] if said else []), *coverage_lines(coverage, num_samples, has_teacher=has_teacher)]

@@ -14,7 +14,6 @@ from ...shared.stop_signals import Stop
 from ..board import Board
 from ..claims import CLAIMS_NAME
 from ..plan import make_plan, write_plan
-from ..worker import Report, work
 
 LONGEST_LOOK_S = 5.0
 """Between two looks at whether the plan is there: planning may take an hour, and ranks may be hundreds."""
@@ -47,8 +46,3 @@ def plan_once(
                 with contextlib.suppress(OSError):
                     folder.rmdir()
         raise
-
-
-def run_env(store: Store, config: RunConfig, *, report: Report, stop: Stop) -> None:
-    """Pull shards as one rank until the cache is complete; every rank finds things where its own command says."""
-    work(store, config, report=report, stop=stop)

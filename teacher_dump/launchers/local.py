@@ -5,13 +5,11 @@ dies loses its own shard, and the others finish what it left. Each worker report
 queue's lock would stay closed behind a worker that is killed while it writes.
 """
 
-import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -27,7 +25,7 @@ START_METHOD = "forkserver"
 
 
 @dataclass
-class _Worker:
+class _Process:
     process: BaseProcess
     messages: Connection
     error: TideError | None = None
@@ -44,14 +42,32 @@ def run_local(store: Store, config: RunConfig, *, num_workers: int, report: Repo
     if num_workers == 1:
         work(store, config, report=report, stop=stop)
         return
-    with _started(str(store), config, num_workers) as workers:
+    context = multiprocessing.get_context(START_METHOD)
+    if START_METHOD == "forkserver":
+        context.set_forkserver_preload([work.__module__])
+    workers: list[_Process] = []
 
-        def pass_on() -> None:
-            for worker in workers:
-                worker.process.terminate()
+    def pass_on() -> None:
+        for worker in workers:
+            worker.process.terminate()
 
+    try:
+        for rank in range(num_workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run, args=(str(store), config, rank, sender), name=f"worker {rank}", daemon=True
+            )
+            process.start()
+            sender.close()  # the worker's end is the only one left: its death closes the pipe
+            workers.append(_Process(process, receiver))
         with stop.finishing(pass_on):
             _listen(workers, report, stop)
+    finally:
+        for worker in workers:
+            worker.process.kill()  # nothing is lost, and Ctrl-C should not wait for a shard
+        for worker in workers:
+            worker.process.join()
+            worker.messages.close()
     if not any(worker.finished for worker in workers):
         for worker in workers:
             if worker.error is not None:
@@ -62,32 +78,7 @@ def run_local(store: Store, config: RunConfig, *, num_workers: int, report: Repo
         )
 
 
-@contextlib.contextmanager
-def _started(root: str, config: RunConfig, num_workers: int) -> Iterator[list[_Worker]]:
-    """Running workers; at the end of the block, whatever ends it, none is left."""
-    context = multiprocessing.get_context(START_METHOD)
-    if START_METHOD == "forkserver":
-        context.set_forkserver_preload([work.__module__])
-    workers: list[_Worker] = []
-    try:
-        for rank in range(num_workers):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_run, args=(str(root), config, rank, sender), name=f"worker {rank}", daemon=True
-            )
-            process.start()
-            sender.close()  # the worker's end is the only one left: its death closes the pipe
-            workers.append(_Worker(process, receiver))
-        yield workers
-    finally:
-        for worker in workers:
-            worker.process.kill()  # nothing is lost, and Ctrl-C should not wait for a shard
-        for worker in workers:
-            worker.process.join()
-            worker.messages.close()
-
-
-def _listen(workers: list[_Worker], report: Report, stop: Stop) -> None:
+def _listen(workers: list[_Process], report: Report, stop: Stop) -> None:
     """Take messages until every pipe is closed; one that closes before the end of the work is told at once.
 
     Raises: OutputError: of the first worker that cannot write.
@@ -118,7 +109,7 @@ def _listen(workers: list[_Worker], report: Report, stop: Stop) -> None:
                 report(*message)
 
 
-def _ending(worker: _Worker) -> str:
+def _ending(worker: _Process) -> str:
     code = worker.process.exitcode
     killed = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     return f"{worker.process.name}: {worker.error or killed}"

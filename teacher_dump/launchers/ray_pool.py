@@ -90,13 +90,13 @@ def run_ray(store: Store, config: RunConfig, *, num_workers: int, report: Report
         ray.init(include_dashboard=False)
     try:
         with stop.on_signals(), stop.finishing():  # ray.init sets a handler for SIGTERM of its own
-            _Pool(store, config, report, stop).run(num_workers)
+            _Actors(store, config, report, stop).run(num_workers)
     finally:
         if ours:
             ray.shutdown()
 
 
-class _Pool:
+class _Actors:
     """The actors, until the cache is complete."""
 
     def __init__(self, store: Store, config: RunConfig, report: Report, stop: Stop) -> None:
@@ -121,9 +121,17 @@ class _Pool:
             while self.members and not self._is_complete():
                 if self.stop.asked_by and not told:
                     told = True
-                    self._pass_on(self.stop.asked_by)
+                    for member in self.members:
+                        if member.has_answered:
+                            member.actor.stop.remote(self.stop.asked_by)
+                        else:  # one that has not started has nothing in hand, and could not be told
+                            self.ray.kill(member.actor)
+                    self.members = [member for member in self.members if member.has_answered]
                 self._listen(POLL_S, replace=not told)
-            self._let_end()
+            # Actors that work see by themselves that it is complete; one that never got a place in the cluster cannot.
+            deadline = time.monotonic() + LAST_WORDS_S
+            while any(member.has_answered for member in self.members) and time.monotonic() < deadline:
+                self._listen(POLL_S, replace=False)
         finally:
             for member in self.members:
                 self.ray.kill(member.actor)
@@ -136,15 +144,6 @@ class _Pool:
         root = str(self.store.folder.absolute()) if self.store.is_folder else str(self.store)
         actor = self.kind.remote(root, self.config, os.getcwd())
         self.members.append(_Member(actor, actor.run.remote(), actor.take.remote()))
-
-    def _pass_on(self, by: str) -> None:
-        """Ask every actor to stop; one that has not started yet has nothing in hand, and could not be told."""
-        for member in self.members:
-            if member.has_answered:
-                member.actor.stop.remote(by)
-            else:
-                self.ray.kill(member.actor)
-        self.members = [member for member in self.members if member.has_answered]
 
     def _listen(self, timeout_s: float, *, replace: bool) -> None:
         """Wait for answers; report progress, note ends and deaths."""
@@ -194,12 +193,6 @@ class _Pool:
         if error is not None:
             self.errors.append(error)
         return "ended"
-
-    def _let_end(self) -> None:
-        """Let actors that work see that the cache is complete; one that never got a place in the cluster cannot."""
-        deadline = time.monotonic() + LAST_WORDS_S
-        while any(member.has_answered for member in self.members) and time.monotonic() < deadline:
-            self._listen(POLL_S, replace=False)
 
     def _is_complete(self) -> bool:
         return self.store.exists(MANIFEST_NAME)

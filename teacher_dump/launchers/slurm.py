@@ -106,14 +106,11 @@ def _options(text: str) -> list[str]:
     options: list[str] = []
     for word in words:
         if word.startswith("-"):
-            options.append(word if "=" not in word else _quoted(*word.split("=", 1)))
+            name, equals, value = word.partition("=")
+            options.append(f"{name}={shlex.quote(value)}" if equals else word)
         else:
             options[-1] += f" {shlex.quote(word)}"
     return options
-
-
-def _quoted(name: str, value: str) -> str:
-    return f"{name}={shlex.quote(value)}"
 
 
 _SHORT = {"-J": "--job-name", "-a": "--array", "-n": "--ntasks", "-G": "--gpus", "-D": "--chdir"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tide.shared.config import NoiseConfig
 from tide.shared.noising import Units, draw_masks, keyed_generator, masking_units, timesteps
-from tide.teacher_dump.comp_demo import passes
+from tide.teacher_dump.views import passes
 
 # Teacher start, end, student start, end: one to one, two to one, one to two, three to three.
 CHUNKS = np.array([[2, 3, 3, 4], [3, 5, 4, 5], [5, 6, 5, 7], [6, 9, 7, 10]], np.int32)

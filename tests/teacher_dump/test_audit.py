@@ -27,7 +27,7 @@ from tide.shared.errors import CacheError, ConfigError
 from tide.shared.models import load_model
 from tide.shared.noising import draw_masks, keyed_generator, masking_units
 from tide.teacher_dump import shard_task
-from tide.teacher_dump.audit_cost import audit_bytes
+from tide.teacher_dump.cost import audit_bytes
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.plan import open_samples, read_plan
 from tide.teacher_dump.repair import make_again, set_aside

@@ -22,7 +22,7 @@ from tide.teacher_dump.claims import this_machine
 from tide.teacher_dump.dump import dump_teacher, prepare_plan
 from tide.teacher_dump.status import DumpStatus, dump_status, duration, status_table, watch
 from tide.teacher_dump.worker import open_task
-from tide.teacher_dump.worker_records import MAX_FAILED, WorkerRecord, read_records, record_path, write_record
+from tide.teacher_dump.worker_records import MAX_FAILED, WorkerRecord, read_records, record_name, write_record
 from tiny_runs import tiny_config
 
 
@@ -46,7 +46,7 @@ def say(begun: Path):
     def write(silent_s: float, **record: object) -> None:
         values = {"host": "h", "pid": 1, "state": "working", **record}
         write_record(begun, WorkerRecord(**values))
-        path = record_path(begun, values["worker"])
+        path = begun / record_name(values["worker"])
         os.utime(path, (time.time() - silent_s,) * 2)
         written.append(path)
 
@@ -124,7 +124,7 @@ def test_a_worker_that_could_not_do_hundreds_of_shards_is_still_told(begun, tmp_
 
 
 def test_a_damaged_record_is_passed_over(begun):
-    path = record_path(begun, "damaged")
+    path = begun / record_name("damaged")
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"worker": 3}')
     assert dump_status(begun).workers == ()
@@ -208,7 +208,7 @@ def work_until(error: Exception, board: Board) -> None:
 def test_signs_of_life_come_by_themselves(tmp_path):
     board = Board(tmp_path, "", 1, WorkersConfig(lease_s=0.6))
     with board.present(), board.take_one([0]):
-        path, claim = record_path(tmp_path, board._record.worker), tmp_path / "claims" / "00000.json"
+        path, claim = tmp_path / record_name(board._record.worker), tmp_path / "claims" / "00000.json"
         before = path.stat().st_mtime_ns, claim.stat().st_mtime_ns
         deadline = time.monotonic() + 10
         while path.stat().st_mtime_ns == before[0] or claim.stat().st_mtime_ns == before[1]:

@@ -10,8 +10,8 @@ from tide.shared.config import NoiseConfig
 from tide.shared.models import TeacherSpec, load_model
 from tide.shared.models.specs import BIDIRECTIONAL
 from tide.shared.noising import draw_masks, masking_units, timesteps
-from tide.teacher_dump.comp_demo import passes
 from tide.teacher_dump.teacher import Pass, Teacher
+from tide.teacher_dump.views import passes
 from tiny_runs import write_model
 
 BLOCK, MASK, VOCAB, TEMPERATURES = 8, 1023, 1024, (1.0, 2.0)

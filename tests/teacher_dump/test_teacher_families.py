@@ -7,8 +7,8 @@ from official_models import BLOCK, naive_logits, spec_of, write_official
 from tide.shared.config import NoiseConfig
 from tide.shared.models import load_model
 from tide.shared.noising import draw_masks, masking_units, timesteps
-from tide.teacher_dump.comp_demo import passes
 from tide.teacher_dump.teacher import Pass, Teacher
+from tide.teacher_dump.views import passes
 
 VOCAB, MASK, PROMPT, TEMPERATURES = 320, 319, 5, (1.0, 2.0)
 ATOL = 1e-5  # float32 sums in another order

@@ -95,7 +95,7 @@ def test_a_complete_cache_is_left_alone(config, tmp_path, expected, monkeypatch)
     def refuse(*args, **kwargs):
         raise AssertionError("a complete cache needs nothing")
 
-    for name in ("make_plan", "run_local", "run_env", "write_plan"):
+    for name in ("make_plan", "run_local", "work", "write_plan"):
         monkeypatch.setattr(dump, name, refuse)
     for verify in (False, True):
         assert dump_teacher(config, tmp_path, verify=verify).hash == read_manifest(tmp_path).hash
