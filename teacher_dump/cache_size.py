@@ -41,8 +41,8 @@ NUM_ENCODED = 128
 """Samples that are encoded where no teacher is asked; a plan of so few is encoded whole."""
 FEWEST_PROBED, GOOD_PROBE = 4, 64
 """Samples to ask the teacher about: fewer tell nothing; so many come within a few per cent."""
-CERTAINTY = 0.05
-"""How far what `GOOD_PROBE` samples tell may be off, as a share; of fewer ones more, as chance has it."""
+CERTAINTY = 0.06
+"""How far what `GOOD_PROBE` samples tell may be off, as a share, by measurement; of fewer ones more, by chance."""
 ASKED_AT_ONCE = 8
 
 Say = Callable[[str], None]
@@ -126,8 +126,10 @@ def _of_probe(plan: Plan, unanswered: Mapping[str, float], num_probe: int, say: 
     if not rows:
         reasons = ", ".join(sorted(set(left_out.values())))
         raise DataError(f"--probe: the teacher could answer none of {len(views):,} samples ({reasons})")
-    answered = _scaled(plan, rows, plan.layout)
-    found = _estimate(plan, {**answered, **unanswered, FOOTERS: answered[FOOTERS]}, len(views), basis)
+    sizes = _scaled(plan, rows, plan.layout)
+    if len(views) < len(plan.samples):
+        sizes |= {**unanswered, FOOTERS: sizes[FOOTERS]}
+    found = _estimate(plan, sizes, len(views), basis)
     return replace(found, teacher=None if looked_at is None else looked_at.to_json())
 
 
@@ -141,10 +143,10 @@ def _of_finished_shards(plan: Plan, store: Store) -> SizeEstimate | None:
     grown = _growth(
         plan, len(done), *(sum(getattr(c, n) for c in counts) for n in ("rows", "tokens", "masked_positions"))
     )
-    if len(done) == plan.num_shards:
-        grown = dict.fromkeys(sizes, 1.0)
-    basis = f"{len(done):,} of {plan.num_shards:,} shards, which are finished"
     num_samples = sum(c.samples for c in counts)
+    if len(done) == plan.num_shards:
+        grown, num_samples = dict.fromkeys(sizes, 1.0), len(plan.samples)
+    basis = f"{len(done):,} of {plan.num_shards:,} shards, which are finished"
     return _estimate(plan, {name: size * grown[name] for name, size in sizes.items()}, num_samples, basis)
 
 
@@ -237,8 +239,8 @@ def _estimate(plan: Plan, sizes: Mapping[str, float], num_samples: int, basis: s
     """What was found from so many samples, in whole bytes, with the range that `CERTAINTY` gives."""
     columns = {name: round(size) for name, size in sizes.items()}
     total, per_shard = sum(columns.values()), plan.config.shards.samples_per_shard
-    left = 1 - num_samples / len(plan.samples)
-    error = CERTAINTY * math.sqrt(left * max(1.0, GOOD_PROBE / num_samples))
+    is_whole = num_samples == len(plan.samples)
+    error = 0.0 if is_whole else CERTAINTY * math.sqrt(max(1.0, GOOD_PROBE / num_samples))
     return SizeEstimate(
         bytes=total, low=math.floor(total * max(0.0, 1 - error)), high=math.ceil(total * (1 + error)), columns=columns,
         shard_bytes=round(total * min(1.0, per_shard / len(plan.samples))), basis=basis,

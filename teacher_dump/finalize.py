@@ -68,7 +68,6 @@ def finalize(
     store = open_store(root)
     receipts, damaged = _whole_shards(store, plan, full=store.is_folder, progress=progress)
     if damaged or len(receipts) < plan.num_shards:
-        _forget(store, damaged)
         return None
     pairing = pairing or open_pairing(plan.config, teacher_revision=(plan.teacher or {}).get("revision"))
     parts, dropped = manifest_parts(receipts), Counter(plan.dropped)
@@ -124,17 +123,15 @@ def discard_damaged(root: Path | Store, plan: Plan, *, full: bool) -> list[int]:
     Args: full: compare every byte's hash; otherwise names and sizes.
     Returns: numbers of these shards.
     """
-    store = open_store(root)
-    damaged = _whole_shards(store, plan, full=full)[1]
-    _forget(store, damaged)
-    return damaged
+    return _whole_shards(open_store(root), plan, full=full)[1]
 
 
 def _whole_shards(
     store: Store, plan: Plan, *, full: bool, progress: Callable[[], None] = lambda: None
 ) -> tuple[list[Receipt], list[int]]:
-    """Receipts of the shards that are whole, in order; numbers of those whose receipt is not to be believed."""
-
+    """Receipts of the shards that are whole, in order; numbers of those whose receipt was not to be believed, and is
+    gone now.
+    """
     sizes = None if store.is_folder else listed_sizes(store)
 
     def looked_at(shard: int) -> Receipt | None:
@@ -146,8 +143,11 @@ def _whole_shards(
     num_threads = MAX_THREADS if sizes is not None else min(MAX_THREADS, 4 * (os.cpu_count() or 1))
     with ThreadPoolExecutor(num_threads) as threads:
         found = list(threads.map(looked_at, listed))
-    whole = [receipt for receipt in found if receipt is not None]
-    return whole, [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
+    damaged = [shard for shard, receipt in zip(listed, found, strict=True) if receipt is None]
+    store.remove(*map(receipt_name, damaged))
+    if damaged:
+        warnings.warn(f"{store}: shards {_names(damaged)} are missing or damaged and are made again", stacklevel=3)
+    return [receipt for receipt in found if receipt is not None], damaged
 
 
 def _check_the_work_of_others(root: Path, manifest: Manifest, others: list[int]) -> None:
@@ -165,12 +165,6 @@ def _check_the_work_of_others(root: Path, manifest: Manifest, others: list[int])
 
 def _names(shards: Sequence[int]) -> str:
     return ", ".join(map(str, shards[:8])) + (" ..." if len(shards) > 8 else "")
-
-
-def _forget(store: Store, damaged: list[int]) -> None:
-    store.remove(*map(receipt_name, damaged))
-    if damaged:
-        warnings.warn(f"{store}: shards {_names(damaged)} are missing or damaged and are made again", stacklevel=3)
 
 
 def tidy(root: Path | Store) -> None:
