@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..shared.attention import Labels, attention_mask
 from ..shared.models.prefix_cache import PrefixCache
 from ..shared.models.specs import TeacherSpec
-from ..shared.rows import Noised, RowTensors, clean_piece, noised_piece, stack
+from ..shared.rows import RowTensors, clean_piece, noised_piece, stack
 from ..shared.sliced_head import top_logits
 from ..shared.sparse_logits import SparseLogits
 from ..shared.tails import TailBuckets
@@ -130,7 +130,16 @@ class Teacher:
         ]  # fmt: skip
         self.num_token_forwards += sum(len(one.piece.ids) for one in noised)
         rows = stack([one.piece for one in noised]).to(self.device)
-        at, gold_ids, is_target, is_audited = self._answers_wanted(context, passes, noised, rows.ids.shape[1])
+        kept = []  # of each pass: index into the flattened rows, clean id, is it a target, is it audited
+        for row, (one, asked) in enumerate(zip(noised, passes, strict=True)):
+            keep = asked.answered[one.position]
+            position = one.position[keep]
+            gold = context.x_0[asked.sample][position].astype(np.int64)
+            whole = np.zeros(len(position), bool) if asked.audited is None else asked.audited[position]
+            kept.append((row * rows.ids.shape[1] + one.read[keep], gold, asked.target[position], whole))
+        at, gold_ids, is_target, is_audited = (
+            torch.from_numpy(np.concatenate(parts)).to(self.head_weight.device) for parts in zip(*kept, strict=True)
+        )
         hidden = self._hidden(context, rows, [p.sample for p in passes]).to(self.head_weight.device)[at]
         audited, dense = is_audited[is_target].cpu(), [np.zeros((0, len(self.audit_ids)), np.float32)]
 
@@ -164,24 +173,6 @@ class Teacher:
         read = positions - self.spec.logit_shift
         blocks = np.unique(np.concatenate([positions, read]) // self.block_size)
         return int(np.minimum(self.block_size, len(masked) - blocks * self.block_size).sum())
-
-    def _answers_wanted(
-        self, context: Context, passes: Sequence[Pass], noised: Sequence[Noised], length: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of all kept answers [n]: index into the flattened rows of `length` tokens, clean id, target?, audited?"""
-        at, gold_ids, is_target, is_audited = [], [], [], []
-        for row, (one, asked) in enumerate(zip(noised, passes, strict=True)):
-            keep = asked.answered[one.position]
-            position = one.position[keep]
-            at.append(row * length + one.read[keep])
-            gold_ids.append(context.x_0[asked.sample][position].astype(np.int64))
-            is_target.append(asked.target[position])
-            is_audited.append(np.zeros(len(position), bool) if asked.audited is None else asked.audited[position])
-        at, gold_ids, is_target, is_audited = (
-            torch.from_numpy(np.concatenate(parts)).to(self.head_weight.device)
-            for parts in (at, gold_ids, is_target, is_audited)
-        )
-        return at, gold_ids, is_target, is_audited
 
     def _hidden(self, context: Context, rows: RowTensors, samples: Sequence[int]) -> Tensor:
         """Last hidden states [b * l, d] of noised rows, row i over the prefix of samples[i]."""

@@ -13,13 +13,13 @@ from tide.shared.cache.receipts import receipt_path
 from tide.shared.cache.statistics import leaf_bytes
 from tide.shared.cache.writer import encoded_size
 from tide.shared.config import RunConfig, load_config
-from tide.shared.errors import ConfigError
+from tide.shared.errors import ConfigError, DataError
 from tide.teacher_dump import cache_size
 from tide.teacher_dump.cache_size import FOOTERS, estimate_size
 from tide.teacher_dump.cost import warn_of_shard_sizes
 from tide.teacher_dump.dump import dump_teacher
 from tide.teacher_dump.plan import make_plan, open_samples
-from tide.teacher_dump.shard_task import ShardTask
+from tide.teacher_dump.shard_task import UNANSWERED, ShardTask
 from tide.teacher_dump.worker import open_task
 from tiny_runs import ASSETS, settings, tiny_config
 
@@ -204,6 +204,19 @@ def test_a_probe_of_too_few_samples_is_refused(tiny_root):
     for num in (-1, 1, 3):
         with pytest.raises(ConfigError, match=rf"--probe {num}: expected 0 or at least 4 samples; 64 give"):
             estimate_size(plan, num_probe=num)
+
+
+def test_a_probe_that_the_teacher_cannot_answer_is_an_error(tiny_root, monkeypatch):
+    plan, _ = make_plan(tiny_config(tiny_root, data__skip_bad=True))
+
+    def unanswered(self: ShardTask, views: list, left_out: dict[str, str]) -> None:
+        left_out.update({of_sample[0].sample.sample_id: UNANSWERED for of_sample in views})
+
+    monkeypatch.setattr(ShardTask, "ask", unanswered)
+    threads = torch.get_num_threads()
+    with pytest.raises(DataError, match=r"--probe: the teacher could answer none of 4 samples"):
+        estimate_size(plan, num_probe=4)
+    torch.set_num_threads(threads)
 
 
 def test_shards_of_a_large_cache_that_are_too_small_or_too_large_are_pointed_out(tiny_root):
