@@ -43,6 +43,8 @@ FEWEST_PROBED, GOOD_PROBE = 4, 64
 """Samples to ask the teacher about: fewer tell nothing; so many come within a few per cent."""
 CERTAINTY = 0.06
 """How far what `GOOD_PROBE` samples tell may be off, as a share, by measurement; of fewer ones more, by chance."""
+PAGE_BYTES, DICTIONARY_BYTES = 250, 3
+"""What a column takes in any shard, and an id of its dictionary: small shards, which measured prices are not of."""
 ASKED_AT_ONCE = 8
 
 Say = Callable[[str], None]
@@ -199,11 +201,17 @@ def _at_prices(plan: Plan, unanswered: Mapping[str, float], views: Sequence[View
         "row": plan.totals["rows"], "chunk": grown * sum(len(view.chunks) for view in views),
         "target": grown * sum(len(view.targets) for view in views),
     }  # fmt: skip
-    answers = {name: counts[of] * bytes_of for name, (of, bytes_of) in _prices(plan).items()}
-    low, _, high = sum(unanswered.values()) + np.sum(list(answers.values()), axis=0)
-    found = _estimate(plan, {**unanswered, **{name: likely for name, (_, likely, _) in answers.items()}}, 1, "")
+    dictionary = {"top_ids": DICTIONARY_BYTES * min(plan.layout.vocab_size, 4096)}
+    answers = {
+        name: counts[of] * bytes_of + plan.num_shards * (PAGE_BYTES + dictionary.get(name, 0))
+        for name, (of, bytes_of) in _prices(plan).items()
+    }
+    times = len(plan.layout.columns) / (len(unanswered) - 1)
+    sizes = {**unanswered, FOOTERS: unanswered[FOOTERS] * times}  # a footer has a line a column
+    low, _, high = sum(sizes.values()) + np.sum(list(answers.values()), axis=0)
+    found = _estimate(plan, {**sizes, **{name: likely for name, (_, likely, _) in answers.items()}}, 1, "")
     return replace(
-        found, low=math.floor(low), high=math.ceil(high),
+        found, low=math.floor(low * (1 - CERTAINTY)), high=math.ceil(high * (1 + CERTAINTY)),
         basis="prices of other teachers' answers; the range covers those that were measured; "
         f"--probe {GOOD_PROBE} asks yours about {GOOD_PROBE} samples and comes within a few per cent",
     )  # fmt: skip
