@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import to_tree
-from ..errors import CacheError, ConfigError
+from ..errors import CacheError, ConfigError, OutputError
 from .files import (
     atomic_write,
     canonical_json,
@@ -298,6 +298,9 @@ def _why_missing(store: Store) -> str:
         plan = parse_json(data, store.path(PLAN_NAME), max_bytes=MAX_PLAN_BYTES)
         with contextlib.suppress(KeyError, TypeError, ZeroDivisionError):
             planned = -(-len(plan["samples"]) // plan["settings"]["shards"]["samples_per_shard"])
-    there = {name.partition("-of-")[0] for name, size in listed_sizes(store).items() if size}
-    done = sum(shard_name(shard, 1).partition("-of-")[0] in there for shard in listed_receipts(store))
+    try:
+        there = {name.partition("-of-")[0] for name, size in listed_sizes(store).items() if size}
+        done = sum(shard_name(shard, 1).partition("-of-")[0] in there for shard in listed_receipts(store))
+    except OutputError as error:  # a folder of the cache is a link
+        return str(error)
     return f"{store} is incomplete: {done} of {planned} shards done; run the same dump-teacher command again"

@@ -80,7 +80,7 @@ def test_an_incomplete_cache_is_not_looked_at_through_links(make_cache, tmp_path
     (root / name).symlink_to(secret)
     with pytest.raises(CacheError) as caught:
         read_manifest(root)
-    assert "link that leads out" in str(caught.value) or ": 0 of" in str(caught.value)
+    assert any(text in str(caught.value) for text in ("link that leads out", f"'{name}' is a link"))
 
 
 @pytest.mark.parametrize("name", [SHARD, "manifest.json", "vocabulary.parquet", "plan.json"])
