@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 PROGRAM = """
-import json, os, random, shutil, signal, sys, time, warnings
+import json, os, random, shutil, signal, sys, time, traceback, warnings
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
@@ -31,18 +31,24 @@ def kill_at_random_moments(root, work, identity, kills, spread_s):
     for _ in range(kills):
         child = os.fork()
         if not child:
-            work()
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
             os._exit(0)
-        until = time.monotonic() + 60
-        while not list(root.glob(".step-*")) and not os.waitpid(child, os.WNOHANG)[0]:
+        until, ended = time.monotonic() + 60, (0, 0)
+        while not list(root.glob(".step-*")) and not ended[0]:
             assert time.monotonic() < until, "no checkpoint is written"
             time.sleep(0.0005)
+            ended = os.waitpid(child, os.WNOHANG)
         time.sleep(draw.random() ** 2 * spread_s)  # soon, mostly, but late enough at times for a save to end
-        try:
+        if not ended[0]:
             os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-        except (ProcessLookupError, ChildProcessError):
-            break  # the work is done
+            ended = os.waitpid(child, 0)
+        if os.WIFEXITED(ended[1]):
+            assert os.WEXITSTATUS(ended[1]) == 0, "the work failed"
+            break  # it is done
         in_the_middle += bool(list(root.glob(".step-*")))
         found = find_checkpoint(root, identity())
         steps.append(found.step if found else None)
@@ -124,7 +130,7 @@ def test_a_kill_during_a_save_leaves_a_whole_checkpoint_no_older_than_before(
 def test_a_training_killed_in_its_saves_ends_as_an_undisturbed_one(tiny: SimpleNamespace, tmp_path: Path) -> None:
     in_the_middle, steps = run_program(TRAINING, root=tiny.root, cache=tiny.cache, out=tiny.out)
     known = [step for step in steps if step is not None]
-    assert in_the_middle >= 5
+    assert in_the_middle >= 5, steps
     assert steps[-len(known) :] == known == sorted(known)
     tiny.train(tiny.config(train__steps=60, train__save_every=1), tmp_path / "whole")
     tiny.assert_same_run(tiny.out, tmp_path / "whole")
