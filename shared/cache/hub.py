@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from ..errors import ConfigError, OutputError, TideError, TryAgain, Unavailable
 from ..shown_text import redact_logs
-from .store_errors import ask_again, chain, one_line
+from .store_errors import ask_again, chain, short_message
 
 T = TypeVar("T")
 
@@ -153,7 +153,7 @@ def _told(error: BaseException) -> str:
     causes = chain(error)
     chosen = next((e for e in causes if isinstance(e, HfHubHTTPError)), causes[-1])
     lines = [line for line in str(chosen).splitlines() if not line.startswith(_CLIENTS_ADVICE)]
-    return one_line(" ".join(lines), MAX_MESSAGE_CHARS) or type(chosen).__name__
+    return short_message(" ".join(lines), MAX_MESSAGE_CHARS) or type(chosen).__name__
 
 
 def _status(error: BaseException, why: str) -> int | None:

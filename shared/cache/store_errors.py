@@ -84,10 +84,10 @@ def final_error(error: BaseException, what: str, protocol: str) -> TideError:
 
 def told(error: BaseException) -> str:
     """What happened, on one line and without credentials."""
-    return one_line(str(error) or type(error).__name__, MAX_MESSAGE_CHARS)
+    return short_message(str(error) or type(error).__name__, MAX_MESSAGE_CHARS)
 
 
-def one_line(text: str, max_chars: int) -> str:
+def short_message(text: str, max_chars: int) -> str:
     """Somebody else's message, inert, without credentials, and cut."""
     text = " ".join(terminal_text(redacted(text)).split()).rstrip(".")
     return text if len(text) <= max_chars else text[:max_chars] + "…"
